@@ -1,0 +1,1 @@
+"""Rewards, one idea a file (to come)."""

@@ -1,0 +1,90 @@
+"""What all scripts share: `--config FILE.yaml` with flags that win, and errors as one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl.errors import RewindError
+
+
+def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse flags over the values of an optional `--config` YAML file; an unknown key in the file is an error."""
+    parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; flags win over it")
+    known, _ = argparse.ArgumentParser(add_help=False, parents=[_only_config()]).parse_known_args(argv)
+    required = [action for action in parser._actions if action.required]
+    if known.config is not None:
+        values = _read_yaml(known.config)
+        actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+        for key, value in values.items():
+            if key not in actions:
+                raise RewindError(f"{known.config}: unknown key '{key}'{_closest(key, list(actions))}")
+            parser.set_defaults(**{key: _convert(actions[key], value, known.config)})
+            actions[key].required = False
+    arguments = parser.parse_args(argv)
+    for action in required:
+        if getattr(arguments, action.dest) is None:
+            raise RewindError(f"{known.config}: '{action.dest}' has no value")
+    return arguments
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script: a `RewindError` becomes one sentence and exit code 2, Ctrl-C a word on what stays."""
+    try:
+        main()
+    except RewindError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what has been saved stays; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _only_config() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    return parser
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RewindError(f"cannot read the config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise RewindError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise RewindError(f"{path} must hold 'key: value' lines, not a {type(values).__name__}")
+    return values
+
+
+def _closest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f": did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(known))}"
+
+
+def _convert(action: argparse.Action, value: Any, path: Path) -> Any:
+    """A YAML value as the flag's own type would make it."""
+    if value is None:
+        return None
+    if isinstance(action, argparse.BooleanOptionalAction | argparse._StoreTrueAction):
+        if not isinstance(value, bool):
+            raise RewindError(f"{path}: '{action.dest}' must be true or false, not {value!r}")
+        return value
+    items = value if isinstance(value, list) else [value]
+    try:
+        made = [action.type(str(item)) if callable(action.type) else item for item in items]
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise RewindError(f"{path}: '{action.dest}' cannot be {value!r}: {error}") from error
+    for item in made:
+        if action.choices is not None and item not in action.choices:
+            raise RewindError(f"{path}: '{action.dest}' must be one of {', '.join(map(str, action.choices))}")
+    return made if action.nargs in ("+", "*") else made[0]

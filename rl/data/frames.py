@@ -1,0 +1,126 @@
+"""Pictures and videos of any folder as material for pretraining."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rl.data.pretraining import PretrainingPool
+from rl.errors import RewindError
+from rl.images import load_image, to_array
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}
+PAIR_SECONDS = 0.5
+"""Two frames of a pair are this far apart."""
+
+_logger = logging.getLogger("rl")
+
+
+def find_media(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Image files and video files under the given folders or files, in order of their names.
+
+    Raises:
+        RewindError: a path is missing, or there is neither a picture nor a video.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise RewindError(f"there is no {path}: give folders or files of pictures or videos")
+        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
+    videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
+    if not images and not videos:
+        listed = ", ".join(map(str, paths))
+        raise RewindError(f"{listed} holds no picture ({' '.join(sorted(IMAGE_SUFFIXES))}) and no video")
+    return images, videos
+
+
+def video_frames(path: Path, size: int, max_frames: int) -> tuple[np.ndarray, float]:
+    """At most `max_frames` frames of a video, evenly spread, as uint8 [T, size, size, 3], and frames a second.
+
+    A video that breaks off gives what could be read, and a warning; one without a readable frame gives none.
+    """
+    import av
+
+    frames: list[np.ndarray] = []
+    rate = 25.0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise RewindError(f"{path} has no video stream: remove it")
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or rate)
+            frames += [to_array(frame.to_ndarray(format="rgb24"), size) for frame in container.decode(stream)]
+    except (av.FFmpegError, ValueError) as error:
+        _logger.warning("%s breaks off after %d frames (%s): the rest is left out", path, len(frames), error)
+    if not frames:
+        return np.zeros((0, size, size, 3), np.uint8), rate
+    keep = np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).round().astype(int))
+    return np.stack([frames[i] for i in keep]), rate * len(keep) / len(frames)
+
+
+def read_texts(paths: Sequence[Path]) -> list[str]:
+    """Sentences from text files (one a line) or AURORA's JSON lists (their `instruction`s)."""
+    texts: list[str] = []
+    for path in paths:
+        try:
+            content = path.read_text(encoding="utf-8")
+            if path.suffix == ".json":
+                texts += [entry["instruction"] for entry in json.loads(content)]
+            else:
+                texts += content.splitlines()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RewindError(f"{path} is neither lines of text nor a list in AURORA's JSON ({error!r})") from error
+    return [text.strip() for text in texts if text.strip()]
+
+
+def read_captions(path: Path) -> dict[Path, list[str]]:
+    """Captions by image file from a JSON list of {"image", "caption"}; paths are relative to the file, none above."""
+    try:
+        entries = [(entry["image"], entry["caption"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RewindError(f'{path} is no JSON list of {{"image": path, "caption": words}} ({error!r})') from error
+    found: dict[Path, list[str]] = {}
+    root = path.parent.resolve()
+    for image, caption in entries:
+        file = (root / image).resolve()
+        if not file.is_relative_to(root):
+            raise RewindError(f"{path} names {image}, which lies outside its folder: keep the pictures beside the file")
+        found.setdefault(file, []).append(caption)
+    return found
+
+
+def pool_from_frames(
+    paths: Sequence[Path],
+    size: int,
+    max_frames: int,
+    captions: dict[Path, list[str]] | None = None,
+    texts: Sequence[str] = (),
+) -> PretrainingPool:
+    """A pool from folders of pictures and videos.
+
+    Videos share what `max_frames` leaves beside the pictures; two of their frames half a second apart are a pair.
+    """
+    image_files, video_files = find_media(paths)
+    captions = captions or {}
+    unknown = sorted(set(captions) - {f.resolve() for f in image_files})
+    if unknown:
+        raise RewindError(f"{unknown[0]} has a caption but is not among the pictures of --frames")
+    images = [to_array(load_image(file), size) for file in image_files[:max_frames]]
+    words = [captions.get(file.resolve(), []) for file in image_files[:max_frames]]
+    pairs: list[tuple[int, int]] = []
+    share = max(2, (max_frames - len(images)) // max(1, len(video_files)))
+    for file in video_files:
+        frames, rate = video_frames(file, size, share)
+        gap, first = max(1, round(rate * PAIR_SECONDS)), len(images)
+        pairs += [(first + t, first + t + gap) for t in range(len(frames) - gap)]
+        images += list(frames)
+        words += [[] for _ in frames]
+    if not images:
+        raise RewindError(f"no picture could be read from {', '.join(map(str, paths))}")
+    return PretrainingPool(np.stack(images), words, np.array(pairs).reshape(-1, 2), [[] for _ in pairs], list(texts))

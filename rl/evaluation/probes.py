@@ -1,0 +1,67 @@
+"""Likelihood probes (arXiv 2506.06006): how often is the truth likelier than a fake?
+
+Scored by the mean log-probability a token of the action given both pictures (IDM) or of the target's image tokens given
+source and action (FDM). About one half means that the model cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rl.evaluation.oracle import Task
+from rl.world import World
+
+Score = Callable[[list[np.ndarray], list[np.ndarray], list[str]], list[float]]
+
+
+def fakes(world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, list[tuple[np.ndarray, str, np.ndarray]]]:
+    """For each kind of fake a (source, action, target) a task.
+
+    `random_action` comes from another task, `counterfactual_action` is another action that is possible on the same
+    scene; neither leads to the true outcome. `random_target` is another task's target.
+    """
+    rng = np.random.default_rng(seed)
+    random_action, counterfactual, random_target = [], [], []
+    for task in tasks:
+        while True:
+            other = tasks[int(rng.integers(len(tasks)))]
+            if other is not task and task.outcome not in world.outcomes(task.scene, other.action):
+                break
+        random_action.append((task.source, other.action, task.target))
+        random_target.append((task.source, task.action, other.target))
+        while True:
+            action = world.sample_action(task.scene, rng)
+            if task.outcome not in world.outcomes(task.scene, action):
+                break
+        counterfactual.append((task.source, action, task.target))
+    return {
+        "random_action": random_action,
+        "counterfactual_action": counterfactual,
+        "random_target": random_target,
+        "copy": [(task.source, task.action, task.source) for task in tasks],
+        "swapped": [(task.target, task.action, task.source) for task in tasks],
+    }
+
+
+def prefers_truth(score: Score, world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Share of tasks in which the truth scores above the fake, by kind of fake, for 'all' and for each task family.
+
+    `score(sources, targets, actions)` is the `score` method of an `InverseDynamics` or a `ForwardDynamics`.
+    """
+
+    def scores(rows: Sequence[tuple[np.ndarray, str, np.ndarray]]) -> np.ndarray:
+        sources, actions, targets = zip(*rows, strict=True)
+        return np.array(score(list(sources), list(targets), list(actions)))
+
+    truth = scores([(task.source, task.action, task.target) for task in tasks])
+    wins = {kind: truth > scores(rows) for kind, rows in fakes(world, tasks, seed).items()}
+    found = {"all": {kind: float(won.mean()) for kind, won in wins.items()}}
+    family = getattr(world, "family", None)
+    if family is None:
+        return found
+    families = np.array([family(task.action) for task in tasks])
+    for name in sorted(set(families)):
+        found[name] = {kind: float(won[families == name].mean()) for kind, won in wins.items()}
+    return found

@@ -1,0 +1,105 @@
+"""The one place that turns hidden states into probabilities of tokens.
+
+Sampler, policy, old policy and reference all use a `TokenDistribution`: were the sampler to draw from the softmax over
+image ids and the trainer to score with the softmax over the whole vocabulary, ratios, entropies and KL would be those
+of another policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rl.errors import RewindError
+
+
+@dataclass(frozen=True)
+class TokenDistribution:
+    """Softmax over the allowed ids of (guided logits / temperature).
+
+    Args:
+        allowed_ids_V: int64 [V] vocabulary ids that can occur.
+        temperature: 1 is the model's own distribution, 0 puts all probability on the best token.
+        guidance: classifier-free guidance g: logits = g * conditional + (1 - g) * unconditional; 1 is off.
+    """
+
+    allowed_ids_V: Tensor
+    temperature: float = 1.0
+    guidance: float = 1.0
+    _position: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or self.temperature == float("inf"):
+            raise RewindError(f"the temperature must be 0 or more, not {self.temperature}")
+        if not -100 < self.guidance < 100:
+            raise RewindError(f"guidance must be a moderate number (1 is off), not {self.guidance}")
+        lookup = torch.full((int(self.allowed_ids_V.max()) + 1,), -1, dtype=torch.long)
+        lookup[self.allowed_ids_V.cpu()] = torch.arange(len(self.allowed_ids_V))
+        object.__setattr__(self, "_position", lookup)
+
+    @property
+    def guided(self) -> bool:
+        """Whether log-probabilities need unconditional hidden states too."""
+        return self.guidance != 1.0
+
+    def log_probs(self, hidden_D: Tensor, head_weight: Tensor, unconditional_D: Tensor | None = None) -> Tensor:
+        """Log-probabilities float32 [..., V] of the allowed ids from hidden states [..., D]."""
+        rows = self._rows(head_weight)
+        logits = torch.nn.functional.linear(hidden_D, rows).float()
+        if self.guided:
+            if unconditional_D is None:
+                raise RewindError("guidance needs the unconditional hidden states beside the conditional ones")
+            other = torch.nn.functional.linear(unconditional_D, rows).float()
+            logits = self.guidance * logits + (1 - self.guidance) * other
+        if self.temperature == 0:
+            best = torch.full_like(logits, float("-inf"))
+            return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+        return torch.log_softmax(logits / self.temperature, dim=-1)
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """Where vocabulary ids stand among the allowed ones.
+
+        Raises:
+            RewindError: an id is not allowed, so its probability would be 0.
+        """
+        lookup = self._position.to(ids.device)
+        found = torch.where(ids < len(lookup), lookup[ids.clamp(max=len(lookup) - 1)], -1)
+        if bool((found < 0).any()):
+            raise RewindError(f"token {int(ids[found < 0][0])} cannot occur here: it is not among the allowed ids")
+        return found
+
+    def _rows(self, head_weight: Tensor) -> Tensor:
+        """The head's rows of the allowed ids; a view where they are contiguous, since a copy can be large."""
+        ids = self.allowed_ids_V
+        first, last = int(ids[0]), int(ids[-1])
+        if last - first + 1 == len(ids) and bool((ids[1:] > ids[:-1]).all()):
+            return head_weight[first : last + 1]
+        return head_weight[ids.to(head_weight.device)]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """top-k and top-p, for inference only: the support that they cut moves with the policy, so trainers refuse them."""
+
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise RewindError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RewindError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    def apply(self, log_probs_V: Tensor) -> Tensor:
+        """Log-probabilities [..., V] with the tail cut off, renormalised."""
+        kept = log_probs_V
+        if self.top_k is not None and self.top_k < kept.shape[-1]:
+            threshold = kept.topk(self.top_k, dim=-1).values[..., -1:]
+            kept = kept.masked_fill(kept < threshold, float("-inf"))
+        if self.top_p is not None and self.top_p < 1:
+            ordered, order = kept.softmax(-1).sort(-1, descending=True)
+            beyond = ordered.cumsum(-1) - ordered >= self.top_p  # the token that crosses the threshold stays
+            kept = kept.masked_fill(beyond.scatter(-1, order, beyond), float("-inf"))
+        return torch.log_softmax(kept, dim=-1)

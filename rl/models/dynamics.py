@@ -1,0 +1,266 @@
+"""The two roles of a unified VLM: `ForwardDynamics` draws the next picture, `InverseDynamics` names the action."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from rl.errors import RewindError
+from rl.images import Picture
+from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.noise import Noise
+from rl.models.sampler import MAX_ROWS, sample_tokens
+from rl.models.scorer import span_log_probs
+from rl.triplets import Candidate
+from rl.unified import UnifiedVLM
+
+
+class _Role:
+    def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
+        self.backbone = backbone
+        self.adapter = adapter
+
+
+def _check_actions(actions: Sequence[str]) -> None:
+    for action in actions:
+        if not isinstance(action, str):
+            raise RewindError(f"an action is a sentence (str), not a {type(action).__name__}")
+        if not action.strip():
+            raise RewindError("the action is empty: say in words what happens between the two pictures")
+
+
+class ForwardDynamics(_Role):
+    """p(target | source, action): predicts the picture after an action.
+
+    Args:
+        backbone: the unified VLM.
+        adapter: name of the LoRA adapter of this role on it, None for the base itself.
+    """
+
+    def distribution(self, temperature: float = 1.0, guidance: float = 1.0) -> TokenDistribution:
+        """The distribution of image tokens that sampler and trainers share."""
+        return TokenDistribution(self.backbone.layout.image_ids_V, temperature, guidance)
+
+    @overload
+    def sample(self, source: Picture, action: str, num_samples: int = ..., **settings: Any) -> list[Candidate]: ...
+
+    @overload
+    def sample(
+        self, source: Sequence[Picture], action: Sequence[str], num_samples: int = ..., **settings: Any
+    ) -> list[list[Candidate]]: ...
+
+    def sample(  # type: ignore[misc]
+        self,
+        source: Picture | Sequence[Picture],
+        action: str | Sequence[str],
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+        step: int = 0,
+        max_rows: int = MAX_ROWS,
+    ) -> list[Candidate] | list[list[Candidate]]:
+        """Draw predicted targets.
+
+        Args:
+            source: a picture (uint8 RGB [H, W, 3] or PIL), or a list of them.
+            action: a sentence for each source.
+            num_samples: candidates a source.
+            temperature: 1 is the model's distribution; low ones tend to copy the source; 0 is greedy.
+            top_k: draw from the k best tokens only (inference only).
+            top_p: draw from the smallest set of tokens with this probability only (inference only).
+            guidance: above 1 follows the action more, against the prompt without it.
+            seed: same seed, same candidates, in any batch.
+            step: a second number beside the seed, for callers that draw again and again.
+            max_rows: candidates decoded at once; bounds memory, changes nothing else.
+
+        Returns:
+            A list of candidates for one source, a list of lists for a list of sources.
+
+        Raises:
+            RewindError: an empty action, lists of different lengths, something that is no picture.
+        """
+        if num_samples < 1:
+            raise RewindError(f"num_samples must be at least 1, not {num_samples}")
+        single = isinstance(action, str)
+        sources: Sequence[Picture] = [source] if single else source  # type: ignore[assignment,list-item]
+        actions: Sequence[str] = [action] if isinstance(action, str) else action
+        if len(sources) != len(actions):
+            raise RewindError(f"{len(sources)} sources and {len(actions)} actions: give one action a source")
+        _check_actions(actions)
+        vlm = self.backbone
+        source_ids = vlm.encode(sources).tolist()
+        distribution = self.distribution(temperature, guidance)
+        with vlm.using(self.adapter):
+            drawn = sample_tokens(
+                vlm,
+                [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)],
+                distribution,
+                num_samples=num_samples,
+                max_tokens=vlm.layout.tokens_per_image,
+                noise=Noise(seed, step),
+                unconditional=[vlm.fdm_prompt(ids, "") for ids in source_ids] if distribution.guided else None,
+                truncation=Truncation(top_k, top_p) if top_k is not None or top_p is not None else None,
+                max_rows=max_rows,
+            )
+        groups = [
+            [Candidate(ids, logprobs, self._decode) for ids, logprobs in zip(*group, strict=True)]
+            for group in zip(drawn.ids_PGT.cpu().numpy(), drawn.logprobs_PGT.cpu().numpy(), strict=True)
+        ]
+        return groups[0] if single else groups
+
+    def _decode(self, ids_K: np.ndarray) -> np.ndarray:
+        image: np.ndarray = self.backbone.decode(torch.from_numpy(ids_K)[None])[0]
+        return image
+
+    def score(
+        self,
+        source: Picture | Sequence[Picture],
+        targets: Sequence[Picture | Candidate],
+        action: str | Sequence[str],
+        temperature: float = 1.0,
+    ) -> list[float]:
+        """Mean log-probability a token of each target's image tokens; arguments as for `InverseDynamics.score`."""
+        return [float(x.mean()) for x in self.log_probs(source, targets, action, temperature)]
+
+    @torch.no_grad()
+    def log_probs(
+        self,
+        source: Picture | Sequence[Picture],
+        targets: Sequence[Picture | Candidate],
+        action: str | Sequence[str],
+        temperature: float = 1.0,
+    ) -> list[np.ndarray]:
+        """Log-probability of each image token of each target, float32 [K], under the same distribution as `sample`."""
+        vlm = self.backbone
+        source_ids, target_ids, actions = _rows(vlm, source, targets, action)
+        prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)]
+        with vlm.using(self.adapter):
+            found = span_log_probs(vlm, prompts, target_ids, self.distribution(temperature))
+        return [x.cpu().numpy() for x in found]
+
+
+def token_ids(vlm: UnifiedVLM, pictures: Sequence[Picture | Candidate]) -> list[list[int]]:
+    """Image-token ids of pictures; a `Candidate` already has its own."""
+    fresh = [i for i, picture in enumerate(pictures) if not isinstance(picture, Candidate)]
+    encoded = iter(vlm.encode([pictures[i] for i in fresh]).tolist() if fresh else [])  # type: ignore[misc]
+    return [p.ids.tolist() if isinstance(p, Candidate) else next(encoded) for p in pictures]
+
+
+def _rows(
+    vlm: UnifiedVLM,
+    source: Picture | Sequence[Picture],
+    targets: Sequence[Picture | Candidate],
+    action: str | Sequence[str],
+) -> tuple[list[list[int]], list[list[int]], list[str]]:
+    """Source ids, target ids and actions of equal length from one source (or action) for all targets or one each."""
+    many = isinstance(source, list | tuple)
+    sources: Any = source if many else [source]
+    actions = [action] * len(targets) if isinstance(action, str) else list(action)
+    count = len(sources) if many else len(targets)
+    if not count == len(targets) == len(actions):
+        raise RewindError(f"{count} sources, {len(targets)} targets and {len(actions)} actions do not fit together")
+    _check_actions(actions)
+    if not len(targets):
+        return [], [], []
+    source_ids = token_ids(vlm, sources) * (1 if many else count)
+    return source_ids, token_ids(vlm, targets), actions
+
+
+class InverseDynamics(_Role):
+    """p(action | source, target): names what happened between two pictures."""
+
+    def distribution(self) -> TokenDistribution:
+        """The distribution of text tokens: image tokens cannot occur in an action."""
+        return TokenDistribution(self.backbone.layout.text_ids_V)
+
+    def score(
+        self,
+        source: Picture | Sequence[Picture],
+        targets: Sequence[Picture | Candidate],
+        action: str | Sequence[str],
+    ) -> list[float]:
+        """Mean log-probability a token of the action (its end included), one number a target: `idm_likelihood`.
+
+        Args:
+            source: one picture for all targets, or one a target.
+            targets: pictures or candidates.
+            action: one sentence for all targets, or one a target.
+        """
+        return [float(x.mean()) for x in self.log_probs(source, targets, action)]
+
+    @torch.no_grad()
+    def log_probs(
+        self,
+        source: Picture | Sequence[Picture],
+        targets: Sequence[Picture | Candidate],
+        action: str | Sequence[str],
+    ) -> list[np.ndarray]:
+        """Log-probability of each token of the action and of its end, float32 [tokens], one array a target."""
+        vlm = self.backbone
+        source_ids, target_ids, actions = _rows(vlm, source, targets, action)
+        prompts = [vlm.idm_prompt(a, b) for a, b in zip(source_ids, target_ids, strict=True)]
+        with vlm.using(self.adapter):
+            found = span_log_probs(vlm, prompts, [vlm.action_ids(words) for words in actions], self.distribution())
+        return [x.cpu().numpy() for x in found]
+
+    @overload
+    def describe(self, source: Picture, target: Picture | Candidate, max_tokens: int = ...) -> str: ...
+
+    @overload
+    def describe(
+        self, source: Sequence[Picture], target: Sequence[Picture | Candidate], max_tokens: int = ...
+    ) -> list[str]: ...
+
+    def describe(
+        self,
+        source: Picture | Sequence[Picture],
+        target: Picture | Candidate | Sequence[Picture | Candidate],
+        max_tokens: int = 48,
+    ) -> str | list[str]:
+        """The most likely action, word by word (greedy), for one pair of pictures or for lists of them."""
+        vlm = self.backbone
+        single = not isinstance(source, list | tuple)
+        sources: Any = [source] if single else source
+        targets: Any = [target] if single else target
+        if len(sources) != len(targets):
+            raise RewindError(f"{len(sources)} sources and {len(targets)} targets: give one target a source")
+        pairs = zip(token_ids(vlm, sources), token_ids(vlm, targets), strict=True)
+        with vlm.using(self.adapter):
+            drawn = sample_tokens(
+                vlm,
+                [vlm.idm_prompt(a, b) for a, b in pairs],
+                TokenDistribution(vlm.layout.text_ids_V, temperature=0.0),
+                num_samples=1,
+                max_tokens=max_tokens,
+                noise=Noise(),
+                stop=vlm.layout.end_text,
+            )
+        texts = [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]
+        return texts[0] if single else texts
+
+
+def continue_captions(
+    vlm: UnifiedVLM, pictures: Sequence[Picture], begins: Sequence[str], max_tokens: int = 96
+) -> list[str]:
+    """The most likely rest (greedy) of a caption that begins with the given words, one a picture, by the base alone."""
+    prompts = [
+        [vlm.layout.begin_text, *vlm.image_span(ids), *vlm.text_ids(begin)]
+        for ids, begin in zip(token_ids(vlm, pictures), begins, strict=True)
+    ]
+    with vlm.using(None):
+        drawn = sample_tokens(
+            vlm,
+            prompts,
+            TokenDistribution(vlm.layout.text_ids_V, temperature=0.0),
+            num_samples=1,
+            max_tokens=max_tokens,
+            noise=Noise(),
+            stop=vlm.layout.end_text,
+        )
+    return [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]

@@ -1,0 +1,61 @@
+"""The nouns that data and models exchange: `Triplet`, `Candidate`, `Scored`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from rl.images import Picture
+
+
+@dataclass(frozen=True)
+class Triplet:
+    """A source picture, an action in words and the picture after it, with where they come from.
+
+    `target` is None where it is unknown; `task` is the data set's task name, `label` a class label, `score` a
+    log-likelihood given by whoever labelled it, `provenance` a word such as 'human' or 'idm'.
+    """
+
+    source: Picture
+    action: str
+    target: Picture | None = None
+    task: str | None = None
+    label: str | None = None
+    score: float | None = None
+    provenance: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One predicted target.
+
+    `ids` int64 [K] are image tokens of the vocabulary, `logprobs` float32 [K] their log-probabilities under the
+    distribution that they were drawn from (natural logarithm; 0 at temperature 0). `image` is decoded when first read.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    decode: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture."""
+        return Image.fromarray(self.decode(self.ids))
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the whole picture."""
+        return float(self.logprobs.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A candidate with a named score for each reward and their weighted total."""
+
+    candidate: Candidate
+    scores: dict[str, float]
+    total: float

@@ -1,0 +1,224 @@
+"""`UnifiedVLM`: one backbone, one VQ image tokenizer and one vocabulary that holds text and image tokens.
+
+An adapter a family (`rl/models/chameleon.py`, ...) fills in the abstract methods; nothing else knows a family's ids,
+names or modules. Axis letters: _B sample, _T token, _K image token, _D feature, _V allowed token.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rl.errors import RewindError
+from rl.images import Picture, to_array
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where things are in the vocabulary, as read from the checkpoint.
+
+    `image_ids_V[c]` is the vocabulary id of image code c; `text_ids_V` are the ids that a text may consist of, the end
+    of the text included. `tokens_per_image` (K) codes, row by row, make one picture.
+    """
+
+    image_ids_V: Tensor
+    text_ids_V: Tensor
+    begin_image: int
+    end_image: int
+    begin_text: int
+    end_text: int
+    pad: int
+    tokens_per_image: int
+
+
+class UnifiedVLM(ABC):
+    """A backbone that reads and writes text and pictures as one sequence of tokens.
+
+    Attributes:
+        family: name of the adapter, e.g. 'chameleon'.
+        name: the base's name or folder, for run folders and messages.
+        model: the transformers model; wrapped by peft as soon as an adapter is attached.
+        tokenizer: a `PreTrainedTokenizerFast` for the text.
+        image_size: side of the square pictures in pixels.
+        layout: ids of image tokens and markers.
+    """
+
+    family: str
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    image_size: int
+    layout: TokenLayout
+    known_words: frozenset[str] | None = None
+
+    # ---- what a family must provide
+
+    @abstractmethod
+    def encode_pixels(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> vocabulary ids [B, K]."""
+
+    @abstractmethod
+    def decode_ids(self, ids_BK: Tensor) -> Tensor:
+        """Vocabulary ids [B, K] -> uint8 [B, H, W, 3]."""
+
+    @abstractmethod
+    def features_pixels(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float [B, K, D] of the image encoder before quantisation."""
+
+    @abstractmethod
+    def transformer(self) -> nn.Module:
+        """The decoder stack without the head: `transformer()(input_ids=..., ...)` gives `last_hidden_state`."""
+
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """Weights of the output head, float [vocabulary, D]."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write a base folder that `load_base` opens: safetensors, configs and the text tokenizer."""
+
+    # ---- pictures
+
+    def encode(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
+        """Pictures (uint8 RGB [H, W, 3] or PIL, any size) -> vocabulary ids, int64 [B, K]."""
+        with torch.no_grad():
+            return torch.cat([self.encode_pixels(chunk) for chunk in self._pixels(images, batch_size)])
+
+    def features(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
+        """Pictures -> features before quantisation, float [B, K, D]."""
+        with torch.no_grad():
+            return torch.cat([self.features_pixels(chunk) for chunk in self._pixels(images, batch_size)])
+
+    def decode(self, ids_BK: Tensor, batch_size: int = 64) -> np.ndarray:
+        """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]."""
+        ids_BK = ids_BK.to(self.device)
+        allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
+        if not bool(allowed.all()):
+            raise RewindError(
+                f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
+            )
+        with torch.no_grad():
+            return torch.cat([self.decode_ids(chunk).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
+
+    def _pixels(self, images: Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
+        if not len(images):
+            raise RewindError("there is no picture to encode")
+        for start in range(0, len(images), batch_size):
+            arrays = [to_array(image, self.image_size) for image in images[start : start + batch_size]]
+            yield torch.from_numpy(np.stack(arrays)).to(self.device)
+
+    # ---- words
+
+    def text_ids(self, text: str) -> list[int]:
+        """A text as ids without markers. Markers spelled out in the text stay plain text."""
+        self._warn_of_new_words(text)
+        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids back into words; markers are left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def _warn_of_new_words(self, text: str) -> None:
+        if self.known_words is None:
+            return
+        new = sorted(set(words_of(text)) - self.known_words)
+        if new:
+            warnings.warn(
+                f"{self.name} has never read {', '.join(repr(word) for word in new[:5])} in its training text, so it "
+                "cannot know what that means (this is said once)",
+                stacklevel=3,
+            )
+            self.known_words = None
+
+    # ---- prompts: the one place that knows how a sequence is laid out
+
+    def image_span(self, ids_K: Sequence[int]) -> list[int]:
+        """A picture's ids between their markers."""
+        return [self.layout.begin_image, *ids_K, self.layout.end_image]
+
+    def fdm_prompt(self, source_ids_K: Sequence[int], action: str) -> list[int]:
+        """Everything before the first token of the target: source, action, begin of image.
+
+        An empty action gives the action-free prompt that guidance compares with.
+        """
+        words = self.text_ids(action) if action else []
+        return [self.layout.begin_text, *self.image_span(source_ids_K), *words, self.layout.begin_image]
+
+    def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
+        """Everything before the first token of the action: source and target."""
+        return [self.layout.begin_text, *self.image_span(source_ids_K), *self.image_span(target_ids_K)]
+
+    def action_ids(self, action: str) -> list[int]:
+        """The tokens of an action that an IDM predicts, the end of the text included."""
+        return [*self.text_ids(action), self.layout.end_text]
+
+    # ---- the backbone and its adapters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight().device
+
+    def hidden_states(self, input_ids_BT: Tensor, **kwargs: Any) -> Any:
+        """The transformer's output (`last_hidden_state` float [B, T, D], `past_key_values`), active adapter in."""
+        return self.transformer()(input_ids=input_ids_BT, **kwargs)
+
+    def attach_adapter(self, folder: Path, name: str) -> None:
+        """Load a LoRA adapter from a folder under a name; what is trainable stays as it was."""
+        from peft import PeftModel
+
+        before, training = {id(p) for p in self.model.parameters() if p.requires_grad}, self.model.training
+        if isinstance(self.model, PeftModel):
+            active = self.model.active_adapter
+            if name in self.model.peft_config:
+                raise RewindError(f"{self.name} already has an adapter named '{name}'")
+            self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+            self.model.set_adapter(active)
+        else:
+            self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name, is_trainable=False)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in before)
+        self.model.train(training)  # peft leaves the model in evaluation mode
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Run with one adapter (None: with none) in evaluation mode; adapter, mode and gradients are restored after."""
+        from peft import PeftModel
+
+        training = self.model.training
+        self.model.eval()
+        try:
+            if not isinstance(self.model, PeftModel):
+                if adapter is not None:
+                    raise RewindError(f"{self.name} has no adapter named '{adapter}'")
+                yield
+                return
+            active, trainable = self.model.active_adapter, [(p, p.requires_grad) for p in self.model.parameters()]
+            try:
+                if adapter is None:
+                    with self.model.disable_adapter():
+                        yield
+                else:
+                    self.model.set_adapter(adapter)
+                    yield
+            finally:
+                self.model.set_adapter(active)
+                for parameter, flag in trainable:
+                    parameter.requires_grad_(flag)
+        finally:
+            self.model.train(training)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
+    return re.findall(r"[^\W_]+", text.lower())

@@ -1,0 +1,77 @@
+"""Measure a base or a run on a world: tokenizer ceiling, captions, likelihood probes, oracle success of the FDM.
+
+python scripts/evaluate.py --fdm tabletop-chameleon --idm tabletop-chameleon --world tabletop --output runs/evaluation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--fdm", required=True, help="a base by name or folder, or a run folder")
+    p.add_argument("--idm", help="the same for the inverse model; without it, its probes are left out")
+    p.add_argument("--world", default="tabletop", help="a world's name, or file.py:Class")
+    p.add_argument("--split", default="test", help="a split of the world, if it has any")
+    p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
+    p.add_argument("--num_ceiling", type=int, default=2000, help="scenes for the tokenizer's ceiling")
+    p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return p
+
+
+def main() -> None:
+    arguments = parse_with_config(parser())
+    from rl import load_fdm, load_idm
+    from rl.errors import RewindError
+    from rl.evaluation import oracle
+    from rl.evaluation.probes import prefers_truth
+    from rl.models.dynamics import continue_captions
+    from rl.report.grids import sheet
+    from rl.run_folder import claim
+    from rl.worlds import load_split
+
+    if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
+        raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
+    world = load_split(arguments.world, arguments.split)
+    fdm = load_fdm(arguments.fdm)
+    if fdm.backbone.image_size != world.image_size:
+        raise RewindError(
+            f"{arguments.fdm} sees {fdm.backbone.image_size} pixels and the world {arguments.world} draws "
+            f"{world.image_size}: they do not fit together"
+        )
+    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    output = claim(arguments.output, config, overwrite=arguments.overwrite)
+    tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
+    results: dict[str, object] = {
+        "ceiling": oracle.tokenizer_ceiling(fdm.backbone, world, tasks[: arguments.num_ceiling])
+    }
+    tasks = tasks[: arguments.num_scenes]
+    if hasattr(world, "caption"):
+        say = lambda pictures, begins: continue_captions(fdm.backbone, pictures, begins)  # noqa: E731
+        results["captions"] = oracle.caption_accuracy(say, world, tasks, arguments.seed)
+    results["fdm"], images = oracle.fdm_outcomes(fdm, world, tasks, arguments.temperature, arguments.seed)
+    results["fdm_prefers_truth"] = prefers_truth(fdm.score, world, tasks, arguments.seed)
+    if arguments.idm is not None:
+        idm = load_idm(arguments.idm, backbone=fdm.backbone)
+        results["idm_prefers_truth"] = prefers_truth(idm.score, world, tasks, arguments.seed)
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        [(task.source, "source"), (task.target, task.action), (image, "predicted")]
+        for task, image in zip(tasks[:12], images[:12], strict=False)
+    ]
+    sheet([[*a, *b] for a, b in zip(rows[::2], rows[1::2], strict=False)]).save(output / "sheet.png")
+    print(json.dumps(results, indent=1))
+    print(f"results and sheet.png in {output}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,71 @@
+"""Shared by all tests: offline, quiet, few threads; a tiny random base; the shipped base; the real data if present."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rl.models.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
+from rl.models.text_tokenizer import train_text_tokenizer
+from rl.unified import UnifiedVLM
+
+ROOT = Path(__file__).parent.parent
+SENTENCES = ["move the red circle left", "paint the blue star green", "remove all rings"]
+
+
+def make_tiny(seed: int = 0, image_size: int = 32, num_codes: int = 16, known_words: bool = False) -> ChameleonVLM:
+    """A base with random weights: 4 tokens a picture of 32 pixels, two layers."""
+    torch.manual_seed(seed)
+    tokenizer = train_text_tokenizer(SENTENCES * 3, 300)
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()}) if known_words else None
+    vlm = new_chameleon(
+        tokenizer,
+        tiny_vq_config(image_size, num_codes),
+        TINY_DECODER,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        name="tiny",
+        known_words=words,
+    )
+    # Random weights give nearly uniform logits; larger ones make the distributions worth testing.
+    with torch.no_grad():
+        for parameter in vlm.model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    return vlm
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ChameleonVLM:
+    return make_tiny()
+
+
+@pytest.fixture(scope="session")
+def shipped() -> UnifiedVLM:
+    from rl.models.bases import load_base
+
+    return load_base("tabletop-chameleon")
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real pictures and clips; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("REWIND_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "aurora-bench-sample" / "test.json").is_file():
+        pytest.skip(f"no real data in {folder}: set REWIND_REAL_DATA to a folder with aurora-bench-sample and videos")
+    return folder

@@ -1,0 +1,93 @@
+"""Two roles as LoRA adapters on one backbone (peft 0.21): the right one is active, and nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny
+from peft import LoraConfig, get_peft_model
+
+from rl import load_fdm, load_idm
+from rl.errors import RewindError
+from rl.models.bases import load_base, save_base
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """A base folder and two run folders with different adapters on it."""
+    base = tmp_path / "base"
+    save_base(make_tiny(), base, {})
+    folders = []
+    for seed, name in ((1, "fdm"), (2, "idm")):
+        model = load_base(base).model
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+        model = get_peft_model(model, config)
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        model.save_pretrained(tmp_path / name / "adapter")
+        folders.append(tmp_path / name)
+    return base, folders[0], folders[1]
+
+
+def test_each_role_uses_its_own_adapter(runs: tuple[Path, Path, Path], picture: np.ndarray) -> None:
+    base, fdm_run, idm_run = runs
+    action = "move the red circle left"
+    fdm_alone, idm_alone, plain = load_fdm(fdm_run), load_idm(idm_run), load_fdm(base)
+    fdm = load_fdm(fdm_run)
+    idm = load_idm(idm_run, backbone=fdm.backbone)
+    assert idm.backbone is fdm.backbone
+    for _ in range(2):  # in turn, so that switching back is tested too
+        assert fdm.score(picture, [255 - picture], action) == pytest.approx(
+            fdm_alone.score(picture, [255 - picture], action), abs=1e-5
+        )
+        assert idm.score(picture, [255 - picture], action) == pytest.approx(
+            idm_alone.score(picture, [255 - picture], action), abs=1e-5
+        )
+    assert fdm.score(picture, [255 - picture], action) != pytest.approx(
+        plain.score(picture, [255 - picture], action), abs=1e-3
+    )
+    with fdm.backbone.using(None):
+        hidden = fdm.backbone.hidden_states(torch.tensor([[0, 40, 41]]), use_cache=False).last_hidden_state
+    expected = plain.backbone.hidden_states(torch.tensor([[0, 40, 41]]), use_cache=False).last_hidden_state
+    assert torch.allclose(hidden, expected, atol=1e-6)
+
+
+def test_scoring_leaves_the_trainable_set_and_the_mode(runs: tuple[Path, Path, Path], picture: np.ndarray) -> None:
+    _, fdm_run, idm_run = runs
+    fdm = load_fdm(fdm_run)
+    model = fdm.backbone.model
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    model.train()
+
+    def state() -> tuple[set[str], str | list[str], bool]:
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        return trainable, model.active_adapter, model.training
+
+    before = state()
+    idm = load_idm(idm_run, backbone=fdm.backbone)
+    assert state() == before
+    idm.score(picture, [255 - picture], "move the red circle left")
+    fdm.sample(picture, "move the red circle left")
+    with fdm.backbone.using(None):
+        pass
+    assert state() == before
+    with pytest.raises(ValueError, match="boom"), fdm.backbone.using("idm"):
+        raise ValueError("boom")
+    assert state() == before
+
+
+def test_an_adapter_of_another_base(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    _, fdm_run, _ = runs
+    other = tmp_path / "other"
+    save_base(make_tiny(), other, {})
+    with pytest.raises(RewindError, match=r"belongs to .*base, not to .*other"):
+        load_fdm(fdm_run, backbone=load_base(other))
+    with pytest.raises(RewindError, match="there is no base"):
+        load_fdm(tmp_path / "nothing")
+    fdm = load_fdm(fdm_run)
+    with pytest.raises(RewindError, match="already has an adapter named 'default'"):
+        load_fdm(fdm_run, backbone=fdm.backbone)

@@ -1,0 +1,68 @@
+"""What the documentation shows is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from rl.data.pretraining import pool_from_world
+from rl.evaluation.oracle import judge_all, sample_tasks
+from rl.worlds import load_split, load_world
+
+
+def blocks(path: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / path).read_text(), flags=re.DOTALL)
+
+
+def test_the_world_of_the_docs(tmp_path: Path) -> None:
+    (code,) = blocks("docs/world.md", "python")
+    file = tmp_path / "my_world.py"
+    file.write_text(code)
+    with pytest.warns(UserWarning, match="has no splits"):
+        world = load_split(f"{file}:Switches", "test")
+    pool = pool_from_world(world, 5, 0, np.random.default_rng(0))
+    assert pool.images_NHWC.shape == (10, 32, 32, 3)
+
+    tasks = sample_tasks(world, 20, 0)
+    judged = judge_all(world, tasks, np.stack([t.target for t in tasks]))
+    assert all(j.success and j.judge == 10 for j in judged)
+    copied = judge_all(world, tasks, np.stack([t.source for t in tasks]))
+    assert not any(j.success or j.judge for j in copied)
+
+
+def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("README.md", "python")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # e.g. words that the shipped base has never read
+        exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("(64, 64) -")
+    assert lines[1].count(",") == 3
+    assert lines[2].startswith("Judgement(")
+
+
+def test_commands_of_the_docs_name_real_flags() -> None:
+    """Every flag of a `python scripts/...` command in the documentation exists in that script."""
+    texts = [(ROOT / "README.md").read_text(), *((p).read_text() for p in (ROOT / "docs").glob("*.md"))]
+    commands = [c for t in texts for c in re.findall(r"python (scripts/\w+\.py(?:[^`\n]|\\\n)*)", t)]
+    assert len(commands) > 5
+    for command in commands:
+        script, *words = command.replace("\\\n", " ").split()
+        source = (ROOT / script).read_text()
+        for flag in [word for word in words if word.startswith("--")]:
+            assert f'"{flag}"' in source or flag in ("--config", "--help"), command
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_small_worlds_are_loaded_by_name() -> None:
+    assert load_world("tabletop", size=3).image_size == 48

@@ -1,0 +1,156 @@
+"""Every script as a user starts it: help without torch, a small run, bad input as one sentence and a non-zero exit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
+
+
+def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def succeed(*arguments: object) -> str:
+    done = start(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_does_not_wait_for_torch(script: str, tmp_path: Path) -> None:
+    for heavy in ("torch", "transformers", "trl"):
+        (tmp_path / f"{heavy}.py").write_text(f"raise SystemExit('imported {heavy}')\n")
+    done = start(f"scripts/{script}", "--help", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "--output" in done.stdout
+    assert "--config" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def world_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "out"
+    succeed("scripts/make_world.py", "--output", folder, "--num_triplets", 3, "--num_videos", 1, "--split", "test")
+    return folder
+
+
+def test_make_world(world_folder: Path) -> None:
+    triplets = json.loads((world_folder / "triplets.json").read_text())
+    assert [sorted(t) for t in triplets] == [["input", "instruction", "output", "source", "task"]] * 3
+    assert (world_folder / "sheet.png").is_file()
+    assert len(list(world_folder.glob("videos/*/*.mkv"))) == 1
+    truth = json.loads((world_folder / "videos-truth.json").read_text())
+    assert all((world_folder / name).is_file() for name in truth)
+
+
+def test_sample_on_the_world(world_folder: Path, tmp_path: Path) -> None:
+    command = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--source", world_folder / "images" / "0-input.png"]
+    command += ["--action", "move the red circle left", "--num_samples", 2, "--output", tmp_path / "out"]
+    succeed(*command)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == ["000-000.png", "000-001.png"]
+    assert [len(row["ids"]) for row in rows] == [16, 16]
+    assert all(Image.open(tmp_path / "out" / row["image"]).size == (64, 64) for row in rows)
+    assert Image.open(tmp_path / "out" / "sheet.png").width > 4 * 64
+    again = start(*command)
+    assert again.returncode == 2
+    assert "exists and is not empty" in again.stderr
+    succeed(*command, "--overwrite")
+    assert [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()] == rows
+
+
+def test_sample_a_file_of_triplets(world_folder: Path, tmp_path: Path) -> None:
+    command = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--triplets", world_folder / "triplets.json"]
+    succeed(*command, "--limit", 2, "--num_samples", 3, "--output", tmp_path / "out")
+    assert len((tmp_path / "out" / "candidates.jsonl").read_text().splitlines()) == 6
+
+
+def test_evaluate(tmp_path: Path) -> None:
+    base = ["--fdm", "tabletop-chameleon", "--idm", "tabletop-chameleon", "--num_scenes", 4, "--num_ceiling", 6]
+    succeed("scripts/evaluate.py", *base, "--output", tmp_path / "out")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["ceiling"]["n"] == 6
+    assert results["fdm"]["n"] == results["captions"]["n"] == 4
+    kinds = {"random_action", "counterfactual_action", "random_target", "copy", "swapped"}
+    assert set(results["idm_prefers_truth"]["all"]) == set(results["fdm_prefers_truth"]["all"]) == kinds
+    assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_pretrain_on_any_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        picture = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{number}.jpg")
+    (tmp_path / "words.txt").write_text("lift the cup\nopen the door\n")
+    small = ["--tokenizer_steps", 2, "--tokenizer_batch_size", 2, "--steps", 2, "--batch_size", 2, "--num_codes", 16]
+    small += ["--hidden_size", 32, "--num_layers", 1, "--num_heads", 2, "--image_size", 32, "--text_vocabulary", 300]
+    source = ["--frames", tmp_path / "photos", "--text", tmp_path / "words.txt"]
+    succeed("scripts/pretrain_base.py", *source, *small, "--output", tmp_path / "base")
+    command = ["scripts/sample.py", "--fdm", tmp_path / "base", "--source", tmp_path / "photos" / "0.jpg"]
+    done = start(*command, "--action", "lift the cup", "--num_samples", 2, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "the centre square is cut out and scaled to 32x32" in done.stderr
+    assert (tmp_path / "base" / "training" / "language" / "metrics.jsonl").is_file()
+    assert list((tmp_path / "base" / "training" / "tokenizer" / "tensorboard").glob("events*"))
+
+
+SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move it", "--source"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([*SAMPLE, "none.png", "--output", "OUT"], "there is no image none.png"),
+        ([*SAMPLE, "README.md", "--output", "OUT"], "README.md cannot be read as an image"),
+        (
+            ["scripts/sample.py", "--fdm", "nobody", "--action", "x", "--source", "PICTURE", "--output", "OUT"],
+            "no base",
+        ),
+        ([*SAMPLE, "PICTURE", "--action", " ", "--output", "OUT"], "the action is empty"),
+        (
+            [*SAMPLE, "PICTURE", "--triplets", "x.json", "--output", "OUT"],
+            "either --source and --action, or --triplets",
+        ),
+        ([*SAMPLE, "PICTURE", "--temperature", "-1", "--output", "OUT"], "the temperature must be 0 or more"),
+        (["scripts/make_world.py", "--world", "desk", "--output", "OUT"], "there is no world 'desk'"),
+        (["scripts/make_world.py", "--split", "dev", "--output", "OUT"], "has no split 'dev'"),
+        (["scripts/make_world.py", "--num_triplets", "0", "--output", "OUT"], "nothing to write"),
+        (["scripts/make_world.py", "--config", "CONFIG", "--output", "OUT"], "unknown key 'num_triplet'"),
+        (["scripts/make_world.py", "--output", "docs"], "exists and is not empty"),
+        (["scripts/pretrain_base.py", "--output", "OUT"], "give either --world or --frames"),
+        (["scripts/pretrain_base.py", "--frames", "EMPTY", "--output", "OUT"], "holds no picture"),
+        (["scripts/evaluate.py", "--fdm", "tabletop-chameleon", "--num_scenes", "1", "--output", "OUT"], "at least 2"),
+    ],
+)
+def test_bad_input(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    (tmp_path / "config.yaml").write_text("num_triplet: 3\n")
+    (tmp_path / "empty").mkdir()
+    names = {"OUT": "out", "PICTURE": "picture.png", "CONFIG": "config.yaml", "EMPTY": "empty"}
+    done = start(*[tmp_path / names[a] if a in names else a for a in arguments])
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_real_photograph(real_data: Path, tmp_path: Path) -> None:
+    """The shipped base has never seen a photograph; it must still take one, say how, and draw something."""
+    photo = sorted((real_data / "aurora-bench-sample" / "images").glob("whatsup*input.jpg"))[0]
+    done = start(*SAMPLE, photo, "--num_samples", 1, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "scaled to 64x64" in done.stderr
+    assert (tmp_path / "out" / "000-000.png").is_file()

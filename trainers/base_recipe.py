@@ -1,0 +1,142 @@
+"""Making a base from scratch, stage by stage: pool, VQ tokenizer, text tokenizer, language model, base folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from rl.data.frames import pool_from_frames, read_captions, read_texts
+from rl.data.pretraining import PretrainingPool, pool_from_world
+from rl.errors import RewindError
+from rl.models.bases import save_base
+from rl.models.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
+from rl.models.text_tokenizer import SPECIAL_TOKENS, train_text_tokenizer
+from rl.run_folder import claim
+from rl.unified import words_of
+from rl.worlds import load_world
+from trainers.language import train_language
+from trainers.pretraining import train_tokenizer
+from trainers.vq_training import VQTrainingModel
+
+logger = logging.getLogger("rl")
+TOKENIZER_FILE = "tokenizer.safetensors"
+
+
+def make_base(arguments: argparse.Namespace) -> Path:
+    """Run the stages of `scripts/pretrain_base.py`; each finished stage is kept and skipped on resumption."""
+    a = arguments
+    if (a.world is None) == (a.frames is None):
+        raise RewindError("give either --world or --frames")
+    world = load_world(a.world) if a.world is not None else None
+    image_size = world.image_size if world is not None else a.image_size
+    if image_size % 16 or image_size < 32:
+        raise RewindError(f"the image size must be a multiple of 16 and at least 32, not {image_size}")
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if a.text_vocabulary < smallest:
+        raise RewindError(f"--text_vocabulary must be at least {smallest} (bytes and markers), not {a.text_vocabulary}")
+    if a.hidden_size % (2 * a.num_heads):
+        raise RewindError(f"--hidden_size {a.hidden_size} must be a multiple of twice --num_heads {a.num_heads}")
+    if a.tokenizer_steps < 1 and a.tokenizer_from is None:
+        raise RewindError("--tokenizer_steps 0 needs --tokenizer_from: there is no tokenizer to use")
+    config = {key: _plain(value) for key, value in vars(a).items()}
+    output = claim(a.output, config, resume=a.resume, overwrite=a.overwrite)
+    if world is not None:
+        pool = pool_from_world(world, a.num_pairs, a.num_videos, np.random.default_rng(a.seed))
+    else:
+        captions = read_captions(a.captions) if a.captions else None
+        pool = pool_from_frames(a.frames, image_size, a.max_frames, captions, read_texts(a.text or []))
+    logger.warning(
+        "%d pictures, %d with words, %d pairs, %d sentences",
+        *(len(pool.images_NHWC), sum(map(bool, pool.captions)), len(pool.pairs_P2), len(pool.texts)),
+    )
+    vlm = _with_tokenizer(a, pool, image_size, output)
+    torch.manual_seed(a.seed)
+    train_language(
+        vlm,
+        pool,
+        output / "training" / "language",
+        steps=a.steps,
+        batch_size=a.batch_size,
+        learning_rate=a.learning_rate,
+        seed=a.seed,
+        resume=a.resume,
+    )
+    save_base(vlm, output, {"pretraining": config})
+    logger.warning("the base is in %s", output)
+    return output
+
+
+def _with_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: int, output: Path) -> ChameleonVLM:
+    """A backbone with random language weights around a trained (or already finished) VQ tokenizer."""
+    finished = output / "training" / TOKENIZER_FILE
+    if not finished.is_file():
+        save_file(_train_tokenizer(a, pool, image_size, output).state_dict(), finished)
+    weights = load_file(finished)
+    # Fewer codes than --num_codes if some were merged.
+    vq_config = tiny_vq_config(image_size, len(weights["vqmodel.quantize.embedding.weight"]))
+    vq = VQTrainingModel(vq_config, TINY_DECODER)
+    vq.load_state_dict(weights)
+    texts = pool.all_text()
+    torch.manual_seed(a.seed)
+    vlm = new_chameleon(
+        train_text_tokenizer(texts, a.text_vocabulary),
+        vq_config,
+        TINY_DECODER,
+        hidden_size=a.hidden_size,
+        num_layers=a.num_layers,
+        num_heads=a.num_heads,
+        name=str(output),
+        known_words=sorted({word for text in texts for word in words_of(text)}),
+    )
+    vlm.load_vq(vq.vqmodel.state_dict(), vq.decoder.state_dict())
+    return vlm
+
+
+def _train_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: int, output: Path) -> VQTrainingModel:
+    """The first stage: a VQ tokenizer from random weights or from another run's."""
+    torch.manual_seed(a.seed)
+    warmup = min(a.tokenizer_warmup, a.tokenizer_steps // 2)
+    vq = VQTrainingModel(tiny_vq_config(image_size, a.num_codes), TINY_DECODER, warmup=warmup, seed=a.seed)
+    if a.tokenizer_from is not None:
+        vq.load_state_dict(_tokenizer_weights(a.tokenizer_from, vq))
+    if a.tokenizer_steps:
+        train_tokenizer(
+            vq,
+            pool.images_NHWC,
+            output / "training" / "tokenizer",
+            steps=a.tokenizer_steps,
+            batch_size=a.tokenizer_batch_size,
+            learning_rate=a.tokenizer_learning_rate,
+            seed=a.seed,
+            resume=a.resume,
+        )
+    if a.merge_codes > 0:
+        vq.merge_codes(a.merge_codes)
+        logger.warning("%d of %d codes are left after merging", len(vq.usage_V), a.num_codes)
+    (output / "training").mkdir(exist_ok=True)
+    return vq
+
+
+def _tokenizer_weights(run: Path, vq: VQTrainingModel) -> dict[str, torch.Tensor]:
+    """The weights that another run of the script left, checked against this one's sizes."""
+    file = run / "training" / TOKENIZER_FILE
+    if not file.is_file():
+        raise RewindError(f"--tokenizer_from: there is no {file}: give the output folder of a finished tokenizer stage")
+    weights = load_file(file)
+    expected = {key: value.shape for key, value in vq.state_dict().items()}
+    if {key: value.shape for key, value in weights.items()} != expected:
+        raise RewindError(f"--tokenizer_from: {file} has other sizes: use its --image_size and --num_codes")
+    return weights
+
+
+def _plain(value: Any) -> Any:
+    """An argument as a JSON value."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,147 @@
+"""The two stages that make a base from scratch: the VQ tokenizer, then the language model over text and image tokens.
+
+Both run on transformers' `Trainer`, which brings the progress bar with time left, TensorBoard, checkpoints and exact
+resumption; each stage finishes in one safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from rl.errors import RewindError
+
+
+class Images(Dataset):  # type: ignore[type-arg]
+    """uint8 pictures [N, H, W, 3] as items for `Trainer`."""
+
+    def __init__(self, images_NHWC: np.ndarray) -> None:
+        self.images = torch.from_numpy(images_NHWC)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"images_BHWC": self.images[index]}
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every log entry to `metrics.jsonl`; on resumption it drops the steps that will be run again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.path.exists():
+            kept = [
+                line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step
+            ]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+class ImageGrid(TrainerCallback):
+    """Writes a picture of `draw(model)` (uint8 RGB [H, W, 3]) to TensorBoard every `every` steps."""
+
+    def __init__(self, tag: str, draw: Callable[[nn.Module], np.ndarray], every: int, log_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.tag, self.draw, self.every = tag, draw, every
+        self.writer = SummaryWriter(str(log_dir))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.writer.add_image(self.tag, self.draw(model), state.global_step, dataformats="HWC")
+            self.writer.flush()
+
+
+def training_arguments(
+    output: Path, *, steps: int, batch_size: int, learning_rate: float, warmup: int, seed: int, **more: Any
+) -> TrainingArguments:
+    """The settings that both stages share: cosine schedule, a log line every 50 steps, two checkpoints kept."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
+    settings: dict[str, Any] = {
+        "output_dir": str(output),
+        "max_steps": steps,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": warmup,
+        "logging_steps": min(50, max(1, steps // 10)),
+        "save_steps": max(1, min(500, steps // 4)),
+        "save_total_limit": 2,
+        "report_to": ["tensorboard"],
+        "use_cpu": not torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "max_grad_norm": 1.0,
+        "adam_beta2": 0.99,
+        "weight_decay": 0.01,
+        "seed": seed,
+        "data_seed": seed,
+    }
+    return TrainingArguments(**{**settings, **more})
+
+
+def fit(trainer: Trainer, output: Path, resume: bool) -> None:
+    """Train, from the last checkpoint in `output` if `resume` and there is one."""
+    checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if losses and not np.isfinite(losses[-1]):
+        raise RewindError(f"the loss in {output} is {losses[-1]}: start again with a smaller learning rate")
+
+
+def train_tokenizer(
+    model: nn.Module,
+    images_NHWC: np.ndarray,
+    output: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    resume: bool,
+) -> None:
+    """Train a `VQTrainingModel` on pictures; the model is changed in place, checkpoints and logs go to `output`."""
+    output.mkdir(parents=True, exist_ok=True)
+    arguments = training_arguments(
+        output, steps=steps, batch_size=batch_size, learning_rate=learning_rate, warmup=100, seed=seed, weight_decay=0.0
+    )
+    shown = torch.from_numpy(images_NHWC[:: max(1, len(images_NHWC) // 8)][:8])
+
+    @torch.no_grad()
+    def draw(module: nn.Module) -> np.ndarray:
+        module.eval()
+        decoded = module.reconstruct(shown)  # type: ignore[operator]
+        module.train()
+        return torch.cat([torch.cat(list(shown), 1), torch.cat(list(decoded), 1)]).numpy()
+
+    callbacks = [
+        MetricsFile(output / "metrics.jsonl"),
+        ImageGrid("reconstruction", draw, max(1, steps // 10), output / "tensorboard"),
+    ]
+    trainer = Trainer(model=model, args=arguments, train_dataset=Images(images_NHWC), callbacks=callbacks)
+    fit(trainer, output, resume)
