@@ -29,12 +29,17 @@ def load_idm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> Inv
 def _open(base_or_run: str | Path, backbone: UnifiedVLM | None, name: str) -> tuple[UnifiedVLM, str | None]:
     folder = adapter_folder(Path(base_or_run))
     if folder is None:
-        if backbone is not None and str(base_or_run) != backbone.name:
+        if backbone is not None and not _same_base(str(base_or_run), backbone.name):
             raise RewindError(f"'{base_or_run}' is no adapter for the given backbone {backbone.name}")
         return backbone or load_base(base_or_run), None
     base = base_of_adapter(folder)
-    if backbone is not None and base != backbone.name:
+    if backbone is not None and not _same_base(base, backbone.name):
         raise RewindError(f"the adapter in {folder} belongs to {base}, not to {backbone.name}")
     vlm = backbone or load_base(base)
     vlm.attach_adapter(folder, name)
     return vlm, name
+
+
+def _same_base(first: str, second: str) -> bool:
+    """Whether two names or folders mean one base, however the path is written."""
+    return first == second or (Path(first).is_dir() and Path(first).resolve() == Path(second).resolve())

@@ -44,6 +44,15 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def plain(arguments: Any) -> Any:
+    """Parsed arguments as JSON values: paths as text."""
+    if isinstance(arguments, dict):
+        return {key: plain(value) for key, value in arguments.items()}
+    if isinstance(arguments, list | tuple):
+        return [plain(item) for item in arguments]
+    return str(arguments) if isinstance(arguments, Path) else arguments
+
+
 def _only_config() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", type=Path)
@@ -72,19 +81,26 @@ def _closest(key: str, known: list[str]) -> str:
 
 
 def _convert(action: argparse.Action, value: Any, path: Path) -> Any:
-    """A YAML value as the flag's own type would make it."""
+    """A YAML value as the flag's own type would make it; an empty one is the flag's default."""
     if value is None:
-        return None
+        return action.default
     if isinstance(action, argparse.BooleanOptionalAction | argparse._StoreTrueAction):
         if not isinstance(value, bool):
             raise RewindError(f"{path}: '{action.dest}' must be true or false, not {value!r}")
         return value
+    many = action.nargs in ("+", "*")
     items = value if isinstance(value, list) else [value]
+    if (isinstance(value, list) and not many) or (action.nargs == "+" and not items):
+        wanted = "at least one value" if many else "one value"
+        raise RewindError(f"{path}: '{action.dest}' takes {wanted}, not {value!r}")
+    if any(isinstance(item, bool | list | dict) for item in items):
+        raise RewindError(f"{path}: '{action.dest}' cannot be {value!r}")
+    make = action.type if callable(action.type) else str
     try:
-        made = [action.type(str(item)) if callable(action.type) else item for item in items]
+        made = [make(str(item)) for item in items]
     except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
         raise RewindError(f"{path}: '{action.dest}' cannot be {value!r}: {error}") from error
     for item in made:
         if action.choices is not None and item not in action.choices:
             raise RewindError(f"{path}: '{action.dest}' must be one of {', '.join(map(str, action.choices))}")
-    return made if action.nargs in ("+", "*") else made[0]
+    return made if many else made[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rl.errors import RewindError
 
@@ -26,7 +26,8 @@ def load_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            # A camera's "this side up" is part of the picture.
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise RewindError(f"there is no image {path}: check the path") from error
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:

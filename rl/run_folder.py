@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,40 @@ CONFIG_FILE = "run.json"
 _NOT_COMPARED = {"resume", "overwrite", "config", "output", "output_dir"}
 
 
-def claim(folder: Path, config: dict[str, Any], *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Make a run folder and write `run.json` into it: the resolved config and the git revision.
+def claim(
+    folder: Path,
+    script: str,
+    config: dict[str, Any],
+    *,
+    inputs: Sequence[str | Path | None] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Make a run folder and write `run.json` into it: the script, its resolved config and the git revision.
+
+    Call it last, when everything that can be wrong with the input has been looked at.
 
     Args:
         folder: the output folder.
+        script: name of the script that runs; another script's folder is neither resumed nor removed.
         config: resolved arguments, JSON values.
+        inputs: files, folders or names that the run reads; a folder that holds one of them is never removed.
         resume: go on in a folder that an earlier run with the same config claimed.
-        overwrite: remove what an earlier run left; only a folder with a `run.json` is ever removed.
+        overwrite: remove what an earlier run left; only a folder with a `run.json` of this script is ever removed.
 
     Raises:
         RewindError: the folder exists and neither was asked for, holds something else, or the config differs.
     """
     marker = folder / CONFIG_FILE
-    if folder.exists() and not folder.is_dir():
-        raise RewindError(f"the output {folder} is a file: choose another name")
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise RewindError(f"the output {folder} is a {'link' if folder.is_symlink() else 'file'}: choose another name")
     occupied = folder.is_dir() and any(folder.iterdir())
-    if occupied and resume and marker.is_file():
-        before = json.loads(marker.read_text(encoding="utf-8")).get("config", {})
+    left = _left_behind(marker) if occupied else {}
+    if occupied and left.get("script") != script:
+        whose = f"a run of {left['script']}" if "script" in left else "no run of this script"
+        raise RewindError(f"the output folder {folder} is not empty and holds {whose}: use another --output")
+    if occupied and resume:
+        before = left.get("config", {})
         after = json.loads(json.dumps(config))
         changed = sorted(k for k in {*before, *after} - _NOT_COMPARED if before.get(k) != after.get(k))
         if changed:
@@ -40,15 +57,26 @@ def claim(folder: Path, config: dict[str, Any], *, resume: bool = False, overwri
                 "another --output"
             )
         return folder
-    if occupied and not (overwrite and marker.is_file()):
-        hint = "use --resume, --overwrite or another --output" if marker.is_file() else "use another --output"
-        raise RewindError(f"the output folder {folder} exists and is not empty: {hint}")
+    if occupied and not overwrite:
+        raise RewindError(f"the output folder {folder} exists: use --resume, --overwrite or another --output")
     if occupied:
+        for path in inputs:
+            if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
+                raise RewindError(f"--overwrite would remove {path}, which this run reads: use another --output")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"config": config, "git_revision": git_revision()}
+    found = {"script": script, "config": config, "git_revision": git_revision()}
     marker.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
     return folder
+
+
+def _left_behind(marker: Path) -> dict[str, Any]:
+    """What an earlier run wrote into its `run.json`; empty if there is none that can be read."""
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def git_revision() -> str | None:

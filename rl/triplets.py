@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from rl.images import Picture
+
+if TYPE_CHECKING:
+    from rl.unified import UnifiedVLM
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,18 @@ class Candidate:
     """One predicted target.
 
     `ids` int64 [K] are image tokens of the vocabulary, `logprobs` float32 [K] their log-probabilities under the
-    distribution that they were drawn from (natural logarithm; 0 at temperature 0). `image` is decoded when first read.
+    distribution that they were drawn from (natural logarithm; 0 at temperature 0). `backbone` is the model whose
+    vocabulary the ids belong to: another one reads `image`, which is decoded when first read.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
-    decode: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    backbone: UnifiedVLM = field(repr=False)
 
     @cached_property
     def image(self) -> Image.Image:
         """The picture."""
-        return Image.fromarray(self.decode(self.ids))
+        return Image.fromarray(self.backbone.decode(self.ids[None])[0])
 
     @property
     def logprob(self) -> float:

@@ -60,6 +60,7 @@ class UnifiedVLM(ABC):
     image_size: int
     layout: TokenLayout
     known_words: frozenset[str] | None = None
+    _warned_of_new_words = False
 
     # ---- what a family must provide
 
@@ -99,9 +100,9 @@ class UnifiedVLM(ABC):
         with torch.no_grad():
             return torch.cat([self.features_pixels(chunk) for chunk in self._pixels(images, batch_size)])
 
-    def decode(self, ids_BK: Tensor, batch_size: int = 64) -> np.ndarray:
+    def decode(self, ids_BK: Tensor | np.ndarray, batch_size: int = 64) -> np.ndarray:
         """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]."""
-        ids_BK = ids_BK.to(self.device)
+        ids_BK = torch.as_tensor(ids_BK).to(self.device)
         allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
         if not bool(allowed.all()):
             raise RewindError(
@@ -129,7 +130,7 @@ class UnifiedVLM(ABC):
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _warn_of_new_words(self, text: str) -> None:
-        if self.known_words is None:
+        if self.known_words is None or self._warned_of_new_words:
             return
         new = sorted(set(words_of(text)) - self.known_words)
         if new:
@@ -138,7 +139,7 @@ class UnifiedVLM(ABC):
                 "cannot know what that means (this is said once)",
                 stacklevel=3,
             )
-            self.known_words = None
+            self._warned_of_new_words = True
 
     # ---- prompts: the one place that knows how a sequence is laid out
 
@@ -174,49 +175,97 @@ class UnifiedVLM(ABC):
         return self.transformer()(input_ids=input_ids_BT, **kwargs)
 
     def attach_adapter(self, folder: Path, name: str) -> None:
-        """Load a LoRA adapter from a folder under a name; what is trainable stays as it was."""
+        """Load a LoRA adapter from a folder under a name; what is trainable stays as it was.
+
+        Raises:
+            RewindError: no safetensors weights, tensors that are missing or do not fit, an adapter that retrains the
+                head or other whole modules (two roles could not share them), a name that is taken.
+        """
         from peft import PeftModel
 
+        weights = _adapter_weights(folder)
         before, training = {id(p) for p in self.model.parameters() if p.requires_grad}, self.model.training
-        if isinstance(self.model, PeftModel):
-            active = self.model.active_adapter
-            if name in self.model.peft_config:
-                raise RewindError(f"{self.name} already has an adapter named '{name}'")
-            self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-            self.model.set_adapter(active)
-        else:
-            self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name, is_trainable=False)
+        wrapped = isinstance(self.model, PeftModel)
+        if wrapped and name in self.model.peft_config:
+            raise RewindError(f"{self.name} already has an adapter named '{name}'")
+        try:
+            if wrapped:
+                active = self.model.active_adapter
+                self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+                self.model.set_adapter(active)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name, is_trainable=False)
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise RewindError(f"the adapter in {folder} does not fit {self.name}: {_short(error)}") from error
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in before)
         self.model.train(training)  # peft leaves the model in evaluation mode
+        loaded = sum(f".{name}." in key for key, _ in self.model.named_parameters())
+        if loaded != len(weights):  # peft only warns of tensors without a place and of places without a tensor
+            raise RewindError(
+                f"the adapter in {folder} does not fit {self.name}: it has {len(weights)} tensors for {loaded} places"
+            )
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
         """Run with one adapter (None: with none) in evaluation mode; adapter, mode and gradients are restored after."""
         from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTunerLayer
 
+        if adapter is not None and adapter not in getattr(self.model, "peft_config", {}):
+            raise RewindError(f"{self.name} has no adapter named '{adapter}'")
         training = self.model.training
         self.model.eval()
         try:
             if not isinstance(self.model, PeftModel):
-                if adapter is not None:
-                    raise RewindError(f"{self.name} has no adapter named '{adapter}'")
                 yield
                 return
             active, trainable = self.model.active_adapter, [(p, p.requires_grad) for p in self.model.parameters()]
+            layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+            disabled = [layer.disable_adapters for layer in layers]
             try:
-                if adapter is None:
-                    with self.model.disable_adapter():
-                        yield
-                else:
+                for layer in layers:  # said both ways, so that one role may be used inside another
+                    layer.enable_adapters(adapter is not None)
+                if adapter is not None:
                     self.model.set_adapter(adapter)
-                    yield
+                yield
             finally:
                 self.model.set_adapter(active)
+                for layer, off in zip(layers, disabled, strict=True):
+                    layer.enable_adapters(not off)
                 for parameter, flag in trainable:
                     parameter.requires_grad_(flag)
         finally:
             self.model.train(training)
+
+
+def _adapter_weights(folder: Path) -> list[str]:
+    """The names of an adapter's tensors.
+
+    Raises:
+        RewindError: no safetensors file, or an adapter that two roles cannot share a backbone with.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():  # peft would look for a pickle next, then for the folder's name on the Hub
+        raise RewindError(f"{folder} has no adapter_model.safetensors: other formats are not opened")
+    try:
+        with safe_open(str(file), "pt") as found:
+            names = list(found.keys())
+    except (OSError, SafetensorError) as error:
+        raise RewindError(f"{file} cannot be read: {_short(error)}") from error
+    whole = [name for name in names if ".lora_" not in name or ".lm_head." in name]
+    if whole:
+        raise RewindError(
+            f"the adapter in {folder} changes more than linear layers ('{whole[0]}'): train it without lm_head among "
+            "its target modules and without modules_to_save"
+        )
+    return names
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def words_of(text: str) -> list[str]:

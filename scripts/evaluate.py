@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
+from rl.arguments import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,22 +48,37 @@ def main() -> None:
             f"{arguments.fdm} sees {fdm.backbone.image_size} pixels and the world {arguments.world} draws "
             f"{world.image_size}: they do not fit together"
         )
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    output = claim(arguments.output, config, overwrite=arguments.overwrite)
+    idm = load_idm(arguments.idm, fdm.backbone) if arguments.idm is not None else None
+    if idm is not None and idm.backbone.image_size != world.image_size:
+        raise RewindError(
+            f"{arguments.idm} sees {idm.backbone.image_size} pixels, not the {world.image_size} of the world"
+        )
+    fdm.check(temperature=arguments.temperature)
+    inputs = [arguments.fdm, arguments.idm]
+    output = claim(
+        arguments.output, "evaluate.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite
+    )
+
+    def keep() -> None:  # after every part, so that an interruption loses one part at most
+        (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
     tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
     results: dict[str, object] = {
         "ceiling": oracle.tokenizer_ceiling(fdm.backbone, world, tasks[: arguments.num_ceiling])
     }
+    keep()
     tasks = tasks[: arguments.num_scenes]
     if hasattr(world, "caption"):
         say = lambda pictures, begins: continue_captions(fdm.backbone, pictures, begins)  # noqa: E731
         results["captions"] = oracle.caption_accuracy(say, world, tasks, arguments.seed)
+        keep()
     results["fdm"], images = oracle.fdm_outcomes(fdm, world, tasks, arguments.temperature, arguments.seed)
+    keep()
     results["fdm_prefers_truth"] = prefers_truth(fdm.score, world, tasks, arguments.seed)
-    if arguments.idm is not None:
-        idm = load_idm(arguments.idm, backbone=fdm.backbone)
+    if idm is not None:
+        keep()
         results["idm_prefers_truth"] = prefers_truth(idm.score, world, tasks, arguments.seed)
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    keep()
     rows = [
         [(task.source, "source"), (task.target, task.action), (image, "predicted")]
         for task, image in zip(tasks[:12], images[:12], strict=False)

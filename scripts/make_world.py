@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
+from rl.arguments import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,8 +44,7 @@ def main() -> None:
     film = getattr(world, "video", None)
     if arguments.num_videos and film is None:
         raise RewindError(f"the world {arguments.world} has no video(rng): leave out --num_videos")
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    output = claim(arguments.output, config, overwrite=arguments.overwrite)
+    output = claim(arguments.output, "make_world.py", plain(vars(arguments)), overwrite=arguments.overwrite)
     if arguments.num_triplets:
         family = getattr(world, "family", lambda action: None)
         triplets = [

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
+from rl.arguments import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,13 +52,14 @@ def main() -> None:
     if one:
         triplets = [Triplet(load_image(arguments.source), arguments.action)]
     else:
-        triplets = read_triplets(arguments.triplets)[: arguments.limit]
+        triplets = read_triplets(arguments.triplets, arguments.limit)
     fdm = load_fdm(arguments.fdm)
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
     settings = {name: getattr(arguments, name) for name in names}
+    fdm.check(**settings)
+    inputs = [arguments.fdm, arguments.source, arguments.triplets]
+    output = claim(arguments.output, "sample.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite)
     groups = fdm.sample([t.source for t in triplets], [t.action for t in triplets], **settings)
-    config = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    output = claim(arguments.output, config, overwrite=arguments.overwrite)
     with (output / "candidates.jsonl").open("w", encoding="utf-8") as file:
         for number, (triplet, group) in enumerate(zip(triplets, groups, strict=True)):
             for candidate_number, candidate in enumerate(group):

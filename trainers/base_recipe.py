@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from rl.arguments import plain
 from rl.data.frames import pool_from_frames, read_captions, read_texts
 from rl.data.pretraining import PretrainingPool, pool_from_world
 from rl.errors import RewindError
@@ -44,13 +45,18 @@ def make_base(arguments: argparse.Namespace) -> Path:
         raise RewindError(f"--hidden_size {a.hidden_size} must be a multiple of twice --num_heads {a.num_heads}")
     if a.tokenizer_steps < 1 and a.tokenizer_from is None:
         raise RewindError("--tokenizer_steps 0 needs --tokenizer_from: there is no tokenizer to use")
-    config = {key: _plain(value) for key, value in vars(a).items()}
-    output = claim(a.output, config, resume=a.resume, overwrite=a.overwrite)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RewindError(
+            "pretrain_base.py runs in one process: the codebook is a moving average of that process's data"
+        )
     if world is not None:
         pool = pool_from_world(world, a.num_pairs, a.num_videos, np.random.default_rng(a.seed))
     else:
         captions = read_captions(a.captions) if a.captions else None
         pool = pool_from_frames(a.frames, image_size, a.max_frames, captions, read_texts(a.text or []))
+    config = plain(vars(a))
+    inputs = [*(a.frames or ()), *(a.text or ()), a.captions, a.tokenizer_from]
+    output = claim(a.output, "pretrain_base.py", config, inputs=inputs, resume=a.resume, overwrite=a.overwrite)
     logger.warning(
         "%d pictures, %d with words, %d pairs, %d sentences",
         *(len(pool.images_NHWC), sum(map(bool, pool.captions)), len(pool.pairs_P2), len(pool.texts)),
@@ -76,7 +82,7 @@ def _with_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: in
     """A backbone with random language weights around a trained (or already finished) VQ tokenizer."""
     finished = output / "training" / TOKENIZER_FILE
     if not finished.is_file():
-        save_file(_train_tokenizer(a, pool, image_size, output).state_dict(), finished)
+        _save_whole(_train_tokenizer(a, pool, image_size, output), finished)
     weights = load_file(finished)
     # Fewer codes than --num_codes if some were merged.
     vq_config = tiny_vq_config(image_size, len(weights["vqmodel.quantize.embedding.weight"]))
@@ -135,8 +141,8 @@ def _tokenizer_weights(run: Path, vq: VQTrainingModel) -> dict[str, torch.Tensor
     return weights
 
 
-def _plain(value: Any) -> Any:
-    """An argument as a JSON value."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def _save_whole(vq: VQTrainingModel, file: Path) -> None:
+    """Write a module's weights beside `file` and move them into place, so that a file that is there is complete."""
+    beside = file.with_suffix(".partial")
+    save_file({key: value.contiguous() for key, value in vq.state_dict().items()}, beside)
+    beside.replace(file)

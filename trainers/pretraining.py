@@ -97,6 +97,7 @@ def training_arguments(
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "max_grad_norm": 1.0,
+        "logging_nan_inf_filter": False,  # a loss that is not a number is shown as it is
         "adam_beta2": 0.99,
         "weight_decay": 0.01,
         "seed": seed,
@@ -109,9 +110,12 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
     """Train, from the last checkpoint in `output` if `resume` and there is one."""
     checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if losses and not np.isfinite(losses[-1]):
-        raise RewindError(f"the loss in {output} is {losses[-1]}: start again with a smaller learning rate")
+    wrong = [name for name, weight in trainer.model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if wrong:
+        raise RewindError(
+            f"training in {output} diverged: {len(wrong)} weights are not finite, e.g. '{wrong[0]}'; start again with "
+            "--overwrite and a smaller learning rate"
+        )
 
 
 def train_tokenizer(
@@ -135,7 +139,7 @@ def train_tokenizer(
     @torch.no_grad()
     def draw(module: nn.Module) -> np.ndarray:
         module.eval()
-        decoded = module.reconstruct(shown)  # type: ignore[operator]
+        decoded = module.reconstruct(shown.to(next(module.parameters()).device)).cpu()  # type: ignore[operator]
         module.train()
         return torch.cat([torch.cat(list(shown), 1), torch.cat(list(decoded), 1)]).numpy()
 

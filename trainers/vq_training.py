@@ -19,13 +19,13 @@ from rl.models.vq import DecoderConfig, VQDecoder, latents_before_quantisation, 
 
 def kmeans(vectors_ND: Tensor, count: int, rounds: int, generator: torch.Generator) -> Tensor:
     """`count` centres of vectors [N, D] after a few rounds of Lloyd's algorithm from random starts."""
-    order = torch.randperm(len(vectors_ND), generator=generator)
-    centres = vectors_ND[order[torch.arange(count) % len(order)]].clone()
+    order = torch.randperm(len(vectors_ND), generator=generator).to(vectors_ND.device)
+    centres = vectors_ND[order[torch.arange(count, device=order.device) % len(order)]].clone()
     for _ in range(rounds):
         nearest = torch.cdist(vectors_ND, centres).argmin(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, vectors_ND)
         counts = torch.bincount(nearest, minlength=count).unsqueeze(1)
-        spare = vectors_ND[torch.randint(len(vectors_ND), (count,), generator=generator)]
+        spare = vectors_ND[torch.randint(len(vectors_ND), (count,), generator=generator).to(vectors_ND.device)]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
     return centres
 
@@ -44,9 +44,11 @@ class VQTrainingModel(nn.Module):
     step: Tensor
     usage_V: Tensor
     sums_VD: Tensor
+    seen: Tensor
     recent_ND: Tensor
     REVIVE_EVERY = 50
     DEAD_BELOW = 0.02
+    RECENT = 32_768
 
     def __init__(
         self,
@@ -71,15 +73,18 @@ class VQTrainingModel(nn.Module):
         )
         self.vqmodel.quantize.embedding.requires_grad_(False)  # the moving average moves it, not the optimiser
         self.warmup, self.decay, self.commitment = warmup, decay, commitment
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
         size = config.num_embeddings
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("usage_V", torch.ones(size))
         self.register_buffer("sums_VD", torch.zeros(size, config.embed_dim))
-        self.register_buffer("recent_ND", torch.zeros(0, config.embed_dim), persistent=False)
+        # What k-means starts from is state too: a run that is cut off during the warm-up goes on as if it was not.
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.register_buffer("recent_ND", torch.zeros(self.RECENT, config.embed_dim))
 
     def forward(self, images_BHWC: Tensor) -> dict[str, Any]:
-        pixels = to_pixels(images_BHWC).contiguous()
+        # Channels last: a tenth faster on CPU, and cuDNN likes it too.
+        pixels = to_pixels(images_BHWC).contiguous(memory_format=torch.channels_last)
         latents = latents_before_quantisation(self.vqmodel, pixels).float()
         if self.training:
             quantised, commitment = self._quantise_and_learn(latents)
@@ -107,7 +112,8 @@ class VQTrainingModel(nn.Module):
         vectors = latents.detach().flatten(2).transpose(1, 2).flatten(0, 1)
         self.step += 1
         if self.step <= self.warmup:
-            self.recent_ND = torch.cat([self.recent_ND, vectors])[-32_768:]
+            self.recent_ND = torch.cat([self.recent_ND, vectors])[-self.RECENT :]
+            self.seen += len(vectors)
             if self.step == self.warmup:
                 self._start_codebook()
             # A light pull to zero keeps the scale of the latents where commitment has meaning later.
@@ -120,10 +126,14 @@ class VQTrainingModel(nn.Module):
     @torch.no_grad()
     def _start_codebook(self) -> None:
         weight = self.vqmodel.quantize.embedding.weight
-        weight.copy_(kmeans(self.recent_ND, len(weight), 10, self.generator))
+        recent = self.recent_ND[-min(int(self.seen), self.RECENT) :]
+        weight.copy_(kmeans(recent, len(weight), 10, self._generator()))
         self.sums_VD.copy_(weight)
         self.usage_V.fill_(1.0)
-        self.recent_ND = self.recent_ND[:0]
+
+    def _generator(self) -> torch.Generator:
+        """Randomness of this step: a function of seed and step, so that a resumed run draws the same."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.step))
 
     @torch.no_grad()
     def merge_codes(self, distance: float) -> None:
@@ -153,7 +163,8 @@ class VQTrainingModel(nn.Module):
             dead = self.usage_V < self.DEAD_BELOW
             # Where codes are missing the error is large; most vectors are background, which has codes enough.
             error = (vectors_ND - weight[codes]).pow(2).sum(1)
-            spare = vectors_ND[torch.multinomial(error + 1e-9, len(weight), True, generator=self.generator)]
+            drawn = torch.multinomial(error.cpu() + 1e-9, len(weight), True, generator=self._generator())
+            spare = vectors_ND[drawn.to(vectors_ND.device)]
             self.sums_VD[dead] = spare[dead]
             self.usage_V[dead] = 1.0
         weight.copy_(self.sums_VD / self.usage_V.clamp(min=1e-5).unsqueeze(1))

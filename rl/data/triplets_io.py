@@ -15,8 +15,8 @@ from rl.images import load_image
 from rl.triplets import Triplet
 
 
-def read_triplets(path: Path) -> list[Triplet]:
-    """Read a JSON list; image paths are relative to the file and may not leave its folder.
+def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
+    """Read a JSON list, or its first `limit` entries; image paths are relative to the file and stay in its folder.
 
     `output` may be absent or null (an unknown target); `task`, `class`, `score` and `source` are optional.
 
@@ -31,7 +31,7 @@ def read_triplets(path: Path) -> list[Triplet]:
         raise RewindError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise RewindError(f"{path} must be a JSON list with at least one triplet")
-    return [_triplet(entry, number, path) for number, entry in enumerate(entries)]
+    return [_triplet(entry, number, path) for number, entry in enumerate(entries[:limit])]
 
 
 def _triplet(entry: Any, number: int, path: Path) -> Triplet:
@@ -55,6 +55,8 @@ def _triplet(entry: Any, number: int, path: Path) -> Triplet:
     if source is None:
         raise RewindError(f"{where}: 'input' is null, but every triplet needs a source picture")
     score = entry.get("score")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+        raise RewindError(f"{where}: 'score' must be a number, not {score!r}")
     return Triplet(
         source=source,
         action=entry["instruction"].strip(),

@@ -6,13 +6,19 @@ source and action (FDM). About one half means that the model cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from rl.errors import RewindError
 from rl.evaluation.oracle import Task
 from rl.world import World
 
+TRIES = 1000
+"""Draws for a fake that does not lead to the true outcome before we give up."""
+
+T = TypeVar("T")
 Score = Callable[[list[np.ndarray], list[np.ndarray], list[str]], list[float]]
 
 
@@ -25,16 +31,12 @@ def fakes(world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, list[
     rng = np.random.default_rng(seed)
     random_action, counterfactual, random_target = [], [], []
     for task in tasks:
-        while True:
-            other = tasks[int(rng.integers(len(tasks)))]
-            if other is not task and task.outcome not in world.outcomes(task.scene, other.action):
-                break
+        others = (tasks[int(rng.integers(len(tasks)))] for _ in range(TRIES))
+        other = _first(o for o in others if o is not task and task.outcome not in world.outcomes(task.scene, o.action))
         random_action.append((task.source, other.action, task.target))
         random_target.append((task.source, task.action, other.target))
-        while True:
-            action = world.sample_action(task.scene, rng)
-            if task.outcome not in world.outcomes(task.scene, action):
-                break
+        actions = (world.sample_action(task.scene, rng) for _ in range(TRIES))
+        action = _first(a for a in actions if task.outcome not in world.outcomes(task.scene, a))
         counterfactual.append((task.source, action, task.target))
     return {
         "random_action": random_action,
@@ -43,6 +45,14 @@ def fakes(world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, list[
         "copy": [(task.source, task.action, task.source) for task in tasks],
         "swapped": [(task.target, task.action, task.source) for task in tasks],
     }
+
+
+def _first(options: Iterator[T]) -> T:
+    for option in options:
+        return option
+    raise RewindError(
+        f"no other action than the true one was found in {TRIES} draws: use more test cases or a richer world"
+    )
 
 
 def prefers_truth(score: Score, world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, dict[str, float]]:

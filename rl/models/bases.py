@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 import rl
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
@@ -47,7 +49,8 @@ def load_base(name_or_folder: str | Path) -> UnifiedVLM:
         raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened")
     try:
         return FAMILIES[family].load(folder, str(name_or_folder), card.get("known_words"))
-    except (OSError, ValueError) as error:  # what transformers raises for a damaged or incomplete folder
+    # What transformers and safetensors raise for a damaged or incomplete folder.
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
 
 

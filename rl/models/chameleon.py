@@ -83,7 +83,7 @@ class ChameleonVLM(UnifiedVLM):
         return self._chameleon.model.vqmodel
 
     def encode_pixels(self, images_BHWC: Tensor) -> Tensor:
-        latents = latents_before_quantisation(self._vq, to_pixels(images_BHWC))
+        latents = self._latents(images_BHWC)
         codes = nearest_codes(latents, self._vq.quantize.embedding.weight)
         return self.layout.image_ids_V.to(codes.device)[codes]
 
@@ -91,10 +91,18 @@ class ChameleonVLM(UnifiedVLM):
         order = self.layout.image_ids_V.to(ids_BK.device)
         ranked, rank = order.sort()
         codes = rank[torch.searchsorted(ranked, ids_BK.contiguous())]
+        self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
         return to_uint8(decode_codes(self._vq, self.decoder, codes))
 
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
-        return latents_before_quantisation(self._vq, to_pixels(images_BHWC)).flatten(2).transpose(1, 2)
+        return self._latents(images_BHWC).flatten(2).transpose(1, 2)
+
+    @property
+    def _codebook(self) -> Tensor:
+        return self._vq.quantize.embedding.weight  # type: ignore[no-any-return]
+
+    def _latents(self, images_BHWC: Tensor) -> Tensor:
+        return latents_before_quantisation(self._vq, to_pixels(images_BHWC).to(self._codebook))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,18 +132,25 @@ class ChameleonVLM(UnifiedVLM):
                 "VQ decoder's weights (names as in taming-transformers) in safetensors"
             )
         with quiet_transformers():
-            model = ChameleonForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True
+            model, report = ChameleonForConditionalGeneration.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        # transformers only warns of these and leaves the weights random.
+        wrong = sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]}))
+        if wrong:
+            raise RewindError(
+                f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or of "
+                f"another shape, e.g. '{wrong[0]}'"
             )
         decoder = VQDecoder(model.config.vq_config, _decoder_config(folder))
         weights = load_file(folder / DECODER_FILE)
-        wrong = set(decoder.state_dict()) ^ set(weights) or {
+        misfits = set(decoder.state_dict()) ^ set(weights) or {
             key for key, value in decoder.state_dict().items() if value.shape != weights[key].shape
         }
-        if wrong:
+        if misfits:
             raise RewindError(
-                f"{folder / DECODER_FILE} does not fit the vq_config in config.json: {len(wrong)} tensors are missing, "
-                f"left over or of another shape, e.g. '{min(wrong)}'"
+                f"{folder / DECODER_FILE} does not fit the vq_config in config.json: {len(misfits)} tensors are missing, "
+                f"left over or of another shape, e.g. '{min(misfits)}'"
             )
         decoder.load_state_dict(weights)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

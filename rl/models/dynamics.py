@@ -44,6 +44,22 @@ class ForwardDynamics(_Role):
         """The distribution of image tokens that sampler and trainers share."""
         return TokenDistribution(self.backbone.layout.image_ids_V, temperature, guidance)
 
+    def check(
+        self,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Raise what `sample` would raise about its settings, without sampling."""
+        if num_samples < 1:
+            raise RewindError(f"num_samples must be at least 1, not {num_samples}")
+        self.distribution(temperature, guidance)
+        Truncation(top_k, top_p)
+        Noise(seed)
+
     @overload
     def sample(self, source: Picture, action: str, num_samples: int = ..., **settings: Any) -> list[Candidate]: ...
 
@@ -85,9 +101,10 @@ class ForwardDynamics(_Role):
         Raises:
             RewindError: an empty action, lists of different lengths, something that is no picture.
         """
-        if num_samples < 1:
-            raise RewindError(f"num_samples must be at least 1, not {num_samples}")
+        self.check(num_samples, temperature, top_k, top_p, guidance, seed)
         single = isinstance(action, str)
+        if single == isinstance(source, list | tuple):
+            raise RewindError("give one source and one action, or a list of sources and a list of actions")
         sources: Sequence[Picture] = [source] if single else source  # type: ignore[assignment,list-item]
         actions: Sequence[str] = [action] if isinstance(action, str) else action
         if len(sources) != len(actions):
@@ -109,14 +126,10 @@ class ForwardDynamics(_Role):
                 max_rows=max_rows,
             )
         groups = [
-            [Candidate(ids, logprobs, self._decode) for ids, logprobs in zip(*group, strict=True)]
+            [Candidate(ids, logprobs, vlm) for ids, logprobs in zip(*group, strict=True)]
             for group in zip(drawn.ids_PGT.cpu().numpy(), drawn.logprobs_PGT.cpu().numpy(), strict=True)
         ]
         return groups[0] if single else groups
-
-    def _decode(self, ids_K: np.ndarray) -> np.ndarray:
-        image: np.ndarray = self.backbone.decode(torch.from_numpy(ids_K)[None])[0]
-        return image
 
     def score(
         self,
@@ -146,10 +159,14 @@ class ForwardDynamics(_Role):
 
 
 def token_ids(vlm: UnifiedVLM, pictures: Sequence[Picture | Candidate]) -> list[list[int]]:
-    """Image-token ids of pictures; a `Candidate` already has its own."""
-    fresh = [i for i, picture in enumerate(pictures) if not isinstance(picture, Candidate)]
-    encoded = iter(vlm.encode([pictures[i] for i in fresh]).tolist() if fresh else [])  # type: ignore[misc]
-    return [p.ids.tolist() if isinstance(p, Candidate) else next(encoded) for p in pictures]
+    """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded."""
+    fresh = [
+        picture.image if isinstance(picture, Candidate) else picture
+        for picture in pictures
+        if not (isinstance(picture, Candidate) and picture.backbone is vlm)
+    ]
+    encoded = iter(vlm.encode(fresh).tolist() if fresh else [])
+    return [p.ids.tolist() if isinstance(p, Candidate) and p.backbone is vlm else next(encoded) for p in pictures]
 
 
 def _rows(

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl.errors import RewindError
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
 _MIX1, _MIX2 = -4658895280553007687, -7723592293110705685  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -38,9 +40,13 @@ class Noise:
     seed: int = 0
     step: int = 0
 
+    def __post_init__(self) -> None:
+        if not (abs(self.seed) < 2**63 and abs(self.step) < 2**63):
+            raise RewindError(f"a seed must fit into 64 bits, not {self.seed}")
+
     def uniform(self, prompt_keys_B: Tensor, candidates_B: Tensor, token: int) -> Tensor:
         """float64 [B] in [0, 1) for int64 prompt keys and candidate numbers [B] at one token position."""
-        x = torch.full_like(prompt_keys_B, self.seed)
+        x = _mix(torch.full_like(prompt_keys_B, self.seed) + _GOLDEN)  # else (seed, step) = (0, 31) were (1, 0)
         for part in (self.step, prompt_keys_B, candidates_B, token):
             x = _mix(x * 31 + part + _GOLDEN)
         return ((x >> 11) & 0x1FFFFFFFFFFFFF).double() * 2.0**-53

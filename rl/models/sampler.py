@@ -115,14 +115,14 @@ def sample_tokens(
         max_rows: rows decoded at once; bounds the memory of the cache.
     """
     prompts_a_chunk, samples_a_chunk = max(1, max_rows // num_samples), min(num_samples, max_rows)
-    rows_P = []
+    rows_P: list[tuple[Tensor, ...]] = []
     for part in chunks(len(prompts), prompts_a_chunk):
         streams = [_Stream.prefill(vlm, prompts[part])]
         if distribution.guided:
             assert unconditional is not None, "a guided distribution needs unconditional prompts"
             streams.append(_Stream.prefill(vlm, unconditional[part]))
         keys = torch.tensor([prompt_key(prompt) for prompt in prompts[part]], device=vlm.device)
-        rows_G = []
+        rows_G: list[tuple[Tensor, ...]] = []
         for group in chunks(num_samples, samples_a_chunk):
             times = group.stop - group.start
             numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
@@ -134,19 +134,17 @@ def sample_tokens(
                 stop,
                 truncation,
             )
-            rows_G.append([x.view(len(keys), times, -1) for x in drawn])
-        rows_P.append([torch.cat(parts, 1) for parts in zip(*rows_G, strict=True)])
-    if stop is not None:  # chunks may have stopped at different lengths
-        width = max(ids.shape[-1] for ids, _ in rows_P)
-        rows_P = [
-            [
-                torch.nn.functional.pad(ids, (0, width - ids.shape[-1]), value=vlm.layout.pad),
-                torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[-1])),
-            ]
-            for ids, logprobs in rows_P
-        ]
-    ids_PGT, logprobs_PGT = (torch.cat(parts) for parts in zip(*rows_P, strict=True))
-    return Drawn(ids_PGT, logprobs_PGT)
+            rows_G.append(tuple(x.view(len(keys), times, -1) for x in drawn))
+        rows_P.append(_joined(rows_G, 1, vlm.layout.pad))
+    return Drawn(*_joined(rows_P, 0, vlm.layout.pad))
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]], axis: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Chunks of (ids, log-probabilities) put together; with a stop token they may have ended at different lengths."""
+    width = max(ids.shape[-1] for ids, _ in parts)
+    ids_PGT = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1]), value=pad) for ids, _ in parts]
+    logprobs_PGT = [torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[-1])) for _, logprobs in parts]
+    return torch.cat(ids_PGT, axis), torch.cat(logprobs_PGT, axis)
 
 
 def _decode(

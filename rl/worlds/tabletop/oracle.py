@@ -1,8 +1,9 @@
 """Reads a scene from pixels and judges a predicted outcome.
 
 Every cell is compared with the clean drawing of every kind of object on every table and light; the table and light are
-those that fit the whole picture best. A cell that fits nothing within `READABLE` is unreadable, and that is a failure:
-a smear between two objects must not be read as the nearer one.
+those that fit the whole picture best. A cell that differs from its nearest drawing by more than `READABLE` anywhere, or
+is not clearly nearer to it than to the next, is unreadable, and that is a failure: half an object, or a smear between
+two, must not be read as the nearer one.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from rl.worlds.tabletop.render import CELL, render
 from rl.worlds.tabletop.scene import EMPTY, LIGHTS, MATERIALS, NUM_KINDS, Scene
 
 UNREADABLE = -2
-READABLE = 26.0
-"""Largest root-mean-square difference, in grey levels 0..255, at which a cell still counts as read."""
+BLOCK = 4
+"""Side in pixels of the blocks into which a cell is cut: a missing corner must not vanish in the cell's average."""
+READABLE = 30.0
+"""Largest root-mean-square difference of a block, in grey levels 0..255, at which its cell still counts as read."""
+CLEAR = 0.6
+"""Largest distance to the nearest drawing, as a share of that to the second nearest, at which a cell counts as read."""
 DAMAGE_BUDGET = 4
 """Damaged cells at which minimality reaches 0; each costs 10 / 4 points."""
 
@@ -79,13 +84,22 @@ def read(images: np.ndarray, size: int) -> list[Reading]:
     readings = []
     for n, table in enumerate(tables):
         kinds = by_table[:, n, table].argmin(-1)
-        error = np.sqrt(np.maximum(nearest[:, n, table], 0) / patches.shape[-1])
+        best, second = np.partition(np.maximum(by_table[:, n, table], 0), 1, axis=-1)[:, :2].T
+        fitted = templates[np.arange(size * size), table * (NUM_KINDS + 1) + kinds]
+        worst = _worst_block(patches[:, n] - fitted)
         cells = tuple(
-            UNREADABLE if e > READABLE else (EMPTY if kind == NUM_KINDS else int(kind))
-            for kind, e in zip(kinds, error, strict=True)
+            (EMPTY if kind == NUM_KINDS else int(kind)) if read else UNREADABLE
+            for kind, read in zip(kinds, (worst <= READABLE) & (best <= CLEAR**2 * second), strict=True)
         )
         readings.append(Reading(cells, *_TABLES[int(table)]))
     return readings
+
+
+def _worst_block(differences_CD: np.ndarray) -> np.ndarray:
+    """Root-mean-square of the worst block of each cell, [cells], from differences [cells, cell*cell*3]."""
+    blocks = differences_CD.reshape(-1, CELL // BLOCK, BLOCK, CELL // BLOCK, BLOCK, 3)
+    worst: np.ndarray = np.sqrt((blocks**2).mean(axis=(2, 4, 5)).max(axis=(1, 2)))
+    return worst
 
 
 def _against(reading: Reading, source: Scene, outcome: Scene) -> Judgement:

@@ -30,8 +30,8 @@ class Tabletop:
     def __init__(self, split: str = "train", size: int = 4) -> None:
         if split not in SPLITS:
             raise RewindError(f"the tabletop world has no split '{split}': choose one of {', '.join(SPLITS)}")
-        if not 2 <= size <= 8:
-            raise RewindError(f"the tabletop world takes a size of 2 to 8 cells, not {size}")
+        if not 3 <= size <= 8:  # six objects have to fit, with room to move
+            raise RewindError(f"the tabletop world takes a size of 3 to 8 cells, not {size}")
         self.split_name = split
         self.size = size
         self.image_size = size * CELL
