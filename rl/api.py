@@ -26,6 +26,12 @@ def load_idm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> Inv
     return InverseDynamics(*_open(base_or_run, backbone, IDM_ADAPTER))
 
 
+def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
+    """Whether a base or run stands on the weights of a backbone, so that `backbone=` can be given for it."""
+    folder = adapter_folder(Path(base_or_run))
+    return _same_base(str(base_or_run) if folder is None else base_of_adapter(folder), backbone.name)
+
+
 def _open(base_or_run: str | Path, backbone: UnifiedVLM | None, name: str) -> tuple[UnifiedVLM, str | None]:
     folder = adapter_folder(Path(base_or_run))
     if folder is None:

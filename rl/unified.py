@@ -185,11 +185,10 @@ class UnifiedVLM(ABC):
 
         weights = _adapter_weights(folder)
         before, training = {id(p) for p in self.model.parameters() if p.requires_grad}, self.model.training
-        wrapped = isinstance(self.model, PeftModel)
-        if wrapped and name in self.model.peft_config:
+        if name in getattr(self.model, "peft_config", {}):
             raise RewindError(f"{self.name} already has an adapter named '{name}'")
         try:
-            if wrapped:
+            if isinstance(self.model, PeftModel):
                 active = self.model.active_adapter
                 self.model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
                 self.model.set_adapter(active)
@@ -221,7 +220,7 @@ class UnifiedVLM(ABC):
                 yield
                 return
             active, trainable = self.model.active_adapter, [(p, p.requires_grad) for p in self.model.parameters()]
-            layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+            layers: list[Any] = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
             disabled = [layer.disable_adapters for layer in layers]
             try:
                 for layer in layers:  # said both ways, so that one role may be used inside another

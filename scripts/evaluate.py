@@ -8,9 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
+
+if TYPE_CHECKING:
+    from rl.unified import UnifiedVLM
+    from rl.world import World
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parse_with_config(parser())
     from rl import load_fdm, load_idm
+    from rl.api import shares_base
     from rl.errors import RewindError
     from rl.evaluation import oracle
     from rl.evaluation.probes import prefers_truth
@@ -43,16 +49,11 @@ def main() -> None:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
     world = load_split(arguments.world, arguments.split)
     fdm = load_fdm(arguments.fdm)
-    if fdm.backbone.image_size != world.image_size:
-        raise RewindError(
-            f"{arguments.fdm} sees {fdm.backbone.image_size} pixels and the world {arguments.world} draws "
-            f"{world.image_size}: they do not fit together"
-        )
-    idm = load_idm(arguments.idm, fdm.backbone) if arguments.idm is not None else None
-    if idm is not None and idm.backbone.image_size != world.image_size:
-        raise RewindError(
-            f"{arguments.idm} sees {idm.backbone.image_size} pixels, not the {world.image_size} of the world"
-        )
+    _check_size(arguments.fdm, fdm.backbone, world)
+    idm = None
+    if arguments.idm is not None:
+        idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
+        _check_size(arguments.idm, idm.backbone, world)
     fdm.check(temperature=arguments.temperature)
     inputs = [arguments.fdm, arguments.idm]
     output = claim(
@@ -86,6 +87,16 @@ def main() -> None:
     sheet([[*a, *b] for a, b in zip(rows[::2], rows[1::2], strict=False)]).save(output / "sheet.png")
     print(json.dumps(results, indent=1))
     print(f"results and sheet.png in {output}")
+
+
+def _check_size(name: str, backbone: UnifiedVLM, world: World) -> None:
+    from rl.errors import RewindError
+
+    if backbone.image_size != world.image_size:
+        raise RewindError(
+            f"{name} sees {backbone.image_size} pixels and the world {world.name} draws {world.image_size}: they "
+            "do not fit together"
+        )
 
 
 if __name__ == "__main__":

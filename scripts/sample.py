@@ -71,10 +71,10 @@ def main() -> None:
     seen = backbone.decode(backbone.encode([t.source for t in triplets[:SHOWN_ROWS]]))
     rows = []
     for triplet, again, group in zip(triplets, seen, groups, strict=False):
-        row = [(triplet.source, triplet.action), (again, "as the model sees it")]
-        row += [(triplet.target, "true target")] if triplet.target is not None else []
-        row += [(c.image, f"log-probability {c.logprob:.1f}") for c in group[:SHOWN_SAMPLES]]
-        rows.append(row)
+        cells = [(triplet.source, triplet.action), (again, "as the model sees it")]
+        cells += [(triplet.target, "true target")] if triplet.target is not None else []
+        cells += [(c.image, f"log-probability {c.logprob:.1f}") for c in group[:SHOWN_SAMPLES]]
+        rows.append(cells)
     sheet(rows).save(output / "sheet.png")
     print(f"{sum(map(len, groups))} pictures in {output}; look at {output / 'sheet.png'}")
 

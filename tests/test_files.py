@@ -146,27 +146,42 @@ def test_wrong_configs(tmp_path: Path, text: str, sentence: str) -> None:
 
 def test_an_output_is_never_overwritten_by_accident(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    claim(run, {"steps": 3, "resume": False})
+    claim(run, "train.py", {"steps": 3, "resume": False})
     (run / "weights").write_text("precious")
-    with pytest.raises(RewindError, match="exists and is not empty: use --resume, --overwrite"):
-        claim(run, {"steps": 3})
+    with pytest.raises(RewindError, match="exists: use --resume, --overwrite"):
+        claim(run, "train.py", {"steps": 3})
     with pytest.raises(RewindError, match="begun with other values of steps"):
-        claim(run, {"steps": 4}, resume=True)
-    assert claim(run, {"steps": 3, "resume": True}, resume=True) == run
+        claim(run, "train.py", {"steps": 4}, resume=True)
+    assert claim(run, "train.py", {"steps": 3, "resume": True}, resume=True) == run
     assert (run / "weights").read_text() == "precious"
-    claim(run, {"steps": 4}, overwrite=True)
+    claim(run, "train.py", {"steps": 4}, overwrite=True)
     assert not (run / "weights").exists()
     assert json.loads((run / "run.json").read_text())["config"] == {"steps": 4}
+
+
+def test_overwrite_removes_neither_another_scripts_run_nor_the_input(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    claim(run, "label.py", {})
+    (run / "triplets.json").write_text("[]")
+    with pytest.raises(RewindError, match=r"holds a run of label.py: use another --output"):
+        claim(run, "train.py", {}, overwrite=True)
+    with pytest.raises(RewindError, match=r"--overwrite would remove .*triplets.json, which this run reads"):
+        claim(run, "label.py", {}, inputs=[None, "a name", run / "triplets.json"], overwrite=True)
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    with pytest.raises(RewindError, match="is a link: choose another name"):
+        claim(link, "label.py", {}, overwrite=True)
+    assert (run / "triplets.json").exists()
 
 
 def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(RewindError, match="use another --output"):
-        claim(tmp_path, {}, overwrite=True)
+        claim(tmp_path, "train.py", {}, overwrite=True)
     with pytest.raises(RewindError, match="use another --output"):
-        claim(tmp_path, {}, resume=True)
+        claim(tmp_path, "train.py", {}, resume=True)
     with pytest.raises(RewindError, match="is a file"):
-        claim(tmp_path / "thesis.tex", {})
+        claim(tmp_path / "thesis.tex", "train.py", {})
     assert (tmp_path / "thesis.tex").exists()
 
 

@@ -50,9 +50,7 @@ def fakes(world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, list[
 def _first(options: Iterator[T]) -> T:
     for option in options:
         return option
-    raise RewindError(
-        f"no other action than the true one was found in {TRIES} draws: use more test cases or a richer world"
-    )
+    raise RewindError(f"{TRIES} draws gave no action that leads elsewhere than the true one: use more test cases")
 
 
 def prefers_truth(score: Score, world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, dict[str, float]]:

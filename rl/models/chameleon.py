@@ -139,8 +139,8 @@ class ChameleonVLM(UnifiedVLM):
         wrong = sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]}))
         if wrong:
             raise RewindError(
-                f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or of "
-                f"another shape, e.g. '{wrong[0]}'"
+                f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or "
+                f"of another shape, e.g. '{wrong[0]}'"
             )
         decoder = VQDecoder(model.config.vq_config, _decoder_config(folder))
         weights = load_file(folder / DECODER_FILE)
@@ -149,8 +149,8 @@ class ChameleonVLM(UnifiedVLM):
         }
         if misfits:
             raise RewindError(
-                f"{folder / DECODER_FILE} does not fit the vq_config in config.json: {len(misfits)} tensors are missing, "
-                f"left over or of another shape, e.g. '{min(misfits)}'"
+                f"{folder / DECODER_FILE} does not fit the vq_config in config.json: {len(misfits)} tensors are "
+                f"missing, left over or of another shape, e.g. '{min(misfits)}'"
             )
         decoder.load_state_dict(weights)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
