@@ -41,6 +41,7 @@ def main() -> None:
     from rl import RewindError, Triplet, load_fdm
     from rl.data.triplets_io import read_triplets
     from rl.images import load_image
+    from rl.models.dynamics import check_actions
     from rl.report.grids import sheet
     from rl.run_folder import claim
 
@@ -50,6 +51,7 @@ def main() -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise RewindError(f"--limit must be at least 1, not {arguments.limit}")
     if one:
+        check_actions([arguments.action])
         triplets = [Triplet(load_image(arguments.source), arguments.action)]
     else:
         triplets = read_triplets(arguments.triplets, arguments.limit)

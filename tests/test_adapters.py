@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from rl import load_fdm, load_idm
 from rl.errors import RewindError
@@ -78,6 +80,41 @@ def test_scoring_leaves_the_trainable_set_and_the_mode(runs: tuple[Path, Path, P
     with pytest.raises(ValueError, match="boom"), fdm.backbone.using("idm"):
         raise ValueError("boom")
     assert state() == before
+
+
+def test_one_role_inside_another(runs: tuple[Path, Path, Path], picture: np.ndarray) -> None:
+    _, fdm_run, idm_run = runs
+    fdm = load_fdm(fdm_run)
+    idm = load_idm(idm_run, backbone=fdm.backbone)
+    expected = idm.score(picture, [255 - picture], "remove all rings")
+    with fdm.backbone.using(None):
+        assert idm.score(picture, [255 - picture], "remove all rings") == expected
+    with fdm.backbone.using("idm"), fdm.backbone.using(None):
+        pass
+    assert idm.score(picture, [255 - picture], "remove all rings") == expected
+    with pytest.raises(RewindError, match="no adapter named 'judge'"), fdm.backbone.using("judge"):
+        pass
+
+
+def _change(run: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    file = run / "adapter" / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda run: (run / "adapter" / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+        (lambda run: (run / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 50), "cannot be read"),
+        (lambda run: _change(run, lambda w: dict(list(w.items())[1:])), "it has 11 tensors for 12 places"),
+        (lambda run: _change(run, lambda w: {k: torch.cat([v, v]) for k, v in w.items()}), "does not fit"),
+        (lambda run: _change(run, lambda w: {**w, "base_model.model.lm_head.weight": torch.ones(2)}), "lm_head"),
+    ],
+)
+def test_a_damaged_adapter(runs: tuple[Path, Path, Path], damage, sentence: str) -> None:  # type: ignore[no-untyped-def]
+    damage(runs[1])
+    with pytest.raises(RewindError, match=sentence):
+        load_fdm(runs[1])
 
 
 def test_an_adapter_of_another_base(runs: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
+from safetensors.torch import load_file, save_file
 from transformers import ChameleonVQVAEConfig
 
 from rl import load_fdm, load_idm
 from rl.errors import RewindError
 from rl.models.bases import load_base, save_base
 from rl.models.chameleon import ChameleonVLM, image_token_name
-from rl.models.dynamics import ForwardDynamics
+from rl.models.dynamics import ForwardDynamics, token_ids
 from rl.models.vq import DecoderConfig, VQDecoder, latents_before_quantisation, nearest_codes, to_pixels, to_uint8
 
 
@@ -154,6 +155,10 @@ def edit(path: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def drop(path: Path, *names: str) -> None:
+    save_file({k: v for k, v in load_file(path).items() if k not in names}, path, {"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -165,6 +170,10 @@ def edit(path: Path, **changes: object) -> None:
         (lambda b: (b / "config.json").write_text("{"), "not readable JSON"),
         (lambda b: edit(b / "decoder_config.json", base_channels=64), "does not fit the vq_config"),
         (lambda b: edit(b / "decoder_config.json", depth=64), "does not describe a VQ decoder"),
+        (lambda b: drop(b / "model.safetensors", "lm_head.weight", "model.norm.weight"), "1 tensors are missing"),
+        (lambda b: edit(b / "config.json", intermediate_size=96), "do not fit its config.json"),
+        (lambda b: (b / "model.safetensors").write_bytes(b"x" * 100), "cannot be opened"),
+        (lambda b: (b / "decoder.safetensors").write_bytes(b"x" * 100), "cannot be opened"),
         (lambda b: edit(b / "config.json", vocabulary_map={"a": 1}), "is no Chameleon checkpoint"),
         (lambda b: (b / "config.json").unlink(), "there is no base"),
     ],
@@ -173,6 +182,22 @@ def test_a_damaged_base_is_one_sentence(base: Path, damage, sentence: str) -> No
     damage(base)
     with pytest.raises(RewindError, match=sentence):
         load_base(base)
+
+
+def test_weights_of_another_type_draw_too(picture: np.ndarray) -> None:
+    vlm = make_tiny()
+    vlm.model.to(torch.bfloat16)
+    candidate = ForwardDynamics(vlm).sample(picture, "remove all rings")[0]
+    assert np.asarray(candidate.image).shape == (32, 32, 3)
+    assert vlm.features([picture]).dtype == torch.bfloat16
+
+
+def test_a_candidate_of_another_base_is_read_as_a_picture(picture: np.ndarray) -> None:
+    drawer, reader = make_tiny(1), make_tiny(2)
+    candidate = ForwardDynamics(drawer).sample(picture, "remove all rings")[0]
+    assert token_ids(drawer, [candidate])[0] == candidate.ids.tolist()
+    again = reader.encode([np.asarray(candidate.image)])[0].tolist()
+    assert token_ids(reader, [candidate])[0] == again != candidate.ids.tolist()
 
 
 def test_ids_of_another_base_are_refused(tiny: ChameleonVLM) -> None:

@@ -102,6 +102,7 @@ def test_noise_is_uniform_and_depends_on_every_part() -> None:
     counts = torch.histc(draws, 20, 0, 1)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 45  # chi squared, 19 degrees of freedom: p < 0.001 above
     assert abs(float(torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))[0, 1])) < 0.03
+    assert not bool((Noise(seed=0, step=31).uniform(keys, numbers, 3) == Noise(1, 0).uniform(keys, numbers, 3)).any())
     for other in (
         Noise(seed=2, step=2).uniform(keys, numbers, 3),
         Noise(seed=1, step=3).uniform(keys, numbers, 3),

@@ -76,11 +76,12 @@ def test_unreadable_images(tmp_path: Path) -> None:
 def test_candidates_decode_when_looked_at() -> None:
     calls = []
 
-    def decode(ids: np.ndarray) -> np.ndarray:
-        calls.append(ids)
-        return noise(8, 8, 3)
+    class Backbone:
+        def decode(self, ids_BK: np.ndarray) -> list[np.ndarray]:
+            calls.append(ids_BK)
+            return [noise(8, 8, 3)]
 
-    candidate = Candidate(np.arange(4), np.full(4, -0.5, np.float32), decode)
+    candidate = Candidate(np.arange(4), np.full(4, -0.5, np.float32), Backbone())  # type: ignore[arg-type]
     assert not calls
     assert candidate.image.size == (8, 8)
     assert candidate.image is candidate.image

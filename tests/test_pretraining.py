@@ -33,9 +33,9 @@ def test_kmeans_finds_separate_clusters() -> None:
 
 def test_the_tokenizer_learns_and_its_codebook_follows() -> None:
     torch.manual_seed(0)
-    world, rng = Tabletop(size=2), np.random.default_rng(0)
+    world, rng = Tabletop(size=3), np.random.default_rng(0)
     images = torch.from_numpy(np.stack([world.render(world.sample_scene(rng), rng) for _ in range(16)]))
-    model = VQTrainingModel(tiny_vq_config(32, 32), TINY_DECODER, warmup=10).train()
+    model = VQTrainingModel(tiny_vq_config(48, 32), TINY_DECODER, warmup=10).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for _ in range(40):
@@ -70,7 +70,7 @@ def test_dead_codes_move_to_badly_coded_vectors() -> None:
 
 @pytest.fixture(scope="module")
 def pool() -> PretrainingPool:
-    return pool_from_world(Tabletop(size=2), 30, 2, np.random.default_rng(0))
+    return pool_from_world(Tabletop(size=3), 30, 2, np.random.default_rng(0))
 
 
 def test_sequences_are_laid_out_as_promised(tiny: ChameleonVLM, pool: PretrainingPool) -> None:
@@ -157,36 +157,53 @@ def arguments(output: Path, **changes: object) -> argparse.Namespace:
     return found
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stage", "step"), [("tokenizer", 3), ("language", 5)])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
+) -> None:
     torch.set_num_threads(1)
-    make_base(arguments(tmp_path / "whole"))
+    settings = {"tokenizer_steps": 8, "tokenizer_warmup": 4}  # a checkpoint every two steps; k-means after four
+    make_base(arguments(tmp_path / "whole", **settings))
 
     class StoppedError(Exception):
         pass
 
     log = MetricsFile.on_log
 
-    def stop_at_five(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+    def stop(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
         log(self, args, state, control, logs, **kwargs)
-        if "language" in str(self.path) and state.global_step == 5:
+        if stage in str(self.path) and state.global_step == step:
             raise StoppedError
 
-    monkeypatch.setattr(MetricsFile, "on_log", stop_at_five)
+    monkeypatch.setattr(MetricsFile, "on_log", stop)
     with pytest.raises(StoppedError):
-        make_base(arguments(tmp_path / "broken"))
+        make_base(arguments(tmp_path / "broken", **settings))
     monkeypatch.setattr(MetricsFile, "on_log", log)
     assert not (tmp_path / "broken" / "model.safetensors").exists()
-    with pytest.raises(RewindError, match="exists and is not empty"):
-        make_base(arguments(tmp_path / "broken"))
+    with pytest.raises(RewindError, match="exists: use --resume"):
+        make_base(arguments(tmp_path / "broken", **settings))
     with pytest.raises(RewindError, match="begun with other values of steps"):
-        make_base(arguments(tmp_path / "broken", resume=True, steps=9))
-    make_base(arguments(tmp_path / "broken", resume=True))
+        make_base(arguments(tmp_path / "broken", resume=True, steps=9, **settings))
+    (tmp_path / "broken" / "training" / stage / "checkpoint-7").mkdir()  # as a kill while saving leaves it
+    make_base(arguments(tmp_path / "broken", resume=True, **settings))
     for name in ("model.safetensors", "decoder.safetensors"):
         a, b = (load_file(tmp_path / run / name) for run in ("whole", "broken"))
         assert all(torch.equal(a[key], b[key]) for key in a)
     lines = (tmp_path / "broken" / "training" / "language" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]
     assert steps == list(range(1, 9))  # no step twice
+
+
+def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RewindError, match=r"diverged: .* weights are not finite"):
+        make_base(arguments(tmp_path / "out", tokenizer_learning_rate=float("inf")))
+    assert not (tmp_path / "out" / "training" / "tokenizer.safetensors").exists()
+
+
+def test_pretraining_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RewindError, match="runs in one process"):
+        make_base(arguments(tmp_path / "out"))
 
 
 def test_a_tokenizer_can_be_taken_over(tmp_path: Path) -> None:

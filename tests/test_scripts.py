@@ -65,7 +65,7 @@ def test_sample_on_the_world(world_folder: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "sheet.png").width > 4 * 64
     again = start(*command)
     assert again.returncode == 2
-    assert "exists and is not empty" in again.stderr
+    assert "exists: use --resume, --overwrite" in again.stderr
     succeed(*command, "--overwrite")
     assert [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()] == rows
 
@@ -128,7 +128,7 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (["scripts/make_world.py", "--split", "dev", "--output", "OUT"], "has no split 'dev'"),
         (["scripts/make_world.py", "--num_triplets", "0", "--output", "OUT"], "nothing to write"),
         (["scripts/make_world.py", "--config", "CONFIG", "--output", "OUT"], "unknown key 'num_triplet'"),
-        (["scripts/make_world.py", "--output", "docs"], "exists and is not empty"),
+        (["scripts/make_world.py", "--output", "docs"], "holds no run of this script"),
         (["scripts/pretrain_base.py", "--output", "OUT"], "give either --world or --frames"),
         (["scripts/pretrain_base.py", "--frames", "EMPTY", "--output", "OUT"], "holds no picture"),
         (["scripts/evaluate.py", "--fdm", "tabletop-chameleon", "--num_scenes", "1", "--output", "OUT"], "at least 2"),

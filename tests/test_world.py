@@ -175,9 +175,12 @@ def test_what_fits_nothing_is_unreadable(world: Tabletop) -> None:
     assert reading.scene is None
     half = clean.copy()  # half an object is no object
     half[16:32, 24:32] = clean[16:32, 56:64]
-    assert world.read(half[None])[0].cells[5] != EMPTY
+    assert world.read(half[None])[0].cells[5] == UNREADABLE
     blend = (clean.astype(int) + world.render(scene(b2=BLUE_STAR, c3=BLUE_STAR), None)).astype(int) // 2
-    assert world.read(blend.astype(np.uint8)[None])[0].cells[5] not in (RED_CIRCLE, BLUE_STAR, EMPTY)
+    assert world.read(blend.astype(np.uint8)[None])[0].cells[5] == UNREADABLE
+    bare = world.render(scene(a1=RED_CIRCLE, c3=BLUE_STAR), None)
+    faded = (0.55 * clean + 0.45 * bare).astype(np.uint8)
+    assert world.read(faded[None])[0].cells[5] == UNREADABLE
 
 
 def test_captions_tell_scenes_apart(world: Tabletop) -> None:
@@ -223,6 +226,8 @@ def test_other_sizes(size: int) -> None:
 def test_bad_input(world: Tabletop) -> None:
     with pytest.raises(RewindError, match=r"no split 'dev': choose one of train"):
         Tabletop("dev")
+    with pytest.raises(RewindError, match="takes a size of 3 to 8 cells, not 2"):
+        Tabletop(size=2)
     with pytest.raises(RewindError, match="reads uint8 pictures"):
         world.read(np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(RewindError, match="cannot be carried out"):

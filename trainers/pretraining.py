@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from rl.errors import RewindError
 
@@ -108,14 +107,19 @@ def training_arguments(
 
 def fit(trainer: Trainer, output: Path, resume: bool) -> None:
     """Train, from the last checkpoint in `output` if `resume` and there is one."""
-    checkpoint = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
     wrong = [name for name, weight in trainer.model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
         raise RewindError(
             f"training in {output} diverged: {len(wrong)} weights are not finite, e.g. '{wrong[0]}'; start again with "
             "--overwrite and a smaller learning rate"
         )
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The last whole checkpoint of a run; one that a kill cut short lacks its last file and is passed over."""
+    found = [p.parent for p in output.glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda folder: int(folder.name.rpartition("-")[2]))) if found else None
 
 
 def train_tokenizer(

@@ -24,7 +24,8 @@ class _Role:
         self.adapter = adapter
 
 
-def _check_actions(actions: Sequence[str]) -> None:
+def check_actions(actions: Sequence[str]) -> None:
+    """Raise a `RewindError` unless every action is a sentence."""
     for action in actions:
         if not isinstance(action, str):
             raise RewindError(f"an action is a sentence (str), not a {type(action).__name__}")
@@ -109,7 +110,7 @@ class ForwardDynamics(_Role):
         actions: Sequence[str] = [action] if isinstance(action, str) else action
         if len(sources) != len(actions):
             raise RewindError(f"{len(sources)} sources and {len(actions)} actions: give one action a source")
-        _check_actions(actions)
+        check_actions(actions)
         vlm = self.backbone
         source_ids = vlm.encode(sources).tolist()
         distribution = self.distribution(temperature, guidance)
@@ -182,7 +183,7 @@ def _rows(
     count = len(sources) if many else len(targets)
     if not count == len(targets) == len(actions):
         raise RewindError(f"{count} sources, {len(targets)} targets and {len(actions)} actions do not fit together")
-    _check_actions(actions)
+    check_actions(actions)
     if not len(targets):
         return [], [], []
     source_ids = token_ids(vlm, sources) * (1 if many else count)

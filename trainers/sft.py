@@ -1,0 +1,178 @@
+"""Supervised fine-tuning of either role on TRL's `SFTTrainer`, with a weight a token (arXiv 2506.06006).
+
+A row is a prompt and the span that the role predicts: the action's words (IDM) or the target's image tokens (FDM). The
+loss is taken under the role's own distribution, the one that sampler and scorer use, not under the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from rl.data.importance import Importance
+from rl.errors import RewindError
+from rl.models.distribution import TokenDistribution
+from rl.triplets import Triplet
+from rl.unified import UnifiedVLM
+from trainers.losses import weighted_nll
+
+IGNORED = -100
+Role = Literal["fdm", "idm"]
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""All linear layers of the decoder stack; the head stays as it is, since both roles share it."""
+
+
+def role_rows(
+    vlm: UnifiedVLM, role: Role, triplets: Sequence[Triplet], importance: Importance | None = None
+) -> Dataset:
+    """Triplets as rows of `input_ids`, `labels` (-100 in the prompt) and, with `importance`, `weights` (0 there).
+
+    Raises:
+        RewindError: no triplet, one without a target, importance weights for the words of an IDM.
+    """
+    if not triplets:
+        raise RewindError("there is no triplet to train on")
+    missing = [number for number, triplet in enumerate(triplets) if triplet.target is None]
+    if missing:
+        raise RewindError(f"triplet {missing[0]} has no target picture, which training needs: leave it out")
+    if role == "idm" and importance is not None:
+        raise RewindError("token-importance weights belong to image tokens; an IDM predicts words")
+    sources, targets = [t.source for t in triplets], [t.target for t in triplets if t.target is not None]
+    source_ids, target_ids = vlm.encode(sources).tolist(), vlm.encode(targets).tolist()
+    weights = None
+    if importance is not None:
+        weights = importance.weights(vlm.features(sources), vlm.features(targets)).tolist()
+    rows: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"weights": []} if weights else {})
+    for number, triplet in enumerate(triplets):
+        if role == "fdm":
+            prompt, span = vlm.fdm_prompt(source_ids[number], triplet.action), target_ids[number]
+        else:
+            prompt = vlm.idm_prompt(source_ids[number], target_ids[number])
+            span = vlm.action_ids(triplet.action)
+        rows["input_ids"].append(prompt + span)
+        rows["labels"].append([IGNORED] * len(prompt) + span)
+        if weights is not None:
+            rows["weights"].append([0.0] * len(prompt) + weights[number])
+    return Dataset.from_dict(rows)
+
+
+class SpanCollator:
+    """Pads rows on the right: `input_ids` and `labels` int64 [B, T], `weights` float32 [B, T]."""
+
+    def __init__(self, pad: int) -> None:
+        self.fill = {"input_ids": (pad, torch.long), "labels": (IGNORED, torch.long), "weights": (0.0, torch.float32)}
+
+    def __call__(self, rows: list[dict[str, list[Any]]]) -> dict[str, Tensor]:
+        width = max(len(row["input_ids"]) for row in rows)
+        return {
+            key: torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows], dtype=dtype)
+            for key, (value, dtype) in self.fill.items()
+            if key in rows[0]
+        }
+
+
+def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> None:
+    """Put a fresh LoRA adapter on a backbone and make it the trainable one; its config names the base.
+
+    Raises:
+        RewindError: the head among the targets, which sampling reads as a plain matrix.
+    """
+    targets = config.target_modules
+    if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
+        raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
+    config.base_model_name_or_path = vlm.name
+    if hasattr(vlm.model, "peft_config"):
+        vlm.model.add_adapter(name, config)  # type: ignore[operator]
+        vlm.model.set_adapter(name)  # type: ignore[operator]
+    else:
+        vlm.model = get_peft_model(vlm.model, config, adapter_name=name)  # type: ignore[arg-type]
+    vlm.model.peft_config[name].base_model_name_or_path = vlm.name  # peft puts the in-memory model's own name there
+
+
+def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
+    """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder."""
+    folder = run / "adapter"
+    vlm.model.save_pretrained(str(folder), selected_adapters=[name])  # type: ignore[operator]
+    inner = folder / name
+    if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
+        for file in inner.iterdir():
+            file.replace(folder / file.name)
+        inner.rmdir()
+    return folder
+
+
+class RoleSFTTrainer(SFTTrainer):
+    """TRL's `SFTTrainer` with the loss of a role.
+
+    Seams of TRL 1.16 / transformers 5.23 that it touches: `compute_loss`, and `_get_num_items_in_batch`, which counts
+    the tokens of an optimizer step and here sums their weights.
+
+    Args:
+        vlm: the backbone, whose `model` is trained.
+        role: which distribution the span is scored under.
+        args: `SFTConfig`; dataset preparation is switched off, since rows are tokens already.
+        train_dataset: rows of `role_rows`.
+        use_weights: whether the column `weights` counts; a column that is there but unused is an error.
+    """
+
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        role: Role,
+        args: SFTConfig,
+        train_dataset: Dataset,
+        *,
+        use_weights: bool = False,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        if use_weights != ("weights" in train_dataset.column_names):
+            has = "holds" if "weights" in train_dataset.column_names else "lacks"
+            raise RewindError(f"the data {has} a column of token weights and use_weights is {use_weights}: they must agree")
+        self.vlm, self.role = vlm, role
+        ids = vlm.layout.image_ids_V if role == "fdm" else vlm.layout.text_ids_V
+        self.distribution = TokenDistribution(ids)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.remove_unused_columns = False
+        super().__init__(
+            model=vlm.model,
+            args=args,
+            data_collator=SpanCollator(vlm.layout.pad),
+            train_dataset=train_dataset,
+            processing_class=vlm.tokenizer,
+            callbacks=callbacks,
+        )
+        self.loss_is_scaled_for_ga = True  # our divisor already covers all accumulation steps
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        total = torch.stack([_weights(batch).sum() for batch in batch_samples]).sum().to(device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        hidden = self.vlm.hidden_states(inputs["input_ids"], use_cache=False).last_hidden_state
+        labels, weights = inputs["labels"][:, 1:], _weights(inputs)[:, 1:]
+        learned = labels != IGNORED
+        # Position t's logits predict token t + 1, so a token's weight goes with the state before it.
+        log_probs = self.distribution.log_probs(hidden[:, :-1][learned], self.vlm.head_weight())
+        chosen = log_probs.gather(-1, self.distribution.positions(labels[learned])[:, None])[:, 0]
+        total = weights[learned].sum() if num_items_in_batch is None else num_items_in_batch
+        loss = weighted_nll(chosen, weights[learned], total)
+        if num_items_in_batch is not None:
+            loss = loss * self.args.world_size  # gradients are averaged over processes; the divisor is already global
+        return (loss, {}) if return_outputs else loss
+
+
+def _weights(batch: dict[str, Tensor]) -> Tensor:
+    """The weights of a batch [B, T]: its column, or 1 for every learned token."""
+    return batch["weights"] if "weights" in batch else (batch["labels"] != IGNORED).float()
