@@ -117,4 +117,4 @@ def test_noise_is_uniform_and_depends_on_every_part() -> None:
 def test_noise_stays_what_it_is() -> None:
     """Runs are resumed and compared across versions, so these numbers are part of the format."""
     draws = Noise(seed=0, step=0).uniform(torch.tensor([prompt_key([5, 6]), 0]), torch.tensor([0, 7]), 1)
-    assert draws.tolist() == pytest.approx([0.9913933553034944, 0.8650864566801123], abs=1e-15)
+    assert draws.tolist() == pytest.approx([0.24887179419078598, 0.46424428451081967], abs=1e-15)

@@ -108,7 +108,12 @@ def training_arguments(
 def fit(trainer: Trainer, output: Path, resume: bool) -> None:
     """Train, from the last checkpoint in `output` if `resume` and there is one."""
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    wrong = [name for name, weight in trainer.model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    check_finite(trainer.model, output)
+
+
+def check_finite(model: Any, output: Path) -> None:
+    """Raise if training left weights that are no numbers."""
+    wrong = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
         raise RewindError(
             f"training in {output} diverged: {len(wrong)} weights are not finite, e.g. '{wrong[0]}'; start again with "

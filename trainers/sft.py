@@ -89,12 +89,13 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
     if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
         raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
     config.base_model_name_or_path = vlm.name
-    if hasattr(vlm.model, "peft_config"):
-        vlm.model.add_adapter(name, config)  # type: ignore[operator]
-        vlm.model.set_adapter(name)  # type: ignore[operator]
+    model: Any = vlm.model
+    if hasattr(model, "peft_config"):
+        model.add_adapter(name, config)
+        model.set_adapter(name)
     else:
-        vlm.model = get_peft_model(vlm.model, config, adapter_name=name)  # type: ignore[arg-type]
-    vlm.model.peft_config[name].base_model_name_or_path = vlm.name  # peft puts the in-memory model's own name there
+        model = vlm.model = get_peft_model(model, config, adapter_name=name)
+    model.peft_config[name].base_model_name_or_path = vlm.name  # peft puts the in-memory model's own name there
 
 
 def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
@@ -135,7 +136,9 @@ class RoleSFTTrainer(SFTTrainer):
     ) -> None:
         if use_weights != ("weights" in train_dataset.column_names):
             has = "holds" if "weights" in train_dataset.column_names else "lacks"
-            raise RewindError(f"the data {has} a column of token weights and use_weights is {use_weights}: they must agree")
+            raise RewindError(
+                f"the data {has} a column of token weights and use_weights is {use_weights}: they must agree"
+            )
         self.vlm, self.role = vlm, role
         ids = vlm.layout.image_ids_V if role == "fdm" else vlm.layout.text_ids_V
         self.distribution = TokenDistribution(ids)

@@ -1,8 +1,8 @@
 """Token-importance weights from a recognition model (arXiv 2506.06006, "recognition-weighted training").
 
-The paper weights the cross-entropy of target token l by w_l = || z_source,l - z_target,l ||^2, where z are the VLM's own
-image features before quantisation: tokens that change count more than those that stay. It gives no normalisation, so
-ours is stated here and can be switched.
+The paper weights the cross-entropy of target token l by w_l = || z_source,l - z_target,l ||^2, where z are the VLM's
+own image features before quantisation: tokens that change count more than those that stay. It gives no normalisation,
+so ours is stated here and can be switched.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Importance:
 
     def __post_init__(self) -> None:
         if self.normalise not in ("dataset", "sample", "none"):
-            raise RewindError(f"importance weights are normalised by 'dataset', 'sample' or 'none', not {self.normalise!r}")
+            raise RewindError(
+                f"importance weights are normalised by 'dataset', 'sample' or 'none', not {self.normalise!r}"
+            )
         if self.floor < 0 or not self.cap > 0:
             raise RewindError(f"the floor must be 0 or more and the cap above 0, not {self.floor} and {self.cap}")
 

@@ -1,0 +1,21 @@
+"""Fine-tune a forward dynamics model: source picture and action in, the target's image tokens out.
+
+python scripts/train_fdm.py --config configs/fdm_tabletop.yaml --triplets runs/world/triplets.json --output_dir runs/fdm
+python scripts/train_fdm.py --triplets labelled.json --synthetic idm_labelled.json --token_weights --output_dir runs/fdm
+"""
+
+from __future__ import annotations
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import run
+
+
+def main() -> None:
+    from trainers.arguments import FDMArguments, LoraModelConfig, RoleConfig, parse
+    from trainers.sft_recipe import train_role
+
+    train_role("fdm", *parse((FDMArguments, RoleConfig, LoraModelConfig)))
+
+
+if __name__ == "__main__":
+    run(main)

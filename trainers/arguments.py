@@ -1,0 +1,96 @@
+"""Arguments of the training scripts in TRL's habits: script arguments, TRL's config, TRL's model config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
+
+from rl.errors import RewindError
+
+
+@dataclass
+class RunArguments:
+    """What every training script has."""
+
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in --output_dir"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what an earlier run left in --output_dir"})
+
+
+@dataclass
+class IDMArguments(RunArguments):
+    """Arguments of `train_idm.py` beside TRL's."""
+
+    base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name or folder"})
+    triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists in AURORA's format"})
+    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+
+
+@dataclass
+class FDMArguments(IDMArguments):
+    """Arguments of `train_fdm.py` beside TRL's."""
+
+    synthetic: list[str] = field(default_factory=list, metadata={"help": "IDM-labelled triplets, mixed in"})
+    token_weights: bool = field(
+        default=False, metadata={"help": "weigh each image token by how much it changes (arXiv 2506.06006)"}
+    )
+    importance_normalise: str = field(
+        default="dataset",
+        metadata={"help": "what distances are divided by", "choices": ["dataset", "sample", "none"]},
+    )
+    importance_floor: float = field(default=0.2, metadata={"help": "weight of a token that does not change at all"})
+    importance_cap: float = field(default=4.0, metadata={"help": "largest weight before the floor is added"})
+
+
+@dataclass
+class RoleConfig(SFTConfig):
+    """TRL's `SFTConfig` with the defaults of arXiv 2506.06006 for an IDM, which also start where there is no GPU."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
+    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where to report to."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+            self.bf16: bool | None = bool(self.bf16)  # TRL's default is bfloat16, which most CPUs only emulate
+        super().__post_init__()
+
+
+@dataclass
+class LoraModelConfig(ModelConfig):
+    """TRL's `ModelConfig`, with LoRA on; the model itself is given by --base or --fdm."""
+
+    use_peft: bool = field(default=True, metadata={"help": "LoRA; full fine-tuning if false."})
+    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "Task type to pass for LoRA."})
+
+
+def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Flags over the values of an optional `--config` YAML file, as `TrlParser` reads them.
+
+    Raises:
+        RewindError: an unknown key or a value that does not fit.
+    """
+    try:
+        return tuple(TrlParser(list(types)).parse_args_and_config(argv))
+    except (ValueError, TypeError, OSError) as error:
+        raise RewindError(f"these arguments do not fit: {' '.join(str(error).split())}") from error
+
+
+def lora_config(model_config: ModelConfig, targets: list[str]) -> LoraConfig:
+    """The LoRA that a model config asks for, on `targets` unless it names its own.
+
+    Raises:
+        RewindError: full fine-tuning, which would break the one backbone that both roles stand on.
+    """
+    config = get_peft_config(model_config)
+    if config is None:
+        raise RewindError("both roles stand on one backbone as adapters: leave --use_peft true")
+    if config.target_modules is None:
+        config.target_modules = set(targets)
+    return config
