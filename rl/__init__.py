@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl.api import load_fdm, load_idm
+    from rl.api import load_fdm, load_idm, rerank
     from rl.errors import RewindError
     from rl.triplets import Candidate, Scored, Triplet
     from rl.worlds import load_world
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "load_fdm": "rl.api",
     "load_idm": "rl.api",
+    "rerank": "rl.api",
     "load_world": "rl.worlds",
     "Candidate": "rl.triplets",
     "Scored": "rl.triplets",
@@ -23,7 +24,7 @@ _PUBLIC = {
     "RewindError": "rl.errors",
 }
 
-__all__ = ["Candidate", "RewindError", "Scored", "Triplet", "load_fdm", "load_idm", "load_world"]
+__all__ = ["Candidate", "RewindError", "Scored", "Triplet", "load_fdm", "load_idm", "load_world", "rerank"]
 
 
 def __getattr__(name: str) -> Any:

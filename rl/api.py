@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rl.errors import RewindError
+from rl.images import Picture
 from rl.models.bases import adapter_folder, base_of_adapter, load_base
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.search.best_of_n import Reranked
+from rl.search.best_of_n import rerank as rerank_candidates
+from rl.triplets import Candidate, Scored
 from rl.unified import UnifiedVLM
 
 FDM_ADAPTER, IDM_ADAPTER = "default", "idm"
@@ -24,6 +30,54 @@ def load_fdm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> For
 def load_idm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> InverseDynamics:
     """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights."""
     return InverseDynamics(*_open(base_or_run, backbone, IDM_ADAPTER))
+
+
+def rerank(
+    fdm: ForwardDynamics,
+    idm: InverseDynamics | None,
+    source: Picture,
+    action: str,
+    num_candidates: int = 8,
+    rewards: Sequence[str | Callable[..., Any]] = ("idm_likelihood",),
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    task: str | None = None,
+    min_score: float | None = None,
+    min_lead: float | None = None,
+    **sampling: Any,
+) -> Reranked:
+    """Draw candidates and put the best first (arXiv 2506.06006, inference-time verification).
+
+    Args:
+        fdm: draws the candidates.
+        idm: given to the rewards that need an inverse model; None if none does.
+        source: the picture before the action.
+        action: what happens, in words.
+        num_candidates: how many are drawn; equal pictures are scored once.
+        rewards: names of built-ins, paths 'file.py:function', or callables, each with '=WEIGHT' if it is a text.
+        temperature: of the candidates; low ones are all alike.
+        seed: same seed, same result.
+        task: the task's name, for rewards that treat tasks differently.
+        min_score: abstain if the best total is below it.
+        min_lead: abstain if the best leads the runner-up by less.
+        sampling: `top_k`, `top_p`, `guidance`, as for `ForwardDynamics.sample`.
+
+    Raises:
+        RewindError: a reward that cannot be loaded or fails, an empty action, something that is no picture.
+    """
+    from rewards import Batch, load_rewards, score
+
+    loaded = load_rewards(list(rewards), idm)
+
+    def draw() -> list[Candidate]:
+        return fdm.sample(source, action, num_candidates, temperature=temperature, seed=seed, **sampling)
+
+    def judge(candidates: Sequence[Candidate]) -> list[Scored]:
+        count = len(candidates)
+        return score(loaded, Batch([action] * count, candidates, [source] * count, task=[task] * count))
+
+    return rerank_candidates(draw, judge, min_score=min_score, min_lead=min_lead)
 
 
 def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:

@@ -58,8 +58,18 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A candidate with a named score for each reward and their weighted total."""
+    """A candidate with a named score for each reward and their weighted total; None where it cannot be scored."""
 
     candidate: Candidate
-    scores: dict[str, float]
-    total: float
+    scores: dict[str, float | None]
+    total: float | None
+
+    @property
+    def image(self) -> Image.Image:
+        """The candidate's picture."""
+        return self.candidate.image
+
+    @property
+    def score(self) -> float | None:
+        """The weighted total."""
+        return self.total

@@ -39,7 +39,9 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write imports in full, so that arrows can be read"
+            assert node.module is not None
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return found
 

@@ -161,13 +161,13 @@ class ForwardDynamics(_Role):
 
 def token_ids(vlm: UnifiedVLM, pictures: Sequence[Picture | Candidate]) -> list[list[int]]:
     """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded."""
-    fresh = [
-        picture.image if isinstance(picture, Candidate) else picture
+    fresh = {  # a picture that stands there many times, such as the source of a group, is encoded once
+        id(picture): picture.image if isinstance(picture, Candidate) else picture
         for picture in pictures
         if not (isinstance(picture, Candidate) and picture.backbone is vlm)
-    ]
-    encoded = iter(vlm.encode(fresh).tolist() if fresh else [])
-    return [p.ids.tolist() if isinstance(p, Candidate) and p.backbone is vlm else next(encoded) for p in pictures]
+    }
+    encoded = dict(zip(fresh, vlm.encode(list(fresh.values())).tolist(), strict=True)) if fresh else {}
+    return [encoded[id(p)] if id(p) in encoded else p.ids.tolist() for p in pictures]  # type: ignore[union-attr]
 
 
 def _rows(

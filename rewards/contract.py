@@ -1,0 +1,160 @@
+"""The reward contract: what a reward function may ask for, how it is called, and what its answer must look like.
+
+A reward is any callable with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`. Here
+`prompts` are action texts and `completions` predicted pictures (PIL). It receives only the parameters that it names,
+so `def bright(completions, **_)` has pictures decoded and `def f(predicted_ids, source_ids, **_)` does not. None means
+that a candidate cannot be scored; NaN, a wrong count and exceptions stop the run with the reward's name.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rl.errors import RewindError
+from rl.images import Picture
+from rl.triplets import Candidate, Scored
+
+RewardFunction = Callable[..., "list[float | None]"]
+
+COLUMNS = (
+    "prompts",
+    "completions",
+    "candidates",
+    "source_image",
+    "target_image",
+    "source_ids",
+    "predicted_ids",
+    "task",
+    "log_metric",
+    "trainer_state",
+)
+"""Every parameter that a reward may name."""
+
+
+@dataclass
+class Batch:
+    """Candidates of one backbone with everything that a reward may ask for; one entry a candidate in every list.
+
+    `target_image` is None where the true target is unknown. Pictures and source ids are made when first asked for.
+    """
+
+    prompts: Sequence[str]
+    candidates: Sequence[Candidate]
+    source_image: Sequence[Picture]
+    target_image: Sequence[Picture | None] | None = None
+    task: Sequence[str | None] | None = None
+    log_metric: Callable[[str, float], None] = field(default=lambda name, value: None)
+    trainer_state: Any = None
+
+    def __post_init__(self) -> None:
+        count = len(self.candidates)
+        self.target_image = self.target_image if self.target_image is not None else [None] * count
+        self.task = self.task if self.task is not None else [None] * count
+        for name in ("prompts", "source_image", "target_image", "task"):
+            if len(getattr(self, name)) != count:
+                raise RewindError(f"{count} candidates and {len(getattr(self, name))} entries of '{name}'")
+
+    @cached_property
+    def completions(self) -> list[Any]:
+        """The predicted pictures, decoded once for all rewards."""
+        return [candidate.image for candidate in self.candidates]
+
+    @cached_property
+    def predicted_ids(self) -> list[list[int]]:
+        """Image-token ids of the predictions."""
+        return [candidate.ids.tolist() for candidate in self.candidates]
+
+    @cached_property
+    def source_ids(self) -> list[list[int]]:
+        """Image-token ids of the sources in the candidates' backbone; each picture is encoded once."""
+        if not self.candidates:
+            return []
+        from rl.models.dynamics import token_ids
+
+        return token_ids(self.candidates[0].backbone, self.source_image)
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward with its name, its weight in the sum, and the columns that it asks for."""
+
+    name: str
+    weight: float
+    function: RewardFunction
+    asks_for: tuple[str, ...]
+
+    @classmethod
+    def of(cls, function: RewardFunction, name: str | None = None, weight: float = 1.0) -> Reward:
+        """Check a function's signature once.
+
+        Raises:
+            RewindError: no callable, a parameter that nothing can fill, positional-only parameters, a weight that is no
+                number.
+        """
+        own = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+        name = name or str(own)
+        if not callable(function):
+            raise RewindError(f"the reward '{name}' cannot be called: it is a {type(function).__name__}")
+        if not math.isfinite(weight):
+            raise RewindError(f"the weight of the reward '{name}' must be a number, not {weight}")
+        asks_for = []
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise RewindError(f"the reward '{name}' takes '{parameter.name}' by position: columns come by name")
+            if parameter.name in COLUMNS:
+                asks_for.append(parameter.name)
+            elif parameter.default is parameter.empty:
+                raise RewindError(
+                    f"the reward '{name}' asks for '{parameter.name}', which there is not; it may ask for "
+                    f"{', '.join(COLUMNS)}"
+                )
+        return cls(name, float(weight), function, tuple(asks_for))
+
+    def __call__(self, batch: Batch) -> list[float | None]:
+        """One score a candidate.
+
+        Raises:
+            RewindError: an exception inside (kept as its cause), a wrong count, NaN or something that is no number.
+        """
+        try:
+            scores = self.function(**{column: getattr(batch, column) for column in self.asks_for})
+        except RewindError:
+            raise
+        except Exception as error:  # whatever a user's function raises stops the run; it never becomes a number
+            raise RewindError(f"the reward '{self.name}' failed: {type(error).__name__}: {error}") from error
+        try:
+            found = [None if score is None else float(score) for score in scores]
+        except (TypeError, ValueError) as error:
+            raise RewindError(f"the reward '{self.name}' must return a list of numbers or None: {error}") from error
+        if len(found) != len(batch.candidates):
+            count = len(batch.candidates)
+            raise RewindError(f"the reward '{self.name}' gave {len(found)} scores for {count} candidates")
+        for number, score in enumerate(found):
+            if score is not None and not math.isfinite(score):
+                raise RewindError(
+                    f"the reward '{self.name}' gave {score} for candidate {number} ('{batch.prompts[number]}'): return "
+                    "None for what cannot be scored"
+                )
+        return found
+
+
+def score(rewards: Sequence[Reward], batch: Batch) -> list[Scored]:
+    """Every candidate with its scores by name and their weighted sum.
+
+    A candidate for which a reward with a weight other than 0 gives None has no total (None): it cannot be scored.
+    """
+    by_name = {reward.name: reward(batch) for reward in rewards}
+    scored = []
+    for number, candidate in enumerate(batch.candidates):
+        terms = [(reward.weight, by_name[reward.name][number]) for reward in rewards if reward.weight != 0]
+        known = [weight * value for weight, value in terms if value is not None]
+        total = sum(known) if len(known) == len(terms) else None
+        scored.append(Scored(candidate, {name: scores[number] for name, scores in by_name.items()}, total))
+    return scored

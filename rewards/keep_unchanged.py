@@ -1,0 +1,33 @@
+"""Charges for changing more of the picture than the action needs: what an IDM reward is blind to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rl.errors import RewindError
+
+
+class KeepUnchanged:
+    """`keep_unchanged`: minus the share of tokens changed beyond what is free; 0 at best, -1 at worst.
+
+    Args:
+        free: tokens that may change at no cost, a task each, e.g. {"move": 2}; `default` for tasks that are not named.
+        default: free tokens of any other task. Take it from labelled data: how many tokens change there.
+    """
+
+    name = "keep_unchanged"
+
+    def __init__(self, free: dict[str, float] | None = None, default: float = 2.0) -> None:
+        self.free, self.default = dict(free or {}), default
+        if any(value < 0 for value in (*self.free.values(), default)):
+            raise RewindError("the number of tokens that may change freely must be 0 or more")
+
+    def __call__(
+        self, predicted_ids: Sequence[Sequence[int]], source_ids: Sequence[Sequence[int]], task: Sequence[str | None]
+    ) -> list[float | None]:
+        scores: list[float | None] = []
+        for predicted, source, name in zip(predicted_ids, source_ids, task, strict=True):
+            changed = sum(a != b for a, b in zip(predicted, source, strict=True))
+            free = self.free.get(name, self.default) if name is not None else self.default
+            scores.append(-max(0.0, changed - free) / len(source))
+        return scores

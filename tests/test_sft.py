@@ -1,0 +1,157 @@
+"""SFT of a role on TRL 1.16's `SFTTrainer`: the weighted loss by hand, any split of a batch, importance weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny
+from peft import LoraConfig
+from transformers import set_seed
+
+from rl.data.importance import Importance
+from rl.errors import RewindError
+from rl.models.chameleon import ChameleonVLM
+from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.triplets import Triplet
+from trainers.arguments import RoleConfig
+from trainers.losses import weighted_nll
+from trainers.sft import IGNORED, LINEAR_LAYERS, RoleSFTTrainer, SpanCollator, add_adapter, role_rows, save_adapter
+
+ACTIONS = ["move the red circle left", "remove all rings", "paint the blue star green"]
+
+
+def triplets(count: int) -> list[Triplet]:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (count, 2, 32, 32, 3), dtype=np.uint8)
+    return [Triplet(a, ACTIONS[i % 3], b) for i, (a, b) in enumerate(pictures)]
+
+
+def trainer(vlm: ChameleonVLM, folder: Path, role: str, weighted: bool, **settings: object) -> RoleSFTTrainer:
+    rows = role_rows(vlm, role, triplets(8), Importance() if weighted else None)  # type: ignore[arg-type]
+    defaults = {"max_steps": 1, "learning_rate": 0.0, "gradient_checkpointing": False, "report_to": "none"}
+    config = RoleConfig(output_dir=str(folder), disable_tqdm=True, **{**defaults, **settings})  # type: ignore[arg-type]
+    return RoleSFTTrainer(vlm, role, config, rows, use_weights=weighted)  # type: ignore[arg-type]
+
+
+def test_rows_hold_prompt_and_span(tiny: ChameleonVLM) -> None:
+    data = triplets(3)
+    fdm, idm = role_rows(tiny, "fdm", data, Importance()), role_rows(tiny, "idm", data)
+    row = fdm[0]
+    target = tiny.encode([data[0].target])[0].tolist()  # type: ignore[list-item]
+    assert row["input_ids"][-4:] == row["labels"][-4:] == target
+    assert set(row["labels"][:-4]) == {IGNORED}
+    assert row["weights"][:-4] == [0.0] * (len(row["labels"]) - 4)
+    assert np.mean([w for r in fdm for w in r["weights"][-4:]]) == pytest.approx(1.0, abs=1e-5)
+    assert tiny.text(idm[1]["labels"][-len(tiny.action_ids(ACTIONS[1])) :]) == ACTIONS[1]
+    assert "weights" not in idm.column_names
+    with pytest.raises(RewindError, match="triplet 1 has no target"):
+        role_rows(tiny, "fdm", [data[0], Triplet(data[0].source, "x")])
+    with pytest.raises(RewindError, match="no triplet"):
+        role_rows(tiny, "fdm", [])
+    with pytest.raises(RewindError, match="an IDM predicts words"):
+        role_rows(tiny, "idm", data, Importance())
+
+
+@pytest.mark.parametrize("role", ["fdm", "idm"])
+def test_the_loss_is_that_of_the_scorer(role: str, tmp_path: Path) -> None:
+    """Against the public scoring functions: one distribution; token l's weight goes with the logits at l - 1."""
+    vlm = make_tiny()
+    weighted = role == "fdm"
+    found = trainer(vlm, tmp_path, role, weighted)
+    batch = SpanCollator(vlm.layout.pad)([found.train_dataset[i] for i in range(8)])
+    loss = float(found.compute_loss(vlm.model, batch))
+    total, count = 0.0, 0.0
+    for number, triplet in enumerate(triplets(8)):
+        assert triplet.target is not None
+        scores = (ForwardDynamics if weighted else InverseDynamics)(vlm).log_probs(
+            triplet.source, [triplet.target], triplet.action
+        )[0]
+        row = found.train_dataset[number]
+        weights = np.array(row["weights"][-len(scores) :]) if weighted else np.ones(len(scores))
+        total -= float((weights * scores).sum())
+        count += float(weights.sum())
+    assert loss == pytest.approx(total / count, rel=1e-4)
+
+
+def gradients(folder: Path, batch_size: int, accumulate: int) -> tuple[torch.Tensor, float]:
+    set_seed(0)
+    vlm = make_tiny()
+    add_adapter(vlm, LoraConfig(r=4, target_modules=LINEAR_LAYERS, lora_dropout=0.0, init_lora_weights=False))
+    found: list[torch.Tensor] = []
+    run = trainer(
+        vlm, folder, "fdm", True, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulate
+    )
+
+    run.create_optimizer()
+    step = run.optimizer.step
+
+    def look(*args: object, **kwargs: object) -> object:
+        trained = [p.grad.flatten().clone() for p in vlm.model.parameters() if p.grad is not None]
+        found.append(torch.cat(trained))
+        return step(*args, **kwargs)
+
+    run.optimizer.step = look  # type: ignore[method-assign]
+    run.args.max_grad_norm = 0.0
+    result = run.train()
+    return found[0], float(result.training_loss)
+
+
+def test_any_split_of_a_batch_gives_the_same_gradient(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    whole, loss = gradients(tmp_path / "a", 8, 1)
+    assert float(whole.norm()) > 0
+    for name, size, steps in (("b", 4, 2), ("c", 2, 4), ("d", 1, 8)):
+        split, other = gradients(tmp_path / name, size, steps)
+        assert torch.allclose(split, whole, atol=1e-5 * float(whole.abs().max())), name
+        assert other == pytest.approx(loss, abs=1e-5)
+
+
+def test_weights_must_be_used(tmp_path: Path) -> None:
+    vlm = make_tiny()
+    rows = role_rows(vlm, "fdm", triplets(2), Importance())
+    config = RoleConfig(output_dir=str(tmp_path), report_to="none")
+    with pytest.raises(RewindError, match="the data holds token weights and use_weights is False"):
+        RoleSFTTrainer(vlm, "fdm", config, rows)
+    with pytest.raises(RewindError, match="the data lacks token weights and use_weights is True"):
+        RoleSFTTrainer(vlm, "fdm", config, role_rows(vlm, "fdm", triplets(2)), use_weights=True)
+
+
+def test_the_head_is_shared(tmp_path: Path) -> None:
+    with pytest.raises(RewindError, match="the head stays frozen"):
+        add_adapter(make_tiny(), LoraConfig(target_modules=["q_proj", "lm_head"]))
+    vlm = make_tiny()
+    add_adapter(vlm, LoraConfig(r=2, target_modules=LINEAR_LAYERS, init_lora_weights=False))
+    trainable = [name for name, p in vlm.model.named_parameters() if p.requires_grad]
+    assert trainable
+    assert all("lora_" in name for name in trainable)
+    add_adapter(vlm, LoraConfig(r=2, target_modules=LINEAR_LAYERS, init_lora_weights=False), "idm")
+    folder = save_adapter(vlm, tmp_path, "idm")
+    assert {p.name for p in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_importance_by_hand() -> None:
+    source = torch.zeros(2, 2, 3)
+    target = torch.zeros(2, 2, 3)
+    target[0, 1, 0], target[1, 0, 0], target[1, 1, 0] = 1.0, 2.0, 5.0  # squared distances [[0, 1], [4, 25]]
+    none = Importance("none", floor=1.0, cap=10.0).weights(source, target)
+    assert torch.allclose(none, torch.tensor([[1.0, 2.0], [5.0, 11.0]]) / 4.75)
+    sample = Importance("sample", floor=0.0, cap=9.0).weights(source, target)
+    assert torch.allclose(sample, torch.tensor([[0.0, 2.0], [8 / 29, 50 / 29]]))
+    data = Importance("dataset", floor=0.5, cap=2.0).weights(source, target)
+    raw = torch.tensor([[0.0, 1 / 7.5], [4 / 7.5, 2.0]]) + 0.5
+    assert torch.allclose(data, raw / raw.mean())
+    assert torch.equal(Importance("none", floor=0.0).weights(source, source), torch.ones(2, 2))
+    for wrong in ({"normalise": "batch"}, {"floor": -1.0}, {"cap": 0.0}):
+        with pytest.raises(RewindError):
+            Importance(**wrong)  # type: ignore[arg-type]
+
+
+def test_weighted_nll() -> None:
+    log_probs, weights = torch.tensor([-1.0, -2.0]), torch.tensor([0.5, 2.0])
+    assert float(weighted_nll(log_probs, weights, 2.5)) == pytest.approx(1.8)
+    with pytest.raises(RewindError):
+        weighted_nll(log_probs, weights[:1], 1.0)
