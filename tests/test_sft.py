@@ -113,9 +113,9 @@ def test_weights_must_be_used(tmp_path: Path) -> None:
     vlm = make_tiny()
     rows = role_rows(vlm, "fdm", triplets(2), Importance())
     config = RoleConfig(output_dir=str(tmp_path), report_to="none")
-    with pytest.raises(RewindError, match="the data holds token weights and use_weights is False"):
+    with pytest.raises(RewindError, match="the data holds a column of token weights and use_weights is False"):
         RoleSFTTrainer(vlm, "fdm", config, rows)
-    with pytest.raises(RewindError, match="the data lacks token weights and use_weights is True"):
+    with pytest.raises(RewindError, match="the data lacks a column of token weights and use_weights is True"):
         RoleSFTTrainer(vlm, "fdm", config, role_rows(vlm, "fdm", triplets(2)), use_weights=True)
 
 

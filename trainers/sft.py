@@ -88,7 +88,6 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
     targets = config.target_modules
     if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
         raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
-    config.base_model_name_or_path = vlm.name
     model: Any = vlm.model
     if hasattr(model, "peft_config"):
         model.add_adapter(name, config)
@@ -101,7 +100,7 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
 def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
     """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder."""
     folder = run / "adapter"
-    vlm.model.save_pretrained(str(folder), selected_adapters=[name])  # type: ignore[operator]
+    vlm.model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)  # type: ignore[operator]
     inner = folder / name
     if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
         for file in inner.iterdir():

@@ -22,9 +22,9 @@ from rl.worlds.tabletop.scene import EMPTY, LIGHTS, MATERIALS, NUM_KINDS, Scene
 UNREADABLE = -2
 BLOCK = 4
 """Side in pixels of the blocks into which a cell is cut: a missing corner must not vanish in the cell's average."""
-READABLE = 30.0
+READABLE = 25.0
 """Largest root-mean-square difference of a block, in grey levels 0..255, at which its cell still counts as read."""
-CLEAR = 0.6
+CLEAR = 0.5
 """Largest distance to the nearest drawing, as a share of that to the second nearest, at which a cell counts as read."""
 DAMAGE_BUDGET = 4
 """Damaged cells at which minimality reaches 0; each costs 10 / 4 points."""
