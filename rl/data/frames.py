@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rl.data.pretraining import PretrainingPool
+from rl.data.video_files import frame_rate, frames_of
 from rl.errors import RewindError
 from rl.images import load_image, to_array
 
@@ -45,19 +46,13 @@ def video_frames(path: Path, size: int, max_frames: int) -> tuple[np.ndarray, fl
 
     A video that breaks off gives what could be read, and a warning; one without a readable frame gives none.
     """
-    import av
-
     frames: list[np.ndarray] = []
-    rate = 25.0
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise RewindError(f"{path} has no video stream: remove it")
-            stream = container.streams.video[0]
-            rate = float(stream.average_rate or rate)
-            frames += [to_array(frame.to_ndarray(format="rgb24"), size) for frame in container.decode(stream)]
-    except (av.FFmpegError, ValueError) as error:
-        _logger.warning("%s breaks off after %d frames (%s): the rest is left out", path, len(frames), error)
+        for frame in frames_of(path):
+            frames.append(to_array(frame, size))
+    except RewindError as error:
+        _logger.warning("%s: %d frames are used, the rest is left out", error, len(frames))
+    rate = frame_rate(path)
     if not frames:
         return np.zeros((0, size, size, 3), np.uint8), rate
     keep = np.unique(np.linspace(0, len(frames) - 1, min(max_frames, len(frames))).round().astype(int))

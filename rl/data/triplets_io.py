@@ -15,9 +15,10 @@ from rl.images import load_image
 from rl.triplets import Triplet
 
 
-def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
+def read_triplets(path: Path, limit: int | None = None, *, named: bool = True) -> list[Triplet]:
     """Read a JSON list, or its first `limit` entries; image paths are relative to the file and stay in its folder.
 
+    With `named=False` the list holds pairs: `instruction` may be absent, and the action is then the empty text.
     `output` may be absent or null (an unknown target); `task`, `class`, `score` and `source` are optional.
 
     Raises:
@@ -31,14 +32,17 @@ def read_triplets(path: Path, limit: int | None = None) -> list[Triplet]:
         raise RewindError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise RewindError(f"{path} must be a JSON list with at least one triplet")
-    return [_triplet(entry, number, path) for number, entry in enumerate(entries[:limit])]
+    return [_triplet(entry, number, path, named) for number, entry in enumerate(entries[:limit])]
 
 
-def _triplet(entry: Any, number: int, path: Path) -> Triplet:
+def _triplet(entry: Any, number: int, path: Path, named: bool) -> Triplet:
     where = f"{path}, triplet {number}"
-    if not isinstance(entry, dict) or not isinstance(entry.get("instruction"), str) or "input" not in entry:
+    if not isinstance(entry, dict) or "input" not in entry:
         raise RewindError(f"{where}: needs at least 'instruction' (words) and 'input' (an image path)")
-    if not entry["instruction"].strip():
+    action = entry.get("instruction", None if named else "")
+    if not isinstance(action, str):
+        raise RewindError(f"{where}: needs at least 'instruction' (words) and 'input' (an image path)")
+    if named and not action.strip():
         raise RewindError(f"{where}: the instruction is empty")
     root = path.parent.resolve()
 
@@ -59,7 +63,7 @@ def _triplet(entry: Any, number: int, path: Path) -> Triplet:
         raise RewindError(f"{where}: 'score' must be a number, not {score!r}")
     return Triplet(
         source=source,
-        action=entry["instruction"].strip(),
+        action=action.strip(),
         target=image("output"),
         task=entry.get("task"),
         label=entry.get("class"),
@@ -73,7 +77,7 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
     (folder / "images").mkdir(parents=True, exist_ok=True)
     width, entries = len(str(len(triplets))), []
     for number, triplet in enumerate(triplets):
-        entry: dict[str, Any] = {"instruction": triplet.action}
+        entry: dict[str, Any] = {"instruction": triplet.action} if triplet.action else {}
         for key, picture in (("input", triplet.source), ("output", triplet.target)):
             if picture is not None:
                 file = f"images/{number:0{width}d}-{key}.png"

@@ -1,12 +1,31 @@
-"""Writes frames to a video file without loss, so that what was rendered is what is read back."""
+"""Reads frames of any video, one at a time, and writes frames without loss, so that what was rendered is read back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from rl.errors import RewindError
+
+
+def frames_of(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 RGB [H, W, 3], one after the other.
+
+    Raises:
+        RewindError: no video, or one that breaks off (after the frames that could be read).
+    """
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise RewindError(f"{path} has no video stream")
+            for frame in container.decode(container.streams.video[0]):
+                yield frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, ValueError) as error:
+        raise RewindError(f"{path} breaks off ({error})") from error
 
 
 def write_video(frames_THWC: np.ndarray, path: Path, frames_per_second: int = 8) -> None:
@@ -20,3 +39,13 @@ def write_video(frames_THWC: np.ndarray, path: Path, frames_per_second: int = 8)
         for image in frames_THWC:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+
+
+def frame_rate(path: Path, otherwise: float = 25.0) -> float:
+    """Frames a second as the file says it, or `otherwise`."""
+    try:
+        with av.open(str(path)) as container:
+            rate = container.streams.video[0].average_rate
+    except (av.FFmpegError, ValueError, IndexError):
+        return otherwise
+    return float(rate or otherwise)

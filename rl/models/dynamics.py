@@ -228,20 +228,25 @@ class InverseDynamics(_Role):
         return [x.cpu().numpy() for x in found]
 
     @overload
-    def describe(self, source: Picture, target: Picture | Candidate, max_tokens: int = ...) -> str: ...
+    def describe(self, source: Picture, target: Picture | Candidate, **settings: Any) -> str: ...
 
     @overload
     def describe(
-        self, source: Sequence[Picture], target: Sequence[Picture | Candidate], max_tokens: int = ...
+        self, source: Sequence[Picture], target: Sequence[Picture | Candidate], **settings: Any
     ) -> list[str]: ...
 
-    def describe(
+    def describe(  # type: ignore[misc]
         self,
         source: Picture | Sequence[Picture],
         target: Picture | Candidate | Sequence[Picture | Candidate],
         max_tokens: int = 48,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> str | list[str]:
-        """The most likely action, word by word (greedy), for one pair of pictures or for lists of them."""
+        """The action in words, for one pair of pictures or for lists of them.
+
+        Greedy at temperature 0; above, a sample (same seed, same words).
+        """
         vlm = self.backbone
         single = not isinstance(source, list | tuple)
         sources: Any = [source] if single else source
@@ -253,10 +258,10 @@ class InverseDynamics(_Role):
             drawn = sample_tokens(
                 vlm,
                 [vlm.idm_prompt(a, b) for a, b in pairs],
-                TokenDistribution(vlm.layout.text_ids_V, temperature=0.0),
+                TokenDistribution(vlm.layout.text_ids_V, temperature),
                 num_samples=1,
                 max_tokens=max_tokens,
-                noise=Noise(),
+                noise=Noise(seed),
                 stop=vlm.layout.end_text,
             )
         texts = [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]

@@ -1,0 +1,60 @@
+"""Pairs of pictures -> triplets named by an inverse dynamics model, with its confidence as score.
+
+python scripts/label.py --idm runs/idm --pairs runs/pairs/pairs.json --output runs/labelled
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, plain, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--idm", required=True, help="a run folder of train_idm.py, or a base")
+    p.add_argument("--pairs", type=Path, required=True, help="a JSON list of mine_videos.py; 'instruction' is ignored")
+    p.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest words; 1: sampled, as in the paper")
+    p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return p
+
+
+def main() -> None:
+    arguments = parse_with_config(parser())
+    from tqdm.auto import tqdm
+
+    from rl import RewindError, load_idm
+    from rl.data.labelling import label_pairs
+    from rl.data.triplets_io import read_triplets, write_triplets
+    from rl.run_folder import claim
+
+    if arguments.chunk_size < 1 or arguments.temperature < 0:
+        raise RewindError("--chunk_size must be at least 1 and --temperature 0 or more")
+    pairs = read_triplets(arguments.pairs, named=False)
+    idm = load_idm(arguments.idm)
+    output = claim(
+        arguments.output,
+        "label.py",
+        plain(vars(arguments)),
+        inputs=[arguments.idm, arguments.pairs],
+        overwrite=arguments.overwrite,
+    )
+    labelled = []
+    with tqdm(total=len(pairs), desc="label") as bar:
+        for start in range(0, len(pairs), arguments.chunk_size):
+            part = pairs[start : start + arguments.chunk_size]
+            labelled += label_pairs(idm, part, temperature=arguments.temperature, seed=arguments.seed)
+            bar.update(len(part))
+    if not labelled:
+        raise RewindError(f"the model {arguments.idm} had no words for any of {len(pairs)} pairs")
+    file = write_triplets(labelled, output)
+    print(f"{len(labelled)} of {len(pairs)} pairs labelled in {file}")
+
+
+if __name__ == "__main__":
+    run(main)
