@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--num_frames", type=int, default=6, help="key frames a video at most (K_f)")
     p.add_argument("--min_gap", type=int, default=20, help="frames between key frames at least (I_f, flow_peak)")
-    p.add_argument("--quiet", type=float, default=0.25, help="share of the strongest motion that is still (settled)")
+    p.add_argument("--quiet", type=float, default=0.02, help="share of the strongest motion that is still (settled)")
     p.add_argument("--image_size", type=int, default=256, help="pixels along one side of the pictures written")
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")

@@ -20,25 +20,30 @@ from rl.images import to_array
 
 FLOW_SIDE = 128
 """Pixels along the longer side at which flow is measured: motion of whole things needs no more."""
+NOISE = 8.0
+"""Change of a pixel's brightness (of 255, at a mean of 128) up to which it counts as noise."""
 
 
 def flow_magnitudes(frames: Iterable[np.ndarray]) -> np.ndarray:
     """Motion between neighbouring frames: float32 [T - 1], mean length of the optical flow (Farneback) in thousandths
     of the longer side of the picture.
 
-    Every frame is brought to the same mean brightness first, so that a flickering light does not count as motion.
+    Every frame is brought to the same mean brightness first, so that a flickering light does not count as motion; and
+    flow counts only where the picture changes by more than `NOISE`, since a sensor's noise on a bare wall flows too.
     """
-    found, before = [], None
+    found, before, before_grey = [], None, None
     for frame in frames:
         height, width = frame.shape[:2]
         scale = min(1.0, FLOW_SIDE / max(height, width))
         small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        level = np.clip(grey * (128.0 / max(1.0, float(grey.mean()))), 0, 255).astype(np.uint8)
-        if before is not None:
+        grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
+        grey = np.clip(grey * (128.0 / max(1.0, float(grey.mean()))), 0, 255)
+        level = grey.astype(np.uint8)
+        if before is not None and before_grey is not None:
             flow = cv2.calcOpticalFlowFarneback(before, level, None, 0.5, 3, 11, 3, 5, 1.1, 0)  # type: ignore[call-overload]
-            found.append(1000 * float(np.hypot(flow[..., 0], flow[..., 1]).mean()) / max(level.shape))
-        before = level
+            moved = np.abs(grey - before_grey) > NOISE
+            found.append(1000 * float((np.hypot(flow[..., 0], flow[..., 1]) * moved).mean()) / max(level.shape))
+        before, before_grey = level, grey
     return np.array(found, dtype=np.float32)
 
 
@@ -56,7 +61,7 @@ class Mining:
     rule: str = "flow_peak"
     num_frames: int = 6
     min_gap: int = 20
-    quiet: float = 0.25
+    quiet: float = 0.02
 
     def __post_init__(self) -> None:
         if self.rule not in ("flow_peak", "settled"):
