@@ -14,6 +14,8 @@ import trainers  # noqa: F401  (says so if another package named 'rl' hides ours
 from rl.arguments import parse_with_config, plain, run
 
 if TYPE_CHECKING:
+    from rl.evaluation.oracle import Task
+    from rl.models.dynamics import ForwardDynamics, InverseDynamics
     from rl.unified import UnifiedVLM
     from rl.world import World
 
@@ -26,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="test", help="a split of the world, if it has any")
     p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
     p.add_argument("--num_ceiling", type=int, default=2000, help="scenes for the tokenizer's ceiling")
+    p.add_argument("--best_of", type=int, default=1, help="also best of 1, 2, 4, ... N by idm_likelihood; needs --idm")
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, required=True)
@@ -47,6 +50,8 @@ def main() -> None:
 
     if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
+    if arguments.best_of < 1 or (arguments.best_of > 1 and arguments.idm is None):
+        raise RewindError("--best_of must be at least 1, and above 1 it needs --idm to choose by")
     world = load_split(arguments.world, arguments.split)
     fdm = load_fdm(arguments.fdm)
     _check_size(arguments.fdm, fdm.backbone, world)
@@ -78,7 +83,12 @@ def main() -> None:
     results["fdm_prefers_truth"] = prefers_truth(fdm.score, world, tasks, arguments.seed)
     if idm is not None:
         keep()
+        results["idm"] = oracle.idm_descriptions(idm, world, tasks)
+        keep()
         results["idm_prefers_truth"] = prefers_truth(idm.score, world, tasks, arguments.seed)
+    if idm is not None and arguments.best_of > 1:
+        keep()
+        results["best_of_n"] = _best_of_n(fdm, idm, world, tasks, arguments)
     keep()
     rows = [
         [(task.source, "source"), (task.target, task.action), (image, "predicted")]
@@ -87,6 +97,24 @@ def main() -> None:
     sheet([[*a, *b] for a, b in zip(rows[::2], rows[1::2], strict=False)]).save(output / "sheet.png")
     print(json.dumps(results, indent=1))
     print(f"results and sheet.png in {output}")
+
+
+def _best_of_n(
+    fdm: ForwardDynamics, idm: InverseDynamics, world: World, tasks: list[Task], arguments: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    from rl.evaluation import oracle
+    from rl.search.best_of_n import expected_best
+
+    # Twice as many as the largest N: with fewer, the estimate for that N would rest on one subset.
+    drawn = 2 * arguments.best_of
+    settings = {"temperature": arguments.temperature, "seed": arguments.seed}
+    groups = fdm.sample([t.source for t in tasks], [t.action for t in tasks], drawn, **settings)
+    sources = [task.source for task in tasks for _ in range(drawn)]
+    actions = [task.action for task in tasks for _ in range(drawn)]
+    flat = idm.score(sources, [candidate for group in groups for candidate in group], actions)
+    scores = [flat[start : start + drawn] for start in range(0, len(flat), drawn)]
+    numbers = [2**k for k in range(arguments.best_of.bit_length()) if 2**k <= arguments.best_of]
+    return oracle.best_of_n(groups, scores, world, tasks, expected_best, numbers)
 
 
 def _check_size(name: str, backbone: UnifiedVLM, world: World) -> None:

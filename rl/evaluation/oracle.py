@@ -3,6 +3,7 @@ forward dynamics model draws a right outcome."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 
 from rl.data.pretraining import draw_task
-from rl.unified import UnifiedVLM
+from rl.evaluation.intervals import wilson
+from rl.unified import UnifiedVLM, words_of
 from rl.world import Judgement, World
 
 
@@ -46,18 +48,19 @@ def judge_all(world: World, tasks: Sequence[Task], images: np.ndarray) -> list[J
     return [world.judge(t.scene, t.action, image) for t, image in zip(tasks, images, strict=True)]
 
 
-def summary(judgements: Sequence[Judgement]) -> dict[str, float]:
-    """Means of what an oracle said: success 0..1, editing, minimality and judge 0..10, and n."""
+def summary(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """Means of what an oracle said: success 0..1 with its 95 % interval, editing, minimality, judge 0..10, and n."""
     return {
         "success": float(np.mean([j.success for j in judgements])),
         "editing": float(np.mean([j.editing for j in judgements])),
         "minimality": float(np.mean([j.minimality for j in judgements])),
         "judge": float(np.mean([j.judge for j in judgements])),
         "n": len(judgements),
+        "ci95": list(wilson(sum(j.success for j in judgements), len(judgements))),
     }
 
 
-def tokenizer_ceiling(vlm: UnifiedVLM, world: World, tasks: Sequence[Task]) -> dict[str, float]:
+def tokenizer_ceiling(vlm: UnifiedVLM, world: World, tasks: Sequence[Task]) -> dict[str, Any]:
     """How the true targets are judged after encoding and decoding: no model on this tokenizer can do better."""
     decoded = vlm.decode(vlm.encode([task.target for task in tasks]))
     return summary(judge_all(world, tasks, decoded))
@@ -65,7 +68,7 @@ def tokenizer_ceiling(vlm: UnifiedVLM, world: World, tasks: Sequence[Task]) -> d
 
 def fdm_outcomes(
     fdm: Any, world: World, tasks: Sequence[Task], temperature: float = 1.0, seed: int = 0
-) -> tuple[dict[str, float], np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """One sample a task by a `ForwardDynamics`, judged, with the copy rate (all tokens as in the source); and the
     pictures, uint8 [N, H, W, 3].
     """
@@ -94,3 +97,57 @@ def caption_accuracy(
     ]
     whole = [words == truth[1:] for words, truth in zip(said, truths, strict=True)]
     return {"exact": float(np.mean(whole)), "words": float(np.mean(right)), "n": len(tasks)}
+
+
+def names_the_outcome(world: World, task: Task, said: str) -> bool:
+    """Whether a description names an action that leads to the true outcome and is not much vaguer than the true one:
+    its right outcomes hold the true one and are at most twice as many.
+    """
+    outcomes = world.outcomes(task.scene, said) if said else []
+    return task.outcome in outcomes and len(outcomes) <= 2 * len(world.outcomes(task.scene, task.action))
+
+
+def token_f1(said: str, truth: str) -> float:
+    """F1 of the words of two sentences, each counted as often as it occurs; 0..1."""
+    a, b = Counter(words_of(said)), Counter(words_of(truth))
+    common = sum((a & b).values())
+    return 2 * common / (sum(a.values()) + sum(b.values())) if common else 0.0
+
+
+def idm_descriptions(idm: Any, world: World, tasks: Sequence[Task]) -> dict[str, Any]:
+    """How an `InverseDynamics` names the true pairs: share of exact matches with its 95 % interval, mean token F1."""
+    said = idm.describe([task.source for task in tasks], [task.target for task in tasks])
+    right = [names_the_outcome(world, task, words) for task, words in zip(tasks, said, strict=True)]
+    overlap = [token_f1(words, task.action) for task, words in zip(tasks, said, strict=True)]
+    interval = list(wilson(sum(right), len(right)))
+    found: dict[str, Any] = {"exact_match": float(np.mean(right)), "ci95": interval}
+    found |= {"token_f1": float(np.mean(overlap)), "n": len(tasks)}
+    family = getattr(world, "family", None)
+    if family is not None:
+        families = np.array([family(task.action) for task in tasks])
+        found["by_family"] = {f: float(np.mean(np.array(right)[families == f])) for f in sorted(set(families))}
+    return found
+
+
+def best_of_n(
+    groups: Sequence[Sequence[Any]],
+    scores: Sequence[Sequence[float | None]],
+    world: World,
+    tasks: Sequence[Task],
+    estimate: Callable[[Sequence[float | None], Sequence[float], int], float],
+    numbers: Sequence[int],
+) -> dict[str, dict[str, float]]:
+    """Success of best of n by a score, and by the oracle itself, as shares by n.
+
+    `groups` holds each task's candidates (with `.ids` and `.backbone`), `scores` a score each, `estimate(scores,
+    values, n)` the expected value of the best of n from all of them (`rl.search.best_of_n.expected_best`).
+    """
+    backbone, size = groups[0][0].backbone, len(groups[0])
+    images = backbone.decode(np.stack([candidate.ids for group in groups for candidate in group]))
+    judged = judge_all(world, [task for task in tasks for _ in range(size)], images)
+    right = np.array([j.success for j in judged], dtype=float).reshape(len(tasks), size)
+    pairs = list(zip(scores, right, strict=True))
+    return {
+        "by_score": {str(n): float(np.mean([estimate(s, r, n) for s, r in pairs])) for n in numbers},
+        "by_oracle": {str(n): float(np.mean([estimate(r.tolist(), r.tolist(), n) for r in right])) for n in numbers},
+    }

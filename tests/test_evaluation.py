@@ -1,0 +1,82 @@
+"""Intervals and measures of the inverse model, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rl.errors import RewindError
+from rl.evaluation import oracle
+from rl.evaluation.intervals import paired_difference, wilson
+from rl.search.best_of_n import expected_best
+from rl.worlds.tabletop import Tabletop
+
+
+def test_wilson_against_the_published_values() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe (1998), table I
+    assert wilson(10, 10)[1] == 1.0
+    with pytest.raises(RewindError):
+        wilson(0, 0)
+
+
+def test_a_paired_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(100):
+        hard = rng.random(200)  # the same cases are hard for both
+        ours, theirs = rng.random(200) < hard, rng.random(200) < np.clip(hard - 0.1, 0, 1)
+        truth = float(np.mean(np.clip(np.arange(1e5) / 1e5 - 0.1, 0, 1)))
+        _, low, high = paired_difference(ours.astype(float), theirs.astype(float), 500, seed)
+        covered += low <= 0.5 - truth <= high
+    assert covered >= 88
+    assert paired_difference([1.0, 2.0, 3.0], [0.0, 1.0, 2.0]) == (1.0, 1.0, 1.0)
+    with pytest.raises(RewindError, match="cannot be paired"):
+        paired_difference([1.0], [1.0, 2.0])
+
+
+def test_token_f1() -> None:
+    assert oracle.token_f1("move the red circle left", "move the red circle left") == 1.0
+    assert oracle.token_f1("Move it", "move the circle") == pytest.approx(2 / 5)
+    assert oracle.token_f1("the the", "the") == pytest.approx(2 / 3)
+    assert oracle.token_f1("", "move") == 0.0
+
+
+def test_a_description_is_right_if_it_names_the_outcome() -> None:
+    world = Tabletop()
+    tasks = oracle.sample_tasks(world, 60, 1)
+
+    class Truth:
+        def describe(self, sources, targets):  # type: ignore[no-untyped-def]
+            return [task.action for task in tasks]
+
+    class Silent:
+        def describe(self, sources, targets):  # type: ignore[no-untyped-def]
+            return [""] * len(sources)
+
+    found = oracle.idm_descriptions(Truth(), world, tasks)
+    assert found["exact_match"] == found["token_f1"] == 1.0
+    assert set(found["by_family"].values()) == {1.0}
+    assert oracle.idm_descriptions(Silent(), world, tasks)["exact_match"] == 0.0
+    vague = next(t for t in tasks if len(world.outcomes(t.scene, t.action)) == 1)
+    assert not oracle.names_the_outcome(world, vague, "no sentence of this world")
+
+
+def test_best_of_n_by_score_and_by_oracle() -> None:
+    world = Tabletop()
+    tasks = oracle.sample_tasks(world, 5, 2)
+
+    class Backbone:
+        def decode(self, ids: np.ndarray) -> np.ndarray:
+            return np.stack([pictures[int(i)] for i in ids[:, 0]])
+
+    class Drawn:
+        def __init__(self, number: int) -> None:
+            self.ids, self.backbone = np.array([number]), Backbone()
+
+    pictures = [p for task in tasks for p in (task.source, task.source, task.source, task.target)]
+    groups = [[Drawn(4 * i + j) for j in range(4)] for i in range(5)]
+    good, bad = [[0.0, 0.0, 0.0, 1.0]] * 5, [[1.0, 1.0, 1.0, 0.0]] * 5
+    found = oracle.best_of_n(groups, good, world, tasks, expected_best, [1, 2, 4])
+    assert found["by_score"] == found["by_oracle"] == {"1": 0.25, "2": 0.5, "4": 1.0}
+    assert oracle.best_of_n(groups, bad, world, tasks, expected_best, [1, 2])["by_score"] == {"1": 0.25, "2": 0.0}
