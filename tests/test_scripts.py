@@ -14,6 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
+TRAINING = ["train_fdm.py", "train_idm.py"]  # their arguments are TRL's, which brings torch
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +29,7 @@ def succeed(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in TRAINING])
 def test_help_does_not_wait_for_torch(script: str, tmp_path: Path) -> None:
     for heavy in ("torch", "transformers", "trl"):
         (tmp_path / f"{heavy}.py").write_text(f"raise SystemExit('imported {heavy}')\n")
@@ -36,6 +37,13 @@ def test_help_does_not_wait_for_torch(script: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--output" in done.stdout
     assert "--config" in done.stdout
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_help_of_the_training_scripts(script: str) -> None:
+    shown = succeed(f"scripts/{script}", "--help")
+    for flag in ("--triplets", "--output_dir", "--lora_r", "--learning_rate", "--resume"):
+        assert flag in shown
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +114,48 @@ def test_pretrain_on_any_pictures(tmp_path: Path) -> None:
     assert list((tmp_path / "base" / "training" / "tokenizer" / "tensorboard").glob("events*"))
 
 
+def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
+    """Every script of the pipeline on what the one before wrote; two steps of training each."""
+    run = lambda name, *rest: succeed(f"scripts/{name}.py", *rest)  # noqa: E731
+    small = ["--max_steps", 2, "--per_device_train_batch_size", 4, "--lora_r", 4, "--save_steps", 2]
+    run("make_world", "--num_triplets", 8, "--num_videos", 3, "--output", tmp_path / "world")
+    triplets = ["--triplets", tmp_path / "world" / "triplets.json"]
+    run("train_idm", "--config", "configs/idm_tabletop.yaml", *triplets, *small, "--output_dir", tmp_path / "idm")
+    settled = ["--rule", "settled", "--image_size", 64]
+    run("mine_videos", "--videos", tmp_path / "world" / "videos", *settled, "--output", tmp_path / "pairs")
+    pairs = tmp_path / "pairs" / "pairs.json"
+    run("label", "--idm", "tabletop-chameleon", "--pairs", pairs, "--output", tmp_path / "labelled")
+    labelled = tmp_path / "labelled" / "triplets.json"
+    run("select_triplets", "--triplets", labelled, "--k", 4, "--output", tmp_path / "selected")
+    chosen = json.loads((tmp_path / "selected" / "triplets.json").read_text())
+    assert {entry["source"] for entry in chosen} == {"idm"}
+    assert all(entry["score"] <= 0 for entry in chosen)
+    synthetic = ["--synthetic", tmp_path / "selected" / "triplets.json", "--token_weights", "true"]
+    fdm = ["--config", "configs/fdm_tabletop.yaml", *triplets, *synthetic, *small, "--output_dir", tmp_path / "fdm"]
+    run("train_fdm", *fdm)
+    assert (tmp_path / "fdm" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "fdm" / "checkpoint-2").is_dir()
+    losses = [json.loads(line) for line in (tmp_path / "fdm" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1]["step"] == 2
+    assert list((tmp_path / "fdm" / "tensorboard").rglob("events*"))
+    again = start("scripts/train_fdm.py", *fdm)
+    assert again.returncode == 2
+    assert "exists: use --resume" in again.stderr
+    models = ["--fdm", tmp_path / "fdm", "--idm", tmp_path / "idm"]
+    rewards = ["--rewards", "idm_margin=1.0", "keep_unchanged=0.25"]
+    best = [*triplets, "--limit", 2, "--num_candidates", 3, *rewards]
+    run("rerank", *models, *best, "--output", tmp_path / "best")
+    rows = [json.loads(line) for line in (tmp_path / "best" / "candidates.jsonl").read_text().splitlines()]
+    assert [row["rank"] for row in rows] == [0, 1, 2] * 2
+    assert rows[0]["total"] >= rows[1]["total"] >= rows[2]["total"]
+    assert Image.open(tmp_path / "best" / "0001-best.png").size == (64, 64)
+    few = ["--num_scenes", 3, "--num_ceiling", 3, "--best_of", 2]
+    run("evaluate", *models, *few, "--output", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
+    assert set(results["best_of_n"]["by_score"]) == {"1", "2"}
+    assert 0 <= results["idm"]["exact_match"] <= 1
+
+
 SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move it", "--source"]
 
 
@@ -131,6 +181,21 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (["scripts/make_world.py", "--output", "docs"], "holds no run of this script"),
         (["scripts/pretrain_base.py", "--output", "OUT"], "give either --world or --frames"),
         (["scripts/pretrain_base.py", "--frames", "EMPTY", "--output", "OUT"], "holds no picture"),
+        (["scripts/train_idm.py", "--output_dir", "OUT"], "give at least one file of triplets"),
+        (
+            ["scripts/train_fdm.py", "--triplets", "none.json", "--output_dir", "OUT"],
+            "cannot read the triplets none.json",
+        ),
+        (["scripts/train_fdm.py", "--config", "CONFIG", "--output_dir", "OUT"], "num_triplet"),
+        (["scripts/mine_videos.py", "--videos", "EMPTY", "--output", "OUT"], "holds no picture"),
+        (
+            ["scripts/label.py", "--idm", "nobody", "--pairs", "none.json", "--output", "OUT"],
+            "cannot read the triplets",
+        ),
+        (
+            ["scripts/rerank.py", "--fdm", "tabletop-chameleon", *SAMPLE[3:], "PICTURE", "--output", "OUT"],
+            "'idm_likelihood' needs an inverse model",
+        ),
         (["scripts/evaluate.py", "--fdm", "tabletop-chameleon", "--num_scenes", "1", "--output", "OUT"], "at least 2"),
     ],
 )
