@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from trl import ModelConfig, SFTConfig, TrlParser, get_peft_config
+from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser, get_peft_config
 
 from rl.errors import RewindError
 
@@ -44,6 +44,39 @@ class FDMArguments(IDMArguments):
     )
     importance_floor: float = field(default=0.2, metadata={"help": "weight of a token that does not change at all"})
     importance_cap: float = field(default=4.0, metadata={"help": "largest weight before the floor is added"})
+
+
+@dataclass
+class GRPOArguments(RunArguments):
+    """Arguments of `train_grpo.py` beside TRL's."""
+
+    fdm: str | None = field(default=None, metadata={"help": "run folder of the forward model to improve"})
+    idm: str | None = field(default=None, metadata={"help": "run folder of the inverse model that the rewards ask"})
+    triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists: sources and actions to try"})
+    rewards: list[str] = field(
+        default_factory=lambda: ["idm_margin=1.0", "keep_unchanged=0.25"],
+        metadata={"help": "built-in names, file.py:function or package.module:function, each with =WEIGHT"},
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+
+
+@dataclass
+class RewindGRPOConfig(GRPOConfig):
+    """TRL's `GRPOConfig` with defaults for image tokens under LoRA.
+
+    Advantages are not divided by the group's standard deviation, which turns noise into signal where a group's rewards
+    are nearly alike; no KL term unless `beta` asks for one.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    scale_rewards: str = field(default="none", metadata={"help": "'group', 'batch' or 'none'."})
+    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where to report to."})
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+            self.bf16: bool | None = bool(self.bf16)
+        super().__post_init__()
 
 
 @dataclass

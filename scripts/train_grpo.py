@@ -1,0 +1,21 @@
+"""Improve a forward dynamics model by rewards, on TRL's GRPOTrainer.
+
+python scripts/train_grpo.py --config configs/grpo_tabletop.yaml --fdm runs/bootstrapped --idm runs/idm \
+    --triplets runs/world/triplets.json --rewards idm_margin=1.0 keep_unchanged=0.25 --output_dir runs/grpo
+"""
+
+from __future__ import annotations
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import run
+
+
+def main() -> None:
+    from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
+    from trainers.grpo_recipe import train_grpo
+
+    train_grpo(*parse((GRPOArguments, RewindGRPOConfig)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,113 @@
+"""GRPO on TRL 1.16: one distribution, our rewards in TRL's columns, and a reward that goes up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny
+from peft import LoraConfig
+from transformers import set_seed
+
+from rewards import Reward
+from rl.errors import RewindError
+from rl.models.chameleon import ChameleonVLM
+from rl.triplets import Triplet
+from trainers.arguments import RewindGRPOConfig
+from trainers.grpo import WorldModelGRPOTrainer
+from trainers.sft import LINEAR_LAYERS, add_adapter
+
+
+def triplets(count: int) -> list[Triplet]:
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    actions = ["move the red circle left", "remove all rings"]
+    return [Triplet(picture, actions[i % 2]) for i, picture in enumerate(pictures)]
+
+
+def low_tokens(predicted_ids: list[list[int]], **_: Any) -> list[float]:
+    """Share of tokens among the lower half of the codebook: something that a policy can learn in a few steps."""
+    return [float(np.mean([token % 2 == 0 for token in ids])) for ids in predicted_ids]
+
+
+def trainer(folder: Path, rewards: list[Reward], dropout: float = 0.0, **settings: Any) -> WorldModelGRPOTrainer:
+    set_seed(0)
+    vlm = make_tiny()
+    config = LoraConfig(r=4, target_modules=LINEAR_LAYERS, lora_dropout=dropout, init_lora_weights=False)
+    add_adapter(vlm, config)
+    defaults = {"max_steps": 1, "learning_rate": 1e-3, "num_generations": 4, "per_device_train_batch_size": 8}
+    defaults |= {"gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_strategy": "no"}
+    arguments = RewindGRPOConfig(output_dir=str(folder), disable_tqdm=True, **{**defaults, **settings})
+    return WorldModelGRPOTrainer(vlm, triplets(8), rewards, arguments)
+
+
+def test_sampler_and_loss_see_one_distribution(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [Reward.of(low_tokens)], dropout=0.3, beta=0.1)
+    run.train()
+    assert run.sampler_trainer_gap < 1e-4
+    assert len(run.last_scored) == 8
+    logs = [row for row in run.state.log_history if "reward" in row]
+    assert logs[0]["reward"] == pytest.approx(np.mean([s.total for s in run.last_scored]), abs=1e-5)
+    assert logs[0]["rewards/low_tokens/mean"] == pytest.approx(logs[0]["reward"], abs=1e-5)
+    assert logs[0]["kl"] == pytest.approx(0.0, abs=1e-4)  # the reference is the policy's own start
+
+
+def test_a_gap_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trainers.grpo as module
+
+    run = trainer(tmp_path, [Reward.of(low_tokens)])
+    draw = module.sample_tokens
+
+    def other(vlm: ChameleonVLM, *arguments: Any, **settings: Any) -> Any:
+        for name, parameter in vlm.model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.mul_(0.5)
+        found = draw(vlm, *arguments, **settings)
+        for name, parameter in vlm.model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.mul_(2.0)
+        return found
+
+    monkeypatch.setattr(module, "sample_tokens", other)
+    with pytest.raises(RewindError, match="the sampler and the loss disagree by up to"):
+        run.train()
+
+
+def test_a_candidate_without_a_total_teaches_nothing(tmp_path: Path) -> None:
+    first = Reward.of(lambda prompts: [1.0] * len(prompts), "first")
+    second = Reward.of(lambda prompts: [None if i % 4 == 0 else float(i) for i in range(len(prompts))], "second")
+    run = trainer(tmp_path, [first, second])
+    output = run._generate_and_score_completions([{"prompt": str(n)} for n in (0, 0, 0, 0, 1, 1, 1, 1)])
+    advantages = output["advantages"].tolist()
+    assert advantages[0] == advantages[4] == 0.0
+    assert advantages[1:4] == pytest.approx([-1.0, 0.0, 1.0])
+
+
+def test_log_probs_by_hand(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [Reward.of(low_tokens)], temperature=0.7)
+    output = run._generate_and_score_completions([{"prompt": str(n)} for n in (0, 0, 0, 0, 1, 1, 1, 1)])
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    with torch.no_grad():
+        found, entropy, _ = run._get_per_token_logps_and_entropies(run.model, ids, mask, 4, 3, compute_entropy=True)
+    drawn = torch.tensor(np.stack([s.candidate.logprobs for s in run.last_scored]))
+    assert torch.allclose(found, drawn, atol=1e-5)
+    assert entropy is not None
+    assert float(entropy.min()) > 0
+    assert float(entropy.max()) <= np.log(16) + 1e-5
+
+
+def test_what_moves_the_support_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"top_k": 5}, {"top_p": 0.9}):
+        with pytest.raises(RewindError, match="move the support of the policy"):
+            trainer(tmp_path, [Reward.of(low_tokens)], **wrong)
+
+
+@pytest.mark.slow
+def test_the_reward_goes_up(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [Reward.of(low_tokens)], max_steps=40, per_device_train_batch_size=32, learning_rate=5e-3)
+    run.train()
+    rewards = [row["reward"] for row in run.state.log_history if "reward" in row]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2

@@ -1,0 +1,182 @@
+"""GRPO on TRL's `GRPOTrainer`, with image tokens for completions (arXiv 2402.03300; for world models 2509.23958).
+
+What is ours: rollouts by our sampler, log-probabilities by our distribution (one and the same for sampler, policy, old
+policy and reference), rewards by our contract. What is TRL's: everything else.
+
+Seams of TRL 1.16 that it touches: `rollout_func` (prompts arrive repeated), `_get_per_token_logps_and_entropies`
+(policy, old and reference), `_generate_and_score_completions` (wrapped, to compare the sampler's log-probabilities with
+the trainer's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rewards import Batch, Reward, score
+from rl.errors import RewindError
+from rl.models.distribution import TokenDistribution
+from rl.models.noise import Noise
+from rl.models.sampler import sample_tokens
+from rl.triplets import Candidate, Scored, Triplet
+from rl.unified import UnifiedVLM
+
+GAP_TOLERANCE = 1e-3
+"""Largest difference in nats between sampler and trainer in the log-probability of a token (float32: near 1e-6)."""
+
+
+class WorldModelGRPOTrainer(GRPOTrainer):
+    """GRPO of a forward dynamics model.
+
+    Args:
+        vlm: the backbone, its policy adapter `default` trainable.
+        triplets: sources and actions; targets only for rewards that ask for them.
+        rewards: loaded rewards with their weights.
+        args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
+    """
+
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        triplets: Sequence[Triplet],
+        rewards: Sequence[Reward],
+        args: GRPOConfig,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        if args.top_k or args.top_p != 1.0 or args.min_p:
+            raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
+        if not triplets:
+            raise RewindError("there is no source and action to train on")
+        self.vlm, self.triplets, self.rewards_of_ours = vlm, list(triplets), list(rewards)
+        self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
+        self.source_ids = vlm.encode([triplet.source for triplet in triplets]).tolist()
+        self.last_scored: list[Scored] = []
+        self.sampler_trainer_gap = 0.0
+        args.max_completion_length = vlm.layout.tokens_per_image
+        args.remove_unused_columns = False
+        args.disable_dropout = True  # else the loss sees another policy than the sampler
+        weights = [reward.weight for reward in rewards]
+        args.reward_weights = weights
+        # No column of a data set reaches a rollout, so a row's number travels as its prompt.
+        rows = Dataset.from_dict({"prompt": [str(number) for number in range(len(triplets))]})
+        super().__init__(
+            model=vlm.model,
+            reward_funcs=[self._column(reward) for reward in rewards],
+            args=args,
+            train_dataset=rows,
+            processing_class=vlm.tokenizer,
+            callbacks=callbacks,
+            rollout_func=self._rollout,
+        )
+
+    # ---- rollouts and rewards
+
+    def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        """Draw a group for each prompt; TRL repeats the prompts, so a group's rows stand together."""
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        numbers = [int(prompt) for prompt in prompts[::group]]
+        if prompts != [str(number) for number in numbers for _ in range(group)]:
+            raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
+        token_prompts = [self.vlm.fdm_prompt(self.source_ids[n], self.triplets[n].action) for n in numbers]
+        with self.vlm.using("default"):
+            drawn = sample_tokens(
+                self.vlm,
+                token_prompts,
+                self.distribution,
+                num_samples=group,
+                max_tokens=self.vlm.layout.tokens_per_image,
+                noise=Noise(self.args.seed, self.state.global_step),
+            )
+        ids, logprobs = drawn.ids_PGT.flatten(0, 1).cpu(), drawn.logprobs_PGT.flatten(0, 1).cpu()
+        self._score(numbers, ids, logprobs, group)
+        return {
+            "prompt_ids": [prompt for prompt in token_prompts for _ in range(group)],
+            "completion_ids": ids.tolist(),
+            "logprobs": logprobs.tolist(),
+        }
+
+    def _score(self, numbers: Sequence[int], ids_BK: Tensor, logprobs_BK: Tensor, group: int) -> None:
+        """Score a rollout once, under our contract; the columns that TRL asks for are then only read."""
+        rows = [self.triplets[number] for number in numbers for _ in range(group)]
+        candidates = [Candidate(a, b, self.vlm) for a, b in zip(ids_BK.numpy(), logprobs_BK.numpy(), strict=True)]
+        batch = Batch(
+            [row.action for row in rows],
+            candidates,
+            [row.source for row in rows],
+            [row.target for row in rows],
+            [row.task for row in rows],
+            log_metric=self._log_metric,
+            trainer_state=self.state,
+        )
+        self.last_scored = score(self.rewards_of_ours, batch)
+
+    def _column(self, reward: Reward) -> Any:
+        """A reward as TRL takes it. TRL adds up what is not None; here a candidate without a total has no reward."""
+
+        def column(prompts: list[str], **_: Any) -> list[float | None]:
+            return [None if s.total is None else s.scores[reward.name] for s in self.last_scored]
+
+        column.__name__ = reward.name
+        return column
+
+    # ---- one distribution
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        log_probs, entropies = [], []
+        for ids, mask in zip(
+            input_ids.split(batch_size or len(input_ids)),
+            attention_mask.split(batch_size or len(input_ids)),
+            strict=True,
+        ):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            hidden = self.vlm.hidden_states(ids, attention_mask=mask, position_ids=positions, use_cache=False)
+            # The state at a position predicts the token after it.
+            states = hidden.last_hidden_state[:, -logits_to_keep - 1 : -1]
+            every = self.distribution.log_probs(states, self.vlm.head_weight())
+            chosen = self.distribution.positions(ids[:, -logits_to_keep:])
+            log_probs.append(every.gather(-1, chosen[..., None])[..., 0])
+            if compute_entropy:
+                entropies.append(-(every.exp() * every).sum(-1))
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.state.global_step == 0 and self.model.training:
+            self._check_identity(output)
+        return output
+
+    def _check_identity(self, output: dict[str, Any]) -> None:
+        """At step 0 the loss must see the very distribution that was sampled from, in train mode.
+
+        Raises:
+            RewindError: log-probabilities that differ by more than `GAP_TOLERANCE`.
+        """
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+        keep = output["completion_ids"].shape[1]
+        with torch.no_grad():
+            ours, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
+        drawn = torch.tensor([scored.candidate.logprobs.tolist() for scored in self.last_scored], device=ours.device)
+        self.sampler_trainer_gap = float((ours - drawn).abs().max())
+        if self.sampler_trainer_gap > GAP_TOLERANCE:
+            raise RewindError(
+                f"the sampler and the loss disagree by up to {self.sampler_trainer_gap:.2g} nats a token: dropout that "
+                "is live in training, another adapter or a reduced precision would do that; training would be wrong"
+            )
