@@ -19,9 +19,13 @@ from rl.evaluation.oracle import judge_all, sample_tasks
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.worlds import load_split, load_world
-from trainers.arguments import FDMArguments, LoraModelConfig, RoleConfig
+from trainers.arguments import BestOfNArguments, FDMArguments, LoraModelConfig, RewindGRPOConfig, RoleConfig
 
-FIELDS = {field.name for kind in (FDMArguments, RoleConfig, LoraModelConfig) for field in dataclasses.fields(kind)}
+FIELDS = {
+    field.name
+    for kind in (FDMArguments, BestOfNArguments, RoleConfig, LoraModelConfig, RewindGRPOConfig)
+    for field in dataclasses.fields(kind)
+}
 
 
 def blocks(path: str, language: str) -> list[str]:

@@ -14,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
-TRAINING = ["train_fdm.py", "train_idm.py"]  # their arguments are TRL's, which brings torch
+TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))  # TRL's arguments bring torch
 
 
 def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def test_help_does_not_wait_for_torch(script: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", TRAINING)
 def test_help_of_the_training_scripts(script: str) -> None:
     shown = succeed(f"scripts/{script}", "--help")
-    for flag in ("--triplets", "--output_dir", "--lora_r", "--learning_rate", "--resume"):
+    for flag in ("--triplets", "--output_dir", "--learning_rate", "--resume"):
         assert flag in shown
 
 
@@ -149,6 +149,14 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     assert [row["rank"] for row in rows] == [0, 1, 2] * 2
     assert rows[0]["total"] >= rows[1]["total"] >= rows[2]["total"]
     assert Image.open(tmp_path / "best" / "0001-best.png").size == (64, 64)
+    improve = [*models, *triplets, "--limit", 2, "--max_steps", 1, *rewards]
+    grpo = ["--config", "configs/grpo_tabletop.yaml", "--per_device_train_batch_size", 8]
+    run("train_grpo", *grpo, *improve, "--output_dir", tmp_path / "grpo")
+    best_config = ["--config", "configs/best_of_n_tabletop.yaml", "--min_lead", 0, "--num_candidates", 4]
+    run("train_best_of_n", *best_config, *improve, "--output_dir", tmp_path / "best_of_n")
+    for name in ("grpo", "best_of_n"):
+        command = ["--fdm", tmp_path / name, *triplets, "--limit", 1, "--num_samples", 1]
+        run("sample", *command, "--output", tmp_path / f"from-{name}")
     few = ["--num_scenes", 3, "--num_ceiling", 3, "--best_of", 2]
     run("evaluate", *models, *few, "--output", tmp_path / "evaluation")
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
@@ -187,6 +195,8 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
             "cannot read the triplets none.json",
         ),
         (["scripts/train_fdm.py", "--config", "CONFIG", "--output_dir", "OUT"], "num_triplet"),
+        (["scripts/train_grpo.py", "--output_dir", "OUT"], "give the model to improve"),
+        (["scripts/train_best_of_n.py", "--output_dir", "OUT"], "give the model to improve"),
         (["scripts/mine_videos.py", "--videos", "EMPTY", "--output", "OUT"], "holds no picture"),
         (
             ["scripts/label.py", "--idm", "nobody", "--pairs", "none.json", "--output", "OUT"],

@@ -61,6 +61,17 @@ class GRPOArguments(RunArguments):
 
 
 @dataclass
+class BestOfNArguments(GRPOArguments):
+    """Arguments of `train_best_of_n.py` beside TRL's."""
+
+    num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
+    min_lead: float = field(default=0.0, metadata={"help": "keep the best only if it leads its group's mean so much"})
+    min_changed: int = field(default=1, metadata={"help": "keep the best only if so many tokens changed"})
+    rounds: int = field(default=1, metadata={"help": "rounds of drawing and fine-tuning"})
+    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
+
+
+@dataclass
 class RewindGRPOConfig(GRPOConfig):
     """TRL's `GRPOConfig` with defaults for image tokens under LoRA.
 

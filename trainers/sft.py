@@ -19,8 +19,10 @@ from trl import SFTConfig, SFTTrainer
 
 from rl.data.importance import Importance
 from rl.errors import RewindError
+from rl.images import Picture
 from rl.models.distribution import TokenDistribution
-from rl.triplets import Triplet
+from rl.models.dynamics import token_ids
+from rl.triplets import Candidate, Triplet
 from rl.unified import UnifiedVLM
 from trainers.losses import weighted_nll
 
@@ -31,9 +33,15 @@ LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 
 
 def role_rows(
-    vlm: UnifiedVLM, role: Role, triplets: Sequence[Triplet], importance: Importance | None = None
+    vlm: UnifiedVLM,
+    role: Role,
+    triplets: Sequence[Triplet],
+    importance: Importance | None = None,
+    candidates: Sequence[Candidate] | None = None,
 ) -> Dataset:
     """Triplets as rows of `input_ids`, `labels` (-100 in the prompt) and, with `importance`, `weights` (0 there).
+
+    `candidates`, one a triplet, are learned in place of the targets, by their own tokens.
 
     Raises:
         RewindError: no triplet, one without a target, importance weights for the words of an IDM.
@@ -41,15 +49,19 @@ def role_rows(
     if not triplets:
         raise RewindError("there is no triplet to train on")
     missing = [number for number, triplet in enumerate(triplets) if triplet.target is None]
-    if missing:
+    if missing and candidates is None:
         raise RewindError(f"triplet {missing[0]} has no target picture, which training needs: leave it out")
     if role == "idm" and importance is not None:
         raise RewindError("token-importance weights belong to image tokens; an IDM predicts words")
-    sources, targets = [t.source for t in triplets], [t.target for t in triplets if t.target is not None]
-    source_ids, target_ids = vlm.encode(sources).tolist(), vlm.encode(targets).tolist()
+    sources = [triplet.source for triplet in triplets]
+    targets: Sequence[Picture | Candidate] = candidates or [
+        triplet.target for triplet in triplets if triplet.target is not None
+    ]
+    source_ids, target_ids = token_ids(vlm, sources), token_ids(vlm, targets)
     weights = None
     if importance is not None:
-        weights = importance.weights(vlm.features(sources), vlm.features(targets)).tolist()
+        pictures = [target.image if isinstance(target, Candidate) else target for target in targets]
+        weights = importance.weights(vlm.features(sources), vlm.features(pictures)).tolist()
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"weights": []} if weights else {})
     for number, triplet in enumerate(triplets):
         if role == "fdm":

@@ -146,8 +146,10 @@ def best_of_n(
     images = backbone.decode(np.stack([candidate.ids for group in groups for candidate in group]))
     judged = judge_all(world, [task for task in tasks for _ in range(size)], images)
     right = np.array([j.success for j in judged], dtype=float).reshape(len(tasks), size)
-    pairs = list(zip(scores, right, strict=True))
     return {
-        "by_score": {str(n): float(np.mean([estimate(s, r, n) for s, r in pairs])) for n in numbers},
+        "by_score": {
+            str(n): float(np.mean([estimate(s, r.tolist(), n) for s, r in zip(scores, right, strict=True)]))
+            for n in numbers
+        },
         "by_oracle": {str(n): float(np.mean([estimate(r.tolist(), r.tolist(), n) for r in right])) for n in numbers},
     }

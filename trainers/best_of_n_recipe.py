@@ -1,0 +1,78 @@
+"""What `scripts/train_best_of_n.py` does: rounds of drawing, choosing and fine-tuning."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import set_seed
+from trl import SFTConfig
+
+from rewards import load_rewards
+from rl.api import load_fdm, load_idm, shares_base
+from rl.data.triplets_io import read_triplets
+from rl.errors import RewindError
+from rl.run_folder import claim
+from rl.triplets import Triplet
+from trainers.arguments import BestOfNArguments
+from trainers.best_of_n import Keep, best_candidates
+from trainers.grpo_recipe import only_policy_trains
+from trainers.pretraining import MetricsFile, check_finite
+from trainers.sft import RoleSFTTrainer, role_rows, save_adapter
+
+logger = logging.getLogger("rl")
+
+
+def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
+    """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
+    if arguments.fdm is None or not arguments.triplets:
+        raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
+    if config.output_dir is None:
+        raise RewindError("give a folder for the run: --output_dir runs/my-run")
+    if arguments.rounds < 1:
+        raise RewindError(f"--rounds must be at least 1, not {arguments.rounds}")
+    if arguments.resume:
+        raise RewindError("a run of train_best_of_n.py cannot be resumed yet: start it again with --overwrite true")
+    keep = Keep(arguments.num_candidates, arguments.min_lead, arguments.min_changed)
+    set_seed(config.seed)
+    triplets: list[Triplet] = []
+    for file in arguments.triplets:
+        triplets += read_triplets(Path(file), arguments.limit)
+    fdm = load_fdm(arguments.fdm)
+    if fdm.adapter is None:
+        raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
+    vlm = fdm.backbone
+    idm = None
+    if arguments.idm is not None:
+        idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
+    rewards = load_rewards(arguments.rewards, idm)
+    only_policy_trains(vlm)
+    output = claim(
+        Path(config.output_dir),
+        "train_best_of_n.py",
+        {**asdict(arguments), "training": config.to_dict()},
+        inputs=[arguments.fdm, arguments.idm, *arguments.triplets],
+        overwrite=arguments.overwrite,
+    )
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
+    for number in range(arguments.rounds):
+        kept, totals = best_candidates(
+            fdm, rewards, triplets, keep, temperature=arguments.temperature, seed=config.seed, step=number
+        )
+        if not kept:
+            raise RewindError(f"round {number}: no candidate led its group by {keep.min_lead}: lower --min_lead")
+        mean = sum(totals) / len(totals)
+        with (output / "rounds.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps({"round": number, "sampled_total": mean, "kept": len(kept)}) + "\n")
+        logger.warning("round %d: mean total %.4f, %d of %d groups kept", number, mean, len(kept), len(triplets))
+        config.output_dir = str(output / f"round-{number}")
+        rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
+        trainer = RoleSFTTrainer(vlm, "fdm", config, rows, callbacks=[MetricsFile(output / "metrics.jsonl")])
+        trainer.train()
+        check_finite(trainer.model, output)
+    folder = save_adapter(vlm, output)
+    logger.warning("%d rounds; the adapter is in %s", arguments.rounds, folder)
+    return output
