@@ -15,7 +15,7 @@ from rl.worlds.tabletop import Tabletop
 def test_wilson_against_the_published_values() -> None:
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe (1998), table I
-    assert wilson(10, 10)[1] == 1.0
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
     with pytest.raises(RewindError):
         wilson(0, 0)
 
