@@ -25,11 +25,11 @@ from trainers.sft import save_adapter
 logger = logging.getLogger("rl")
 
 
-def only_policy_trains(vlm: UnifiedVLM) -> None:
+def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
     """Make the policy's adapter the active and only trainable one."""
-    vlm.model.set_adapter(FDM_ADAPTER)  # type: ignore[operator]
+    vlm.model.set_adapter(adapter)  # type: ignore[operator]
     for name, parameter in vlm.model.named_parameters():
-        parameter.requires_grad_(f".{FDM_ADAPTER}." in name)
+        parameter.requires_grad_(f".{adapter}." in name)
 
 
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
