@@ -7,6 +7,7 @@ python scripts/mine_videos.py --videos runs/world/videos --rule settled --image_
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
@@ -62,7 +63,7 @@ def main() -> None:
         try:
             found = mine(file, mining, arguments.image_size)
         except RewindError as error:
-            tqdm.write(f"left out: {error}")
+            tqdm.write(f"left out: {error}", file=sys.stderr)
             continue
         pairs += [Triplet(p.before, "", p.after, label=file.parent.name, provenance=file.name) for p in found]
         if found and len(rows) < 12:

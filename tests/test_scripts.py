@@ -222,6 +222,28 @@ def test_bad_input(arguments: list[str], sentence: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_pretrain_and_mine_on_real_pictures(real_data: Path, tmp_path: Path) -> None:
+    """The commands of docs/real-data.md at a tiny budget."""
+    small = ["--image_size", 64, "--max_frames", 90, "--num_codes", 32, "--tokenizer_steps", 2, "--steps", 2]
+    small += ["--tokenizer_batch_size", 4, "--batch_size", 2, "--hidden_size", 32, "--num_layers", 1]
+    aurora = real_data / "aurora-bench-sample"
+    frames = ["--frames", aurora / "images", real_data / "videos" / "flipping_a_pancake.mkv"]
+    text = ["--text", aurora / "test.json"]
+    config = ["--config", "configs/pretrain_real.yaml"]
+    succeed("scripts/pretrain_base.py", *config, *frames, *text, *small, "--output", tmp_path / "base")
+    draw = ["--triplets", aurora / "test.json", "--limit", 2, "--num_samples", 1]
+    succeed("scripts/sample.py", "--fdm", tmp_path / "base", *draw, "--output", tmp_path / "out")
+    assert Image.open(tmp_path / "out" / "000-000.png").size == (64, 64)
+    clips = ["--videos", real_data / "videos" / "corrupted.mp4", real_data / "videos" / "arm_wrestling.mp4"]
+    done = start("scripts/mine_videos.py", *clips, "--image_size", 96, "--output", tmp_path / "pairs")
+    assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr
+    assert "corrupted.mp4 breaks off" in done.stderr
+    pairs = json.loads((tmp_path / "pairs" / "pairs.json").read_text())
+    assert 1 <= len(pairs) <= 5
+    assert {entry["source"] for entry in pairs} == {"arm_wrestling.mp4"}
+
+
 def test_real_photograph(real_data: Path, tmp_path: Path) -> None:
     """The shipped base has never seen a photograph; it must still take one, say how, and draw something."""
     photo = sorted((real_data / "aurora-bench-sample" / "images").glob("whatsup*input.jpg"))[0]
