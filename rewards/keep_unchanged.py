@@ -12,14 +12,15 @@ class KeepUnchanged:
 
     Args:
         free: tokens that may change at no cost, a task each, e.g. {"move": 2}; `default` for tasks that are not named.
-        default: free tokens of any other task. Take it from labelled data: how many tokens change there.
+        default: free tokens of any other task; None is an eighth of the picture. Better take both from labelled data:
+            how many tokens change there.
     """
 
     name = "keep_unchanged"
 
-    def __init__(self, free: dict[str, float] | None = None, default: float = 2.0) -> None:
+    def __init__(self, free: dict[str, float] | None = None, default: float | None = None) -> None:
         self.free, self.default = dict(free or {}), default
-        if any(value < 0 for value in (*self.free.values(), default)):
+        if any(value < 0 for value in (*self.free.values(), default or 0.0)):
             raise RewindError("the number of tokens that may change freely must be 0 or more")
 
     def __call__(
@@ -28,6 +29,7 @@ class KeepUnchanged:
         scores: list[float | None] = []
         for predicted, source, name in zip(predicted_ids, source_ids, task, strict=True):
             changed = sum(a != b for a, b in zip(predicted, source, strict=True))
-            free = self.free.get(name, self.default) if name is not None else self.default
+            otherwise = len(source) / 8 if self.default is None else self.default
+            free = self.free.get(name, otherwise) if name is not None else otherwise
             scores.append(-max(0.0, changed - free) / len(source))
         return scores

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl.errors import RewindError
 from rl.images import Picture
 from rl.models.bases import adapter_folder, base_of_adapter, load_base
@@ -91,13 +93,20 @@ def _open(base_or_run: str | Path, backbone: UnifiedVLM | None, name: str) -> tu
     if folder is None:
         if backbone is not None and not _same_base(str(base_or_run), backbone.name):
             raise RewindError(f"'{base_or_run}' is no adapter for the given backbone {backbone.name}")
-        return backbone or load_base(base_or_run), None
+        return backbone or _on_device(load_base(base_or_run)), None
     base = base_of_adapter(folder)
     if backbone is not None and not _same_base(base, backbone.name):
         raise RewindError(f"the adapter in {folder} belongs to {base}, not to {backbone.name}")
-    vlm = backbone or load_base(base)
+    vlm = backbone or _on_device(load_base(base))
     vlm.attach_adapter(folder, name)
     return vlm, name
+
+
+def _on_device(vlm: UnifiedVLM) -> UnifiedVLM:
+    """On the GPU if there is one; `fdm.backbone.model.to(...)` moves it elsewhere."""
+    if torch.cuda.is_available():
+        vlm.model.to("cuda")
+    return vlm
 
 
 def _same_base(first: str, second: str) -> bool:

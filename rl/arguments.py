@@ -40,7 +40,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: what has been saved stays; the same command with --resume goes on", file=sys.stderr)
+        print("\ninterrupted: what has been saved stays", file=sys.stderr)
         sys.exit(130)
 
 

@@ -21,7 +21,7 @@ def claim(
     config: dict[str, Any],
     *,
     inputs: Sequence[str | Path | None] = (),
-    resume: bool = False,
+    resume: bool | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Make a run folder and write `run.json` into it: the script, its resolved config and the git revision.
@@ -33,7 +33,7 @@ def claim(
         script: name of the script that runs; another script's folder is neither resumed nor removed.
         config: resolved arguments, JSON values.
         inputs: files, folders or names that the run reads; a folder that holds one of them is never removed.
-        resume: go on in a folder that an earlier run with the same config claimed.
+        resume: go on in a folder that an earlier run with the same config claimed; None if the script cannot.
         overwrite: remove what an earlier run left; only a folder with a `run.json` of this script is ever removed.
 
     Raises:
@@ -58,7 +58,8 @@ def claim(
             )
         return folder
     if occupied and not overwrite:
-        raise RewindError(f"the output folder {folder} exists: use --resume, --overwrite or another --output")
+        hint = "" if resume is None else "--resume, "
+        raise RewindError(f"the output folder {folder} exists: use {hint}--overwrite or another output folder")
     if occupied:
         for path in inputs:
             if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):

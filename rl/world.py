@@ -73,7 +73,9 @@ class World(Protocol):
         ...
 
     def outcomes(self, scene: Any, action: str) -> list[Any]:
-        """All scenes that count as a right result of `action` on `scene`; empty if it cannot be carried out."""
+        """All scenes that count as a right result of `action` on `scene`; empty if it cannot be carried out or is no
+        sentence of this world (an inverse model may say anything).
+        """
         ...
 
     def render(self, scene: Any, rng: np.random.Generator) -> np.ndarray:

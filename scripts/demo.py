@@ -44,6 +44,7 @@ def main() -> None:
     from rl.data.importance import Importance
     from rl.data.triplets_io import write_triplets
     from rl.evaluation.oracle import sample_tasks
+    from rl.models.bases import load_base
     from rl.run_folder import claim
     from rl.worlds import load_split
     from trainers import demo
@@ -54,10 +55,16 @@ def main() -> None:
         raise RewindError("every number of the budget must be above 0")
     began = time.monotonic()
     splits = {name: load_split(arguments.world, name) for name in ("train", "validation", "test")}
+    vlm = load_base(arguments.base)
+    if vlm.image_size != splits["train"].image_size:
+        raise RewindError(
+            f"{arguments.base} sees {vlm.image_size} pixels and the world {arguments.world} draws "
+            f"{splits['train'].image_size}: pretrain a base on the world (pretrain_base.py) and give it as --base"
+        )
     output = claim(
         arguments.output, "demo.py", plain(vars(arguments)), inputs=[arguments.base], overwrite=arguments.overwrite
     )
-    story = demo.begin(splits["train"], splits, arguments.base, output, arguments.seed, budget)
+    story = demo.begin(splits, vlm, output, arguments.seed, budget)
     test = demo.triplets_of(splits["test"], sample_tasks(splits["test"], budget.test, arguments.seed), "world")
     write_triplets(test, output / "test")
     demo.train_sft(story, "idm", "idm", story.labelled, budget.idm_steps)

@@ -147,9 +147,11 @@ def test_wrong_configs(tmp_path: Path, text: str, sentence: str) -> None:
 
 def test_an_output_is_never_overwritten_by_accident(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    claim(run, "train.py", {"steps": 3, "resume": False})
+    claim(run, "train.py", {"steps": 3, "resume": False}, resume=False)
     (run / "weights").write_text("precious")
     with pytest.raises(RewindError, match="exists: use --resume, --overwrite"):
+        claim(run, "train.py", {"steps": 3}, resume=False)
+    with pytest.raises(RewindError, match="exists: use --overwrite or another"):
         claim(run, "train.py", {"steps": 3})
     with pytest.raises(RewindError, match="begun with other values of steps"):
         claim(run, "train.py", {"steps": 4}, resume=True)

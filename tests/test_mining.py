@@ -44,6 +44,7 @@ def test_flow_peak_takes_the_strongest_frames_apart() -> None:
     assert Mining("flow_peak", num_frames=3, min_gap=3).pairs(motion) == [(2, 6), (6, 10)]
     assert Mining("flow_peak", num_frames=2, min_gap=3).pairs(motion) == [(2, 10)]
     assert Mining("flow_peak", num_frames=6, min_gap=100).pairs(motion) == []
+    assert Mining("flow_peak", min_gap=1).pairs(np.zeros(9, np.float32)) == []  # a still clip has no pair
 
 
 def test_settled_takes_the_quiet_frames_around_each_burst() -> None:

@@ -73,7 +73,7 @@ def test_sample_on_the_world(world_folder: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out" / "sheet.png").width > 4 * 64
     again = start(*command)
     assert again.returncode == 2
-    assert "exists: use --resume, --overwrite" in again.stderr
+    assert "exists: use --overwrite or another" in again.stderr
     succeed(*command, "--overwrite")
     assert [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()] == rows
 

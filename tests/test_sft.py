@@ -11,7 +11,7 @@ from conftest import make_tiny
 from peft import LoraConfig
 from transformers import set_seed
 
-from rl.data.importance import Importance
+from rl.data.importance import Importance, feature_distances
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
@@ -134,20 +134,25 @@ def test_the_head_is_shared(tmp_path: Path) -> None:
 
 
 def test_importance_by_hand() -> None:
-    source = torch.zeros(2, 2, 3)
-    target = torch.zeros(2, 2, 3)
-    target[0, 1, 0], target[1, 0, 0], target[1, 1, 0] = 1.0, 2.0, 5.0  # squared distances [[0, 1], [4, 25]]
-    none = Importance("none", floor=1.0, cap=10.0).weights(source, target)
+    distance = torch.tensor([[0.0, 1.0], [4.0, 25.0]])
+    none = Importance("none", floor=1.0, cap=10.0).weights(distance)
     assert torch.allclose(none, torch.tensor([[1.0, 2.0], [5.0, 11.0]]) / 4.75)
-    sample = Importance("sample", floor=0.0, cap=9.0).weights(source, target)
+    sample = Importance("sample", floor=0.0, cap=9.0).weights(distance)
     assert torch.allclose(sample, torch.tensor([[0.0, 2.0], [8 / 29, 50 / 29]]))
-    data = Importance("dataset", floor=0.5, cap=2.0).weights(source, target)
+    data = Importance("dataset", floor=0.5, cap=2.0).weights(distance)
     raw = torch.tensor([[0.0, 1 / 7.5], [4 / 7.5, 2.0]]) + 0.5
     assert torch.allclose(data, raw / raw.mean())
-    assert torch.equal(Importance("none", floor=0.0).weights(source, source), torch.ones(2, 2))
+    assert torch.equal(Importance("none", floor=0.0).weights(torch.zeros(2, 2)), torch.ones(2, 2))
     for wrong in ({"normalise": "batch"}, {"floor": -1.0}, {"cap": 0.0}):
         with pytest.raises(RewindError):
             Importance(**wrong)  # type: ignore[arg-type]
+
+
+def test_distances_are_those_of_the_features(tiny: ChameleonVLM) -> None:
+    data = triplets(3)
+    sources, targets = [t.source for t in data], [t.target for t in data if t.target is not None]
+    expected = (tiny.features(sources) - tiny.features(targets)).pow(2).sum(-1)
+    assert torch.allclose(feature_distances(tiny, sources, targets, chunk=2), expected, rtol=1e-4)
 
 
 def test_weighted_nll() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from transformers import TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser, get_peft_config
 
 from rl.errors import RewindError
@@ -124,6 +125,11 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
         return tuple(TrlParser(list(types)).parse_args_and_config(argv))
     except (ValueError, TypeError, OSError) as error:
         raise RewindError(f"these arguments do not fit: {' '.join(str(error).split())}") from error
+
+
+def settings_of(config: TrainingArguments) -> dict[str, Any]:
+    """A training config for `run.json`, without the folder: a run may be resumed under another spelling of its path."""
+    return {key: value for key, value in config.to_dict().items() if key != "output_dir"}
 
 
 def lora_config(model_config: ModelConfig, targets: list[str]) -> LoraConfig:

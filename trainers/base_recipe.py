@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from rl.run_folder import claim
 from rl.unified import words_of
 from rl.worlds import load_world
 from trainers.language import train_language
-from trainers.pretraining import train_tokenizer
+from trainers.pretraining import require_one_process, train_tokenizer
 from trainers.vq_training import VQTrainingModel
 
 logger = logging.getLogger("rl")
@@ -45,10 +44,7 @@ def make_base(arguments: argparse.Namespace) -> Path:
         raise RewindError(f"--hidden_size {a.hidden_size} must be a multiple of twice --num_heads {a.num_heads}")
     if a.tokenizer_steps < 1 and a.tokenizer_from is None:
         raise RewindError("--tokenizer_steps 0 needs --tokenizer_from: there is no tokenizer to use")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RewindError(
-            "pretrain_base.py runs in one process: the codebook is a moving average of that process's data"
-        )
+    require_one_process("pretrain_base.py")
     if world is not None:
         pool = pool_from_world(world, a.num_pairs, a.num_videos, np.random.default_rng(a.seed))
     else:

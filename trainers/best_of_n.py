@@ -43,7 +43,8 @@ class Keep:
         if not scorable:
             return None
         total, _, number = max(scorable)
-        if total - float(np.mean([t for t, _, _ in scorable])) < self.min_lead:
+        lead = total - float(np.mean([t for t, _, _ in scorable]))
+        if lead < max(self.min_lead, 1e-6):
             return None
         changed = int((group[number].candidate.ids != np.asarray(source_ids_K)).sum())
         return group[number] if changed >= self.min_changed else None

@@ -17,10 +17,10 @@ from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.run_folder import claim
 from rl.triplets import Triplet
-from trainers.arguments import BestOfNArguments
+from trainers.arguments import BestOfNArguments, settings_of
 from trainers.best_of_n import Keep, best_candidates
 from trainers.grpo_recipe import only_policy_trains
-from trainers.pretraining import MetricsFile, check_finite
+from trainers.pretraining import MetricsFile, check_finite, require_one_process
 from trainers.sft import RoleSFTTrainer, role_rows, save_adapter
 
 logger = logging.getLogger("rl")
@@ -28,6 +28,7 @@ logger = logging.getLogger("rl")
 
 def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
+    require_one_process("train_best_of_n.py")
     if arguments.fdm is None or not arguments.triplets:
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
     if config.output_dir is None:
@@ -35,7 +36,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     if arguments.rounds < 1:
         raise RewindError(f"--rounds must be at least 1, not {arguments.rounds}")
     if arguments.resume:
-        raise RewindError("a run of train_best_of_n.py cannot be resumed yet: start it again with --overwrite true")
+        raise RewindError("a run of train_best_of_n.py cannot be resumed yet: begin again with --overwrite true")
     keep = Keep(arguments.num_candidates, arguments.min_lead, arguments.min_changed)
     set_seed(config.seed)
     triplets: list[Triplet] = []
@@ -48,12 +49,12 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     idm = None
     if arguments.idm is not None:
         idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
-    rewards = load_rewards(arguments.rewards, idm)
+    rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
     only_policy_trains(vlm)
     output = claim(
         Path(config.output_dir),
         "train_best_of_n.py",
-        {**asdict(arguments), "training": config.to_dict()},
+        {**asdict(arguments), "training": settings_of(config)},
         inputs=[arguments.fdm, arguments.idm, *arguments.triplets],
         overwrite=arguments.overwrite,
     )
@@ -63,14 +64,19 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
             fdm, rewards, triplets, keep, temperature=arguments.temperature, seed=config.seed, step=number
         )
         if not kept:
-            raise RewindError(f"round {number}: no candidate led its group by {keep.min_lead}: lower --min_lead")
+            raise RewindError(
+                f"round {number}: no group had a best candidate that leads by {keep.min_lead} and changes "
+                f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
+            )
         mean = sum(totals) / len(totals)
         with (output / "rounds.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({"round": number, "sampled_total": mean, "kept": len(kept)}) + "\n")
         logger.warning("round %d: mean total %.4f, %d of %d groups kept", number, mean, len(kept), len(triplets))
-        config.output_dir = str(output / f"round-{number}")
+        folder = output / f"round-{number}"
+        folder.mkdir()
+        config.output_dir = str(folder)
         rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
-        trainer = RoleSFTTrainer(vlm, "fdm", config, rows, callbacks=[MetricsFile(output / "metrics.jsonl")])
+        trainer = RoleSFTTrainer(vlm, "fdm", config, rows, callbacks=[MetricsFile(folder / "metrics.jsonl")])
         trainer.train()
         check_finite(trainer.model, output)
     folder = save_adapter(vlm, output)

@@ -26,7 +26,6 @@ from rl.data.keyframes import Mining, flow_magnitudes
 from rl.data.labelling import label_pairs
 from rl.data.selection import select_stratified
 from rl.evaluation.oracle import Task, sample_tasks
-from rl.models.bases import load_base
 from rl.models.dynamics import ForwardDynamics, InverseDynamics, token_ids
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
@@ -100,10 +99,10 @@ class Story:
         return InverseDynamics(self.vlm, "idm")
 
 
-def begin(world: World, splits: dict[str, World], base: str, output: Path, seed: int, budget: Budget) -> Story:
-    """Open the base and draw the labelled data."""
+def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, budget: Budget) -> Story:
+    """Draw the labelled data."""
     set_seed(seed)
-    story = Story(world, splits, load_base(base), output, seed, budget)
+    story = Story(splits["train"], splits, vlm, output, seed, budget)
     with story.stage("data"):
         story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
         story.data = {"labelled": len(story.labelled), "test": budget.test}
@@ -162,37 +161,38 @@ def mine_and_label(story: Story) -> None:
     """Key frames of videos (for a world without, scene and outcome), named by the IDM; the best are selected."""
     world, budget = story.splits["train"], story.budget
     rng = np.random.default_rng((story.seed, 1))
-    truths: list[set[tuple[Any, Any]]] = []
+    truths: dict[int, set[tuple[Any, Any]]] = {}  # by the identity of a pair's first picture
     film = getattr(world, "video", None)
     with story.stage("labels"):
         if film is None:
             tasks = sample_tasks(world, budget.videos, story.seed + 1)
             story.pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
-            truths = [{(t.scene, t.outcome)} for t in tasks]
+            truths = {id(t.source): {(t.scene, t.outcome)} for t in tasks}
         for _ in range(budget.videos if film is not None else 0):
             video = film(rng)  # type: ignore[misc]
             for a, b in Mining("settled").pairs(flow_magnitudes(video.frames_THWC)):
-                frames = video.frames_THWC
-                story.pairs.append(Triplet(frames[a], "", frames[b], label=video.label, provenance="video"))
-                truths.append({(s.source, s.target) for s in video.truth})
+                before, after = video.frames_THWC[a], video.frames_THWC[b]
+                story.pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
+                truths[id(before)] = {(s.source, s.target) for s in video.truth}
         named = label_pairs(story.idm, story.pairs, seed=story.seed)
         labels: list[str] = [triplet.label or "" for triplet in named]
         chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
-        story.synthetic = [replace(named[i], task=named[i].label) for i in chosen]
+        family = getattr(world, "family", lambda action: None)
+        story.synthetic = [replace(named[i], task=family(named[i].action)) for i in chosen]
         story.data |= {"unlabelled_pairs": len(story.pairs), "selected": len(story.synthetic)}
         story.data |= _truth_of_labels(story, named, truths)
 
 
 def _truth_of_labels(
-    story: Story, named: Sequence[Triplet], truths: Sequence[set[tuple[Any, Any]]]
+    story: Story, named: Sequence[Triplet], truths: dict[int, set[tuple[Any, Any]]]
 ) -> dict[str, float]:
     """For the report alone: the share of pairs that hold exactly one action, and of labels that name it."""
     read = getattr(story.world, "read", None)
-    if read is None or len(named) != len(truths):
+    if read is None:
         return {}
     before = [reading.scene for reading in read(np.stack([np.asarray(t.source) for t in named]))]
     after = [reading.scene for reading in read(np.stack([np.asarray(t.target) for t in named]))]
-    one = [pair in truth for pair, truth in zip(zip(before, after, strict=True), truths, strict=True)]
+    one = [(a, b) in truths[id(t.source)] for a, b, t in zip(before, after, named, strict=True)]
     right = [
         a is not None and b in story.world.outcomes(a, t.action) for a, b, t in zip(before, after, named, strict=True)
     ]
@@ -207,9 +207,10 @@ def rewards_of(story: Story) -> list[Reward]:
     by_task: dict[str, list[int]] = {}
     for triplet, a, b in zip(story.labelled, sources, targets, strict=True):
         by_task.setdefault(triplet.task or "", []).append(sum(x != y for x, y in zip(a, b, strict=True)))
-    free = {task: float(np.mean(counts)) for task, counts in by_task.items()}
+    free = {task: float(np.quantile(counts, 0.95)) for task, counts in by_task.items()}
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", 0.25)
-    return [*load_rewards(["idm_margin=1.0"], story.idm), keep]
+    margin = load_rewards(["idm_margin=1.0"], story.idm, [t.action for t in story.labelled])
+    return [*margin, keep]
 
 
 def improve(story: Story) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.importance import Importance
+from rl.data.importance import Importance, feature_distances
 from rl.evaluation import oracle
 from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import Task
@@ -137,14 +137,17 @@ def _grpo(story: Story, tasks: Sequence[Task]) -> dict[str, Any]:
     right = np.array([j.success for j in judged]).reshape(-1, size)
     values = np.array([np.nan if t is None else t for t in totals]).reshape(-1, size)
     areas = [auc(v, r) for v, r in zip(values, right, strict=True) if 0 < r.sum() < size]
-    if areas:
-        found["within_group_auc"] = float(np.mean(areas))
+    if np.isfinite(areas).any():
+        found["within_group_auc"] = float(np.nanmean(areas))
     return found
 
 
 def auc(scores_N: np.ndarray, right_N: np.ndarray) -> float:
     """Chance that a right candidate scores above a wrong one; ties count half."""
-    good, bad = scores_N[right_N], scores_N[~right_N]
+    known = np.isfinite(scores_N)
+    good, bad = scores_N[right_N & known], scores_N[~right_N & known]
+    if not len(good) or not len(bad):
+        return float("nan")
     above = (good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean()
     return float(above)
 
@@ -190,7 +193,7 @@ def report(story: Story, results: dict[str, Any]) -> str:
         ranked = sorted(zip(scores, group, strict=True), key=lambda pair: -pair[0])
         cells: list[tuple[Picture, str]] = [(task.source, task.action), (task.target, "true target")]
         rows.append(cells + [(candidate.image, f"{value:.2f}") for value, candidate in ranked])
-    weights = Importance().weights(story.vlm.features(sources), story.vlm.features([t.target for t in tasks]))
+    weights = Importance().weights(feature_distances(story.vlm, sources, [t.target for t in tasks]))
     side = round(weights.shape[1] ** 0.5)
     shades = (weights / weights.max()).reshape(-1, side, side).numpy()
     heat = [np.repeat((255 * shade[..., None]).astype(np.uint8), 3, -1) for shade in shades]

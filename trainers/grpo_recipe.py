@@ -17,9 +17,9 @@ from rl.errors import RewindError
 from rl.run_folder import claim
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
-from trainers.arguments import GRPOArguments
+from trainers.arguments import GRPOArguments, settings_of
 from trainers.grpo import WorldModelGRPOTrainer
-from trainers.pretraining import MetricsFile, check_finite, last_checkpoint
+from trainers.pretraining import MetricsFile, check_finite, last_checkpoint, require_one_process
 from trainers.sft import save_adapter
 
 logger = logging.getLogger("rl")
@@ -34,6 +34,7 @@ def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
 
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
+    require_one_process("train_grpo.py")
     if arguments.fdm is None or not arguments.triplets:
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
     if config.output_dir is None:
@@ -49,12 +50,12 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     idm = None
     if arguments.idm is not None:
         idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
-    rewards = load_rewards(arguments.rewards, idm)
+    rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
     only_policy_trains(vlm)
     output = claim(
         Path(config.output_dir),
         "train_grpo.py",
-        {**asdict(arguments), "training": config.to_dict()},
+        {**asdict(arguments), "training": settings_of(config)},
         inputs=[arguments.fdm, arguments.idm, *arguments.triplets],
         resume=arguments.resume,
         overwrite=arguments.overwrite,

@@ -121,6 +121,16 @@ def check_finite(model: Any, output: Path) -> None:
         )
 
 
+def require_one_process(script: str) -> None:
+    """Refuse to start on several processes what is not yet right there.
+
+    Raises:
+        RewindError: a launcher started more than one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RewindError(f"{script} runs in one process so far: start it with python, or accelerate --num_processes 1")
+
+
 def last_checkpoint(output: Path) -> str | None:
     """The last whole checkpoint of a run; one that a kill cut short lacks its last file and is passed over."""
     found = [p.parent for p in output.glob("checkpoint-*/trainer_state.json")]

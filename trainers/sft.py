@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from rl.data.importance import Importance
+from rl.data.importance import Importance, feature_distances
 from rl.errors import RewindError
 from rl.images import Picture
 from rl.models.distribution import TokenDistribution
@@ -61,7 +61,7 @@ def role_rows(
     weights = None
     if importance is not None:
         pictures = [target.image if isinstance(target, Candidate) else target for target in targets]
-        weights = importance.weights(vlm.features(sources), vlm.features(pictures)).tolist()
+        weights = importance.weights(feature_distances(vlm, sources, pictures)).tolist()
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"weights": []} if weights else {})
     for number, triplet in enumerate(triplets):
         if role == "fdm":
@@ -174,7 +174,8 @@ class RoleSFTTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        hidden = self.vlm.hidden_states(inputs["input_ids"], use_cache=False).last_hidden_state
+        with self.accelerator.autocast():
+            hidden = self.vlm.hidden_states(inputs["input_ids"], use_cache=False).last_hidden_state
         labels, weights = inputs["labels"][:, 1:], _weights(inputs)[:, 1:]
         learned = labels != IGNORED
         # Position t's logits predict token t + 1, so a token's weight goes with the state before it.

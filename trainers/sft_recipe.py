@@ -17,8 +17,8 @@ from rl.errors import RewindError
 from rl.models.bases import load_base
 from rl.run_folder import claim
 from rl.triplets import Triplet
-from trainers.arguments import FDMArguments, IDMArguments, lora_config
-from trainers.pretraining import MetricsFile, check_finite, last_checkpoint
+from trainers.arguments import FDMArguments, IDMArguments, lora_config, settings_of
+from trainers.pretraining import MetricsFile, check_finite, last_checkpoint, require_one_process
 from trainers.sft import LINEAR_LAYERS, Role, RoleSFTTrainer, add_adapter, role_rows, save_adapter
 
 logger = logging.getLogger("rl")
@@ -26,6 +26,7 @@ logger = logging.getLogger("rl")
 
 def train_role(role: Role, arguments: IDMArguments, config: SFTConfig, model_config: ModelConfig) -> Path:
     """Train one role on files of triplets; returns the run folder, which `load_fdm` or `load_idm` opens."""
+    require_one_process(f"train_{role}.py")
     files = [*arguments.triplets, *getattr(arguments, "synthetic", [])]
     if not arguments.triplets:
         raise RewindError("give at least one file of triplets: --triplets data/triplets.json")
@@ -44,7 +45,7 @@ def train_role(role: Role, arguments: IDMArguments, config: SFTConfig, model_con
     output = claim(
         Path(config.output_dir),
         f"train_{role}.py",
-        {**asdict(arguments), "training": config.to_dict(), "model": asdict(model_config)},
+        {**asdict(arguments), "training": settings_of(config), "model": asdict(model_config)},
         inputs=[arguments.base, *files],
         resume=arguments.resume,
         overwrite=arguments.overwrite,

@@ -7,6 +7,7 @@ so ours is stated here and can be switched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from rl.errors import RewindError
+from rl.images import Picture
+from rl.unified import UnifiedVLM
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Importance:
         if self.floor < 0 or not self.cap > 0:
             raise RewindError(f"the floor must be 0 or more and the cap above 0, not {self.floor} and {self.cap}")
 
-    def weights(self, source_NKD: Tensor, target_NKD: Tensor) -> Tensor:
-        """Weights float32 [N, K], mean 1 over the data, from features [N, K, D] of sources and targets."""
-        distance = (source_NKD.float() - target_NKD.float()).pow(2).sum(-1)
+    def weights(self, distance_NK: Tensor) -> Tensor:
+        """Weights float32 [N, K], mean 1 over the data, from `feature_distances` [N, K] of all of it."""
+        distance = distance_NK
         if self.normalise == "dataset":
             distance = distance / distance.mean().clamp(min=1e-12)
         elif self.normalise == "sample":
@@ -51,3 +54,15 @@ class Importance:
         weights = self.floor + distance.clamp(max=self.cap)
         mean = weights.mean()
         return weights / mean if float(mean) > 0 else torch.ones_like(weights)
+
+
+def feature_distances(
+    vlm: UnifiedVLM, sources: Sequence[Picture], targets: Sequence[Picture], chunk: int = 64
+) -> Tensor:
+    """|| z_source,l - z_target,l ||^2, float32 [N, K], a chunk at a time: the features themselves are far larger."""
+    found = []
+    for start in range(0, len(sources), chunk):
+        part = slice(start, start + chunk)
+        before, after = vlm.features(sources[part]), vlm.features(targets[part])
+        found.append((before.float() - after.float()).pow(2).sum(-1).cpu())
+    return torch.cat(found)

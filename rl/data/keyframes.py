@@ -39,6 +39,8 @@ def flow_magnitudes(frames: Iterable[np.ndarray]) -> np.ndarray:
         grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
         grey = np.clip(grey * (128.0 / max(1.0, float(grey.mean()))), 0, 255)
         level = grey.astype(np.uint8)
+        if before is not None and before.shape != level.shape:
+            raise RewindError("a video's frames must all have one size")
         if before is not None and before_grey is not None:
             flow = cv2.calcOpticalFlowFarneback(before, level, None, 0.5, 3, 11, 3, 5, 1.1, 0)  # type: ignore[call-overload]
             moved = np.abs(grey - before_grey) > NOISE
@@ -77,6 +79,8 @@ class Mining:
         """The num_frames frames with most motion that are min_gap apart; neighbours in time are pairs."""
         chosen: list[int] = []
         for frame in np.argsort(-motion, kind="stable") + 1:  # motion[t] is what happened up to frame t + 1
+            if motion[frame - 1] <= 0:  # nothing moves in the frames that are left
+                break
             if all(abs(int(frame) - other) >= self.min_gap for other in chosen):
                 chosen.append(int(frame))
             if len(chosen) == self.num_frames:
@@ -122,7 +126,10 @@ def mine(path: Path, mining: Mining, size: int) -> list[MinedPair]:
     Raises:
         RewindError: the file is no video or breaks off.
     """
-    motion = flow_magnitudes(frames_of(path))
+    try:
+        motion = flow_magnitudes(frames_of(path))
+    except cv2.error as error:
+        raise RewindError(f"{path}: no optical flow can be measured ({error})") from error
     pairs = mining.pairs(motion)
     wanted = {frame for pair in pairs for frame in pair}
     kept = {t: to_array(frame, size) for t, frame in enumerate(frames_of(path)) if t in wanted} if wanted else {}
