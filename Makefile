@@ -43,7 +43,7 @@ format: $(STAMP)  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## train the shipped base again, into runs/base (about 2 hours on 2 cores)
+base: $(STAMP)  ## train the shipped base again, into runs/base (about 2 hours on 2 cores, as its log shows)
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop.yaml --output runs/base
 
 clean:  ## remove the environment and caches
