@@ -82,7 +82,9 @@ class RewindGRPOConfig(GRPOConfig):
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     scale_rewards: str = field(default="none", metadata={"help": "'group', 'batch' or 'none'."})
-    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where to report to."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
+        default="tensorboard", metadata={"help": "Where to report to."}
+    )
 
     def __post_init__(self) -> None:
         if not torch.cuda.is_available():
@@ -97,7 +99,9 @@ class RoleConfig(SFTConfig):
 
     learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
-    report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where to report to."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
+        default="tensorboard", metadata={"help": "Where to report to."}
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
 
     def __post_init__(self) -> None:
