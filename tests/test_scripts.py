@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     run("make_world", "--num_triplets", 8, "--num_videos", 3, "--output", tmp_path / "world")
     triplets = ["--triplets", tmp_path / "world" / "triplets.json"]
     run("train_idm", "--config", "configs/idm_tabletop.yaml", *triplets, *small, "--output_dir", tmp_path / "idm")
+    weights = tmp_path / "idm" / "adapter" / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    longer = ["--config", "configs/idm_tabletop.yaml", *triplets, *small, "--save_steps", 1]
+    run("train_idm", *longer, "--output_dir", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-2")  # as if it had been cut off after the first step
+    shutil.rmtree(tmp_path / "resumed" / "adapter")
+    run("train_idm", *longer, "--output_dir", tmp_path / "resumed", "--resume", "true")
+    resumed = tmp_path / "resumed" / "adapter" / "adapter_model.safetensors"
+    assert resumed.read_bytes() == before
+    weights.write_bytes(before)
     settled = ["--rule", "settled", "--image_size", 64]
     run("mine_videos", "--videos", tmp_path / "world" / "videos", *settled, "--output", tmp_path / "pairs")
     pairs = tmp_path / "pairs" / "pairs.json"

@@ -11,15 +11,11 @@ from pathlib import Path
 from transformers import set_seed
 from trl import SFTConfig
 
-from rewards import load_rewards
-from rl.api import load_fdm, load_idm, shares_base
-from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.run_folder import claim
-from rl.triplets import Triplet
 from trainers.arguments import BestOfNArguments, settings_of
 from trainers.best_of_n import Keep, best_candidates
-from trainers.grpo_recipe import only_policy_trains
+from trainers.grpo_recipe import open_for_improvement
 from trainers.pretraining import MetricsFile, check_finite, require_one_process
 from trainers.sft import RoleSFTTrainer, role_rows, save_adapter
 
@@ -29,8 +25,6 @@ logger = logging.getLogger("rl")
 def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
     require_one_process("train_best_of_n.py")
-    if arguments.fdm is None or not arguments.triplets:
-        raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
     if config.output_dir is None:
         raise RewindError("give a folder for the run: --output_dir runs/my-run")
     if arguments.rounds < 1:
@@ -39,18 +33,8 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
         raise RewindError("a run of train_best_of_n.py cannot be resumed yet: begin again with --overwrite true")
     keep = Keep(arguments.num_candidates, arguments.min_lead, arguments.min_changed)
     set_seed(config.seed)
-    triplets: list[Triplet] = []
-    for file in arguments.triplets:
-        triplets += read_triplets(Path(file), arguments.limit)
-    fdm = load_fdm(arguments.fdm)
-    if fdm.adapter is None:
-        raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
+    fdm, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
-    idm = None
-    if arguments.idm is not None:
-        idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
-    rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
-    only_policy_trains(vlm)
     output = claim(
         Path(config.output_dir),
         "train_best_of_n.py",

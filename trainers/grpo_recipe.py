@@ -10,10 +10,11 @@ from pathlib import Path
 from transformers import set_seed
 from trl import GRPOConfig
 
-from rewards import load_rewards
+from rewards import Reward, load_rewards
 from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
+from rl.models.dynamics import ForwardDynamics
 from rl.run_folder import claim
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
@@ -32,14 +33,14 @@ def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
         parameter.requires_grad_(f".{adapter}." in name)
 
 
-def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
-    """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
-    require_one_process("train_grpo.py")
+def open_for_improvement(arguments: GRPOArguments) -> tuple[ForwardDynamics, list[Triplet], list[Reward]]:
+    """The forward model with its adapter alone trainable, what to try it on, and the rewards.
+
+    Raises:
+        RewindError: a missing argument, a bare base, a reward that cannot be loaded.
+    """
     if arguments.fdm is None or not arguments.triplets:
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
-    if config.output_dir is None:
-        raise RewindError("give a folder for the run: --output_dir runs/my-run")
-    set_seed(config.seed)
     triplets: list[Triplet] = []
     for file in arguments.triplets:
         triplets += read_triplets(Path(file), arguments.limit)
@@ -52,6 +53,17 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
     rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
     only_policy_trains(vlm)
+    return fdm, triplets, rewards
+
+
+def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
+    """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
+    require_one_process("train_grpo.py")
+    if config.output_dir is None:
+        raise RewindError("give a folder for the run: --output_dir runs/my-run")
+    set_seed(config.seed)
+    fdm, triplets, rewards = open_for_improvement(arguments)
+    vlm = fdm.backbone
     output = claim(
         Path(config.output_dir),
         "train_grpo.py",
