@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make test`, and (coming) `make demo`. `make help` lists the rest.
+# Two commands on a fresh machine: `make demo` and `make test`. `make help` lists the rest.
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install test test-slow lint format base clean
+.PHONY: help install demo test test-slow lint format base judge clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (8 minutes at most on 2 cores)
+	$(BIN)/python scripts/demo.py --output runs/demo --resume
 
 test: $(STAMP)  ## the test-suite
 	$(BIN)/python -m pytest -m 'not slow'
@@ -43,8 +46,14 @@ format: $(STAMP)  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## train the shipped base again, into runs/base (about 2 hours on 2 cores, as its log shows)
+base: $(STAMP)  ## train the shipped base again, into runs/base-3 (about 3.5 hours on 2 cores, as its logs show)
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop.yaml --output runs/base
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_2.yaml --base runs/base --output runs/base-2
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_3.yaml --base runs/base-2 --output runs/base-3
+
+judge: $(STAMP)  ## train the shipped judge IDM again, into runs/judge
+	$(BIN)/python scripts/make_world.py --split train --num_triplets 4000 --num_videos 0 --seed 1000003 --output runs/judge-world
+	$(BIN)/python scripts/train_idm.py --config configs/judge_tabletop.yaml --triplets runs/judge-world/triplets.json --output_dir runs/judge
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -54,6 +54,8 @@ class IDMMargin:
         actions: sentences of the data set to draw rivals from, the same for all candidates of a source.
         num_rivals: rivals K at most: first what the model itself says of the group's candidates, then word edits, then
             sentences of the data set.
+        keep_rivals: find the rivals of a source picture and an action once and keep them, so that scores of different
+            calls can be compared (validation); else each call's own candidates name them (training).
         same_outcome: `(source_picture, a, b) -> bool` where a world can tell that two sentences name one outcome.
     """
 
@@ -65,38 +67,58 @@ class IDMMargin:
         actions: Sequence[str] = (),
         num_rivals: int = 8,
         same_outcome: Callable[[Any, str, str], bool] | None = None,
+        keep_rivals: bool = False,
     ) -> None:
         if num_rivals < 1:
             raise RewindError(f"idm_margin needs at least one rival, not {num_rivals}")
         self.idm, self.actions, self.num_rivals, self.same_outcome = idm, list(actions), num_rivals, same_outcome
+        # With the picture itself, whose id another could take over if it were let go.
+        self.kept: dict[tuple[int, str], tuple[Picture, list[str]]] | None = {} if keep_rivals else None
 
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
     ) -> list[float | None]:
-        groups: dict[tuple[int, str], list[int]] = {}
+        groups: dict[tuple[int, str], dict[bytes, list[int]]] = {}  # equal pictures of a group are scored once
         for number, (source, action) in enumerate(zip(source_image, prompts, strict=True)):
-            groups.setdefault((id(source), action), []).append(number)
-        said = self.idm.describe(list(source_image), list(candidates))
-        rows: list[tuple[int, str]] = []
-        rivals_of = {}
-        for (_, action), numbers in groups.items():
-            rivals = self._rivals(source_image[numbers[0]], action, [said[n] for n in numbers])
-            for number in numbers:
-                rivals_of[number] = len(rivals)
-                rows += [(number, words) for words in (action, *rivals)]
+            alike = groups.setdefault((id(source), action), {})
+            alike.setdefault(candidates[number].ids.tobytes(), []).append(number)
+        firsts = {key: [numbers[0] for numbers in alike.values()] for key, alike in groups.items()}
+        rivals = self._rivals_of(firsts, source_image, candidates)
+        rows = [(n, words) for key, numbers in firsts.items() for n in numbers for words in (key[1], *rivals[key])]
         found = self.idm.log_probs(
             [source_image[n] for n, _ in rows], [candidates[n] for n, _ in rows], [words for _, words in rows]
         )
-        totals = [float(x.sum()) for x in found]
-        scores: dict[int, float | None] = {}
-        start = 0
-        for numbers in groups.values():
-            for number in numbers:
-                block = np.array(totals[start : start + 1 + rivals_of[number]])
-                start += len(block)
+        totals = iter([float(x.sum()) for x in found])
+        scores: list[float | None] = [None] * len(candidates)
+        for key, alike in groups.items():
+            for numbers in alike.values():
+                block = np.array([next(totals) for _ in range(1 + len(rivals[key]))])
                 # Without a rival there is nothing to compare with.
-                scores[number] = float(block[0] - np.logaddexp.reduce(block)) if len(block) > 1 else None
-        return [scores[number] for number in range(len(candidates))]
+                margin = float(block[0] - np.logaddexp.reduce(block)) if len(block) > 1 else None
+                for number in numbers:
+                    scores[number] = margin
+        return scores
+
+    def _rivals_of(
+        self,
+        firsts: dict[tuple[int, str], list[int]],
+        source_image: Sequence[Picture],
+        candidates: Sequence[Candidate],
+    ) -> dict[tuple[int, str], list[str]]:
+        """The rivals of each source and action."""
+        known = self.kept if self.kept is not None else {}
+        unknown = [n for key, numbers in firsts.items() if key not in known for n in numbers]
+        said: dict[int, str] = {}
+        if unknown:
+            words = self.idm.describe([source_image[n] for n in unknown], [candidates[n] for n in unknown])
+            said = dict(zip(unknown, words, strict=True))
+        found = {}
+        for key, numbers in firsts.items():
+            source = source_image[numbers[0]]
+            found[key] = known[key][1] if key in known else self._rivals(source, key[1], [said[n] for n in numbers])
+            if self.kept is not None:
+                self.kept[key] = (source, found[key])
+        return found
 
     def _rivals(self, source: Picture, action: str, said: Sequence[str]) -> list[str]:
         seen, rivals = {tuple(words_of(action))}, []

@@ -71,6 +71,20 @@ def claim(
     return folder
 
 
+def move_finished(folder: Path, script: str) -> Path | None:
+    """Move a finished run of a script (one with `results.json`) out of the way, to FOLDER.1, FOLDER.2, ...
+
+    Returns:
+        Where it is now; None if there was nothing to move.
+    """
+    if not (folder / "results.json").is_file() or _left_behind(folder / CONFIG_FILE).get("script") != script:
+        return None
+    number = 1
+    while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return folder.rename(moved)
+
+
 def _left_behind(marker: Path) -> dict[str, Any]:
     """What an earlier run wrote into its `run.json`; empty if there is none that can be read."""
     try:

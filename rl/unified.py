@@ -6,6 +6,7 @@ names or modules. Axis letters: _B sample, _T token, _K image token, _D feature,
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -51,6 +52,8 @@ class UnifiedVLM(ABC):
         tokenizer: a `PreTrainedTokenizerFast` for the text.
         image_size: side of the square pictures in pixels.
         layout: ids of image tokens and markers.
+        known_words: words of the base's training text, if it says which.
+        remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
     """
 
     family: str
@@ -60,7 +63,9 @@ class UnifiedVLM(ABC):
     image_size: int
     layout: TokenLayout
     known_words: frozenset[str] | None = None
+    remembered_pictures: int = 50_000
     _warned_of_new_words = False
+    _ids_of: dict[bytes, Tensor] | None = None
 
     # ---- what a family must provide
 
@@ -91,12 +96,31 @@ class UnifiedVLM(ABC):
     # ---- pictures
 
     def encode(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
-        """Pictures (uint8 RGB [H, W, 3] or PIL, any size) -> vocabulary ids, int64 [B, K]."""
+        """Pictures (uint8 RGB [H, W, 3] or PIL, any size) -> vocabulary ids, int64 [B, K].
+
+        The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
+        for the same pictures again and again, and encoding one costs more than reading its action.
+        """
+        if not len(images):
+            raise RewindError("there is no picture to encode")
+        if self._ids_of is None:
+            self._ids_of = {}
+        arrays = [to_array(image, self.image_size) for image in images]
+        keys = [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in arrays]
+        fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in self._ids_of}
+        found = {key: self._ids_of[key] for key in keys if key in self._ids_of}
         with torch.no_grad():
-            return torch.cat([self.encode_pixels(chunk) for chunk in self._pixels(images, batch_size)])
+            chunks = [self.encode_pixels(chunk).cpu() for chunk in self._pixels(list(fresh.values()), batch_size)]
+        found |= dict(zip(fresh, torch.cat(chunks) if chunks else [], strict=True))
+        self._ids_of |= {key: found[key] for key in fresh}
+        for key in list(self._ids_of)[: max(0, len(self._ids_of) - self.remembered_pictures)]:
+            del self._ids_of[key]
+        return torch.stack([found[key] for key in keys]).to(self.device)
 
     def features(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
         """Pictures -> features before quantisation, float [B, K, D]."""
+        if not len(images):
+            raise RewindError("there is no picture to encode")
         with torch.no_grad():
             return torch.cat([self.features_pixels(chunk) for chunk in self._pixels(images, batch_size)])
 
@@ -112,8 +136,6 @@ class UnifiedVLM(ABC):
             return torch.cat([self.decode_ids(chunk).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
 
     def _pixels(self, images: Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
-        if not len(images):
-            raise RewindError("there is no picture to encode")
         for start in range(0, len(images), batch_size):
             arrays = [to_array(image, self.image_size) for image in images[start : start + batch_size]]
             yield torch.from_numpy(np.stack(arrays)).to(self.device)
@@ -148,12 +170,14 @@ class UnifiedVLM(ABC):
         return [self.layout.begin_image, *ids_K, self.layout.end_image]
 
     def fdm_prompt(self, source_ids_K: Sequence[int], action: str) -> list[int]:
-        """Everything before the first token of the target: source, action, begin of image.
+        """Everything before the first token of the target: action, source, begin of image.
 
-        An empty action gives the action-free prompt that guidance compares with.
+        The action stands first, so that the two pictures stand next to each other: what stays is copied from a fixed
+        distance, as in pretraining, however long the words are, and the source is read in the light of the action. An
+        empty action gives the action-free prompt that guidance compares with.
         """
         words = self.text_ids(action) if action else []
-        return [self.layout.begin_text, *self.image_span(source_ids_K), *words, self.layout.begin_image]
+        return [self.layout.begin_text, *words, *self.image_span(source_ids_K), self.layout.begin_image]
 
     def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
         """Everything before the first token of the action: source and target."""

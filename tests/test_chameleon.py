@@ -203,3 +203,24 @@ def test_a_candidate_of_another_base_is_read_as_a_picture(picture: np.ndarray) -
 def test_ids_of_another_base_are_refused(tiny: ChameleonVLM) -> None:
     with pytest.raises(RewindError, match="token 3 is no image token"):
         tiny.decode(torch.full((1, 4), 3))
+
+
+def test_no_picture_is_encoded_twice(picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    vlm = make_tiny()
+    other = 255 - picture
+    whole = vlm.encode([picture, other, picture])
+    assert torch.equal(whole[0], whole[2])
+    counted: list[int] = []
+    encode = vlm.encode_pixels
+
+    def count(images: torch.Tensor) -> torch.Tensor:
+        counted.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(vlm, "encode_pixels", count)
+    assert torch.equal(vlm.encode([other, picture]), whole[[1, 0]])
+    assert counted == []
+    vlm.remembered_pictures = 1
+    third = vlm.encode([picture // 2])  # pushes the older ones out
+    assert torch.equal(vlm.encode([picture, picture // 2]), torch.cat([whole[:1], third]))
+    assert counted == [1, 1]

@@ -32,7 +32,9 @@ def low_tokens(predicted_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(np.mean([token % 2 == 0 for token in ids])) for ids in predicted_ids]
 
 
-def trainer(folder: Path, rewards: list[Reward], dropout: float = 0.0, **settings: Any) -> WorldModelGRPOTrainer:
+def trainer(
+    folder: Path, rewards: list[Reward], dropout: float = 0.0, extra: dict[str, Any] | None = None, **settings: Any
+) -> WorldModelGRPOTrainer:
     set_seed(0)
     vlm = make_tiny()
     config = LoraConfig(r=4, target_modules=LINEAR_LAYERS, lora_dropout=dropout, init_lora_weights=False)
@@ -40,7 +42,7 @@ def trainer(folder: Path, rewards: list[Reward], dropout: float = 0.0, **setting
     defaults = {"max_steps": 1, "learning_rate": 1e-3, "num_generations": 4, "per_device_train_batch_size": 8}
     defaults |= {"gradient_checkpointing": False, "report_to": "none", "logging_steps": 1, "save_strategy": "no"}
     arguments = RewindGRPOConfig(output_dir=str(folder), disable_tqdm=True, **{**defaults, **settings})
-    return WorldModelGRPOTrainer(vlm, triplets(8), rewards, arguments)
+    return WorldModelGRPOTrainer(vlm, triplets(8), rewards, arguments, **(extra or {}))
 
 
 def test_sampler_and_loss_see_one_distribution(tmp_path: Path) -> None:
@@ -103,6 +105,35 @@ def test_what_moves_the_support_is_refused(tmp_path: Path) -> None:
     for wrong in ({"top_k": 5}, {"top_p": 0.9}):
         with pytest.raises(RewindError, match="move the support of the policy"):
             trainer(tmp_path, [Reward.of(low_tokens)], **wrong)
+
+
+def test_the_best_checkpoint_by_validation_reward_is_kept(tmp_path: Path) -> None:
+    """Trainer's own choice of the best checkpoint works on TRL 1.16's `eval_reward`; the oracle decides nothing."""
+    judged: list[int] = []
+
+    def oracle(rows: Any, candidates: Any) -> dict[str, float]:
+        judged.append(len(candidates))
+        return {"oracle_success": float(len(judged))}
+
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_reward", "greater_is_better": True}
+    settings |= {"max_steps": 3, "learning_rate": 0.05, "report_to": "tensorboard", "eval_on_start": True}
+    extra = {"validation": triplets(10)[8:], "oracle": oracle}
+    run = trainer(tmp_path, [Reward.of(low_tokens)], extra=extra, **settings)
+    run.train()
+    logs = [row for row in run.state.log_history if "eval_reward" in row]
+    assert [row["eval_oracle_success"] for row in logs] == [1.0, 2.0, 3.0, 4.0]
+    assert judged == [8] * 4
+    rewards = [row["eval_reward"] for row in logs]
+    assert len(set(rewards)) > 1
+    assert run.state.best_metric == max(rewards[1:])
+    run.model.eval()
+    assert run.evaluate()["eval_reward"] == pytest.approx(max(rewards[1:]), abs=1e-6)  # same noise, best weights
+
+
+def test_evaluation_needs_something_to_evaluate_on(tmp_path: Path) -> None:
+    with pytest.raises(RewindError, match="evaluation while training needs both"):
+        trainer(tmp_path, [Reward.of(low_tokens)], eval_strategy="steps", eval_steps=1)
 
 
 @pytest.mark.slow

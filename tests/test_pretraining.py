@@ -18,7 +18,7 @@ from rl.errors import RewindError
 from rl.models.chameleon import TINY_DECODER, ChameleonVLM, tiny_vq_config
 from rl.worlds.tabletop import Tabletop
 from trainers.base_recipe import make_base
-from trainers.language import IGNORED, MIXTURE, Collator, LanguageTrainer, Sequences
+from trainers.language import IGNORED, MIXTURE, Collator, LanguageTrainer, Sequences, parse_mixture
 from trainers.pretraining import MetricsFile
 from trainers.vq_training import VQTrainingModel, kmeans
 
@@ -102,6 +102,18 @@ def test_sequences_are_laid_out_as_promised(tiny: ChameleonVLM, pool: Pretrainin
             assert learned[-1] == tiny.layout.end_text
     for kind, share in MIXTURE.items():
         assert kinds[kind] == pytest.approx(400 * share, abs=45), kinds
+
+
+def test_a_mixture_of_ones_own(tiny: ChameleonVLM, pool: PretrainingPool) -> None:
+    mixture = parse_mixture(["compare=3", "text=1"])
+    data = Sequences(tiny, pool, tiny.encode(list(pool.images_NHWC)), 200, seed=1, mixture=mixture)
+    pictures = [row["input_ids"].count(tiny.layout.begin_image) for row in map(data.__getitem__, range(200))]
+    assert set(pictures) == {0, 2}
+    assert np.mean([count == 2 for count in pictures]) == pytest.approx(0.75, abs=0.1)
+    assert parse_mixture(None) == MIXTURE
+    for wrong in ("move=1", "text", "text=0", "text=nan", "text=inf"):
+        with pytest.raises(RewindError, match="--mixture takes KIND=SHARE"):
+            parse_mixture([wrong])
 
 
 def test_pictures_alone_are_learned_alone(tiny: ChameleonVLM, pool: PretrainingPool) -> None:
@@ -218,6 +230,19 @@ def test_a_tokenizer_can_be_taken_over(tmp_path: Path) -> None:
         make_base(arguments(tmp_path / "fourth", tokenizer_from=tmp_path / "first", num_codes=16))
 
 
+def test_training_goes_on_from_a_base(tmp_path: Path) -> None:
+    make_base(arguments(tmp_path / "first"))
+    make_base(arguments(tmp_path / "second", base=str(tmp_path / "first"), seed=1, mixture=["compare=1"]))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys()
+    changed = {key for key in first if not torch.equal(first[key], second[key])}
+    assert changed
+    assert not any("vqmodel" in key for key in changed)  # the tokenizer stays
+    assert (tmp_path / "first" / "tokenizer.json").read_bytes() == (tmp_path / "second" / "tokenizer.json").read_bytes()
+    with pytest.raises(RewindError, match="--base brings its tokenizer"):
+        make_base(arguments(tmp_path / "third", base=str(tmp_path / "first"), tokenizer_from=tmp_path / "first"))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -234,10 +259,11 @@ def test_bad_arguments_are_one_sentence(tmp_path: Path, changes: dict[str, objec
         make_base(arguments(tmp_path / "out", **changes))
 
 
-def test_shipped_config_is_read() -> None:
+@pytest.mark.parametrize("name", ["pretrain_tabletop", "pretrain_tabletop_2", "pretrain_tabletop_3"])
+def test_shipped_config_is_read(name: str) -> None:
     import yaml
 
-    values = yaml.safe_load((ROOT / "configs" / "pretrain_tabletop.yaml").read_text())
+    values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     known = vars(arguments(Path("x")))
     assert set(values) <= set(known)
     assert make_tiny().family == known["family"]

@@ -204,3 +204,19 @@ def test_keep_unchanged_by_hand() -> None:
 
 def test_candidates_know_their_backbone(batch: Batch, tiny: ChameleonVLM) -> None:
     assert all(isinstance(c, Candidate) and c.backbone is tiny for c in batch.candidates)
+
+
+def test_kept_rivals_make_calls_comparable(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    idm = InverseDynamics(tiny)
+    target = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    first, second = (
+        Candidate(ids, np.zeros(4, np.float32), tiny) for ids in tiny.encode([picture, target]).cpu().numpy()
+    )
+    action = "move the red circle left"
+    margin = IDMMargin(idm, ["remove all rings"], num_rivals=2, keep_rivals=True)
+    before = margin([action], [picture], [first])
+    kept = dict(margin.kept or {})
+    both = margin([action] * 3, [picture] * 3, [second, first, second])
+    assert margin.kept == kept
+    assert both[1] == pytest.approx(before[0], abs=1e-5)
+    assert both[0] == both[2]  # equal pictures of a group are scored once

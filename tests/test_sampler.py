@@ -119,6 +119,22 @@ def test_a_stop_token_ends_a_row(tiny: ChameleonVLM) -> None:
     assert stopped > 5
 
 
+def test_spans_after_shared_prompts(tiny: ChameleonVLM) -> None:
+    """Prompts that are read once give what reading every sequence gives, in the order asked for."""
+    distribution = TokenDistribution(tiny.layout.text_ids_V)
+    words = [int(token) for token in tiny.layout.text_ids_V[:9]]
+    prompts = [PROMPTS[i % 2] for i in range(11)]
+    spans = [words[: 1 + i % 5] if i % 3 else words[4 : 5 + i % 4] for i in range(11)]
+    plain = span_log_probs(tiny, prompts, spans, distribution)  # gradients are on: every sequence is read
+    with torch.no_grad():
+        for max_rows in (1, 64):
+            shared = span_log_probs(tiny, prompts, spans, distribution, max_rows=max_rows)
+            for a, b in zip(plain, shared, strict=True):
+                assert a.requires_grad
+                assert torch.allclose(a, b, atol=1e-5)
+        assert span_log_probs(tiny, PROMPTS[:1] * 2, [[words[0]]] * 2, distribution)[0].shape == (1,)
+
+
 @torch.no_grad()
 def test_guided_sampling_equals_guided_scoring(tiny: ChameleonVLM) -> None:
     distribution = TokenDistribution(tiny.layout.image_ids_V, guidance=2.0)

@@ -163,10 +163,16 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "best" / "0001-best.png").size == (64, 64)
     improve = [*models, *triplets, "--limit", 2, "--max_steps", 1, *rewards]
     grpo = ["--config", "configs/grpo_tabletop.yaml", "--per_device_train_batch_size", 8]
+    grpo += ["--validation", tmp_path / "world" / "triplets.json", "--eval_strategy", "steps", "--eval_steps", 1]
     run("train_grpo", *grpo, *improve, "--output_dir", tmp_path / "grpo")
+    metrics = (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()
+    assert any("eval_reward" in json.loads(line) for line in metrics)
     best_config = ["--config", "configs/best_of_n_tabletop.yaml", "--min_lead", 0, "--num_candidates", 4]
     run("train_best_of_n", *best_config, *improve, "--output_dir", tmp_path / "best_of_n")
-    for name in ("grpo", "best_of_n"):
+    dpo = ["--config", "configs/dpo_tabletop.yaml", "--min_gap", 0, "--num_candidates", 4, "--rounds", 2]
+    run("train_dpo", *dpo, *improve, "--output_dir", tmp_path / "dpo")
+    assert not (tmp_path / "dpo" / "adapter" / "ref").exists()
+    for name in ("grpo", "best_of_n", "dpo"):
         command = ["--fdm", tmp_path / name, *triplets, "--limit", 1, "--num_samples", 1]
         run("sample", *command, "--output", tmp_path / f"from-{name}")
     few = ["--num_scenes", 3, "--num_ceiling", 3, "--best_of", 2]
@@ -209,6 +215,7 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (["scripts/train_fdm.py", "--config", "CONFIG", "--output_dir", "OUT"], "num_triplet"),
         (["scripts/train_grpo.py", "--output_dir", "OUT"], "give the model to improve"),
         (["scripts/train_best_of_n.py", "--output_dir", "OUT"], "give the model to improve"),
+        (["scripts/train_dpo.py", "--output_dir", "OUT"], "give the model to improve"),
         (["scripts/mine_videos.py", "--videos", "EMPTY", "--output", "OUT"], "holds no picture"),
         (
             ["scripts/label.py", "--idm", "nobody", "--pairs", "none.json", "--output", "OUT"],

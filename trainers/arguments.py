@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from transformers import TrainingArguments
-from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser, get_peft_config
+from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser, get_peft_config
 
 from rl.errors import RewindError
 
@@ -48,8 +48,8 @@ class FDMArguments(IDMArguments):
 
 
 @dataclass
-class GRPOArguments(RunArguments):
-    """Arguments of `train_grpo.py` beside TRL's."""
+class ImproveArguments(RunArguments):
+    """What the scripts have that improve a forward model by rewards."""
 
     fdm: str | None = field(default=None, metadata={"help": "run folder of the forward model to improve"})
     idm: str | None = field(default=None, metadata={"help": "run folder of the inverse model that the rewards ask"})
@@ -62,13 +62,33 @@ class GRPOArguments(RunArguments):
 
 
 @dataclass
-class BestOfNArguments(GRPOArguments):
+class GRPOArguments(ImproveArguments):
+    """Arguments of `train_grpo.py` beside TRL's."""
+
+    validation: list[str] = field(
+        default_factory=list,
+        metadata={"help": "JSON lists to evaluate on while training, with --eval_strategy steps --eval_steps N"},
+    )
+
+
+@dataclass
+class BestOfNArguments(ImproveArguments):
     """Arguments of `train_best_of_n.py` beside TRL's."""
 
     num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
     min_lead: float = field(default=0.0, metadata={"help": "keep the best only if it leads its group's mean so much"})
     min_changed: int = field(default=1, metadata={"help": "keep the best only if so many tokens changed"})
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and fine-tuning"})
+    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
+
+
+@dataclass
+class DPOArguments(ImproveArguments):
+    """Arguments of `train_dpo.py` beside TRL's."""
+
+    num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
+    min_gap: float = field(default=0.5, metadata={"help": "least difference of totals between chosen and rejected"})
+    rounds: int = field(default=1, metadata={"help": "rounds of drawing and training, each on fresh candidates"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
 
 
@@ -82,6 +102,22 @@ class RewindGRPOConfig(GRPOConfig):
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     scale_rewards: str = field(default="none", metadata={"help": "'group', 'batch' or 'none'."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
+        default="tensorboard", metadata={"help": "Where to report to."}
+    )
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+            self.bf16: bool | None = bool(self.bf16)
+        super().__post_init__()
+
+
+@dataclass
+class RewindDPOConfig(DPOConfig):
+    """TRL's `DPOConfig` with defaults for LoRA, which also starts where there is no GPU."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
         default="tensorboard", metadata={"help": "Where to report to."}
     )

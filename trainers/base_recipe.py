@@ -14,13 +14,13 @@ from rl.arguments import plain
 from rl.data.frames import pool_from_frames, read_captions, read_texts
 from rl.data.pretraining import PretrainingPool, pool_from_world
 from rl.errors import RewindError
-from rl.models.bases import save_base
+from rl.models.bases import load_base, save_base
 from rl.models.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
 from rl.models.text_tokenizer import SPECIAL_TOKENS, train_text_tokenizer
 from rl.run_folder import claim
-from rl.unified import words_of
+from rl.unified import UnifiedVLM, words_of
 from rl.worlds import load_world
-from trainers.language import train_language
+from trainers.language import parse_mixture, train_language
 from trainers.pretraining import require_one_process, train_tokenizer
 from trainers.vq_training import VQTrainingModel
 
@@ -33,8 +33,14 @@ def make_base(arguments: argparse.Namespace) -> Path:
     a = arguments
     if (a.world is None) == (a.frames is None):
         raise RewindError("give either --world or --frames")
+    mixture = parse_mixture(a.mixture)
+    if a.base is not None and a.tokenizer_from is not None:
+        raise RewindError("--base brings its tokenizer: leave out --tokenizer_from")
     world = load_world(a.world) if a.world is not None else None
-    image_size = world.image_size if world is not None else a.image_size
+    base = load_base(a.base) if a.base is not None else None
+    image_size = world.image_size if world is not None else base.image_size if base is not None else a.image_size
+    if base is not None and base.image_size != image_size:
+        raise RewindError(f"{a.base} sees {base.image_size} pixels and the world {a.world} draws {image_size}")
     if image_size % 16 or image_size < 32:
         raise RewindError(f"the image size must be a multiple of 16 and at least 32, not {image_size}")
     smallest = 256 + len(SPECIAL_TOKENS)
@@ -42,7 +48,7 @@ def make_base(arguments: argparse.Namespace) -> Path:
         raise RewindError(f"--text_vocabulary must be at least {smallest} (bytes and markers), not {a.text_vocabulary}")
     if a.hidden_size % (2 * a.num_heads):
         raise RewindError(f"--hidden_size {a.hidden_size} must be a multiple of twice --num_heads {a.num_heads}")
-    if a.tokenizer_steps < 1 and a.tokenizer_from is None:
+    if a.tokenizer_steps < 1 and a.tokenizer_from is None and base is None:
         raise RewindError("--tokenizer_steps 0 needs --tokenizer_from: there is no tokenizer to use")
     require_one_process("pretrain_base.py")
     if world is not None:
@@ -51,13 +57,18 @@ def make_base(arguments: argparse.Namespace) -> Path:
         captions = read_captions(a.captions) if a.captions else None
         pool = pool_from_frames(a.frames, image_size, a.max_frames, captions, read_texts(a.text or []))
     config = plain(vars(a))
-    inputs = [*(a.frames or ()), *(a.text or ()), a.captions, a.tokenizer_from]
+    inputs = [*(a.frames or ()), *(a.text or ()), a.captions, a.tokenizer_from, a.base]
     output = claim(a.output, "pretrain_base.py", config, inputs=inputs, resume=a.resume, overwrite=a.overwrite)
     logger.warning(
         "%d pictures, %d with words, %d pairs, %d sentences",
         *(len(pool.images_NHWC), sum(map(bool, pool.captions)), len(pool.pairs_P2), len(pool.texts)),
     )
-    vlm = _with_tokenizer(a, pool, image_size, output)
+    if base is not None:
+        vlm: UnifiedVLM = base
+        if vlm.known_words is not None:
+            vlm.known_words |= {word for text in pool.all_text() for word in words_of(text)}
+    else:
+        vlm = _with_tokenizer(a, pool, image_size, output)
     torch.manual_seed(a.seed)
     train_language(
         vlm,
@@ -68,6 +79,7 @@ def make_base(arguments: argparse.Namespace) -> Path:
         learning_rate=a.learning_rate,
         seed=a.seed,
         resume=a.resume,
+        mixture=mixture,
     )
     save_base(vlm, output, {"pretraining": config})
     logger.warning("the base is in %s", output)

@@ -6,7 +6,7 @@ our SFT trainer on the kept candidates' own tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,21 +50,19 @@ class Keep:
         return group[number] if changed >= self.min_changed else None
 
 
-def best_candidates(
+def scored_groups(
     fdm: ForwardDynamics,
     rewards: Sequence[Reward],
     triplets: Sequence[Triplet],
-    keep: Keep,
+    num_candidates: int,
     *,
     temperature: float = 1.0,
     seed: int = 0,
     step: int = 0,
     chunk_size: int = 32,
-) -> tuple[list[tuple[Triplet, Scored]], list[float]]:
-    """Triplets with the candidate that is kept of each, and the total of every candidate that could be scored."""
-    kept: list[tuple[Triplet, Scored]] = []
-    totals: list[float] = []
-    count = keep.num_candidates
+) -> Iterator[tuple[Triplet, list[Scored]]]:
+    """Candidates of each triplet's source and action with their scores, drawn a chunk of triplets at a time."""
+    count = num_candidates
     for start in range(0, len(triplets), chunk_size):
         part = triplets[start : start + chunk_size]
         sources = [triplet.source for triplet in part]
@@ -77,9 +75,27 @@ def best_candidates(
             [t.task for t in part for _ in range(count)],
         )
         scored = score(rewards, batch)
-        totals += [s.total for s in scored if s.total is not None]
-        for number, (triplet, source_ids) in enumerate(zip(part, token_ids(fdm.backbone, sources), strict=True)):
-            best = keep.best(scored[number * count : (number + 1) * count], source_ids)
-            if best is not None:
-                kept.append((triplet, best))
+        for number, triplet in enumerate(part):
+            yield triplet, scored[number * count : (number + 1) * count]
+
+
+def best_candidates(
+    fdm: ForwardDynamics,
+    rewards: Sequence[Reward],
+    triplets: Sequence[Triplet],
+    keep: Keep,
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    step: int = 0,
+) -> tuple[list[tuple[Triplet, Scored]], list[float]]:
+    """Triplets with the candidate that is kept of each, and the total of every candidate that could be scored."""
+    kept: list[tuple[Triplet, Scored]] = []
+    totals: list[float] = []
+    drawn = scored_groups(fdm, rewards, triplets, keep.num_candidates, temperature=temperature, seed=seed, step=step)
+    for triplet, group in drawn:
+        totals += [s.total for s in group if s.total is not None]
+        best = keep.best(group, token_ids(fdm.backbone, [triplet.source])[0])
+        if best is not None:
+            kept.append((triplet, best))
     return kept, totals

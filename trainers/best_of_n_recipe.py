@@ -33,7 +33,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
         raise RewindError("a run of train_best_of_n.py cannot be resumed yet: begin again with --overwrite true")
     keep = Keep(arguments.num_candidates, arguments.min_lead, arguments.min_changed)
     set_seed(config.seed)
-    fdm, triplets, rewards = open_for_improvement(arguments)
+    fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
     output = claim(
         Path(config.output_dir),

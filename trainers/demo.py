@@ -6,12 +6,13 @@ best-of-N training after 2509.23958). The oracle only measures: no stage is rewa
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,29 @@ from rl.data.importance import Importance
 from rl.data.keyframes import Mining, flow_magnitudes
 from rl.data.labelling import label_pairs
 from rl.data.selection import select_stratified
-from rl.evaluation.oracle import Task, sample_tasks
+from rl.data.triplets_io import read_triplets, write_triplets
+from rl.errors import RewindError
+from rl.evaluation.oracle import Task, judge_all, sample_tasks
+from rl.models.bases import BASE_OF_WORLD, CARD_FILE, JUDGES, SHIPPED_RUNS, load_base
 from rl.models.dynamics import ForwardDynamics, InverseDynamics, token_ids
-from rl.triplets import Triplet
+from rl.triplets import Candidate, Triplet
 from rl.unified import UnifiedVLM
 from rl.world import World
 from trainers.arguments import RewindGRPOConfig, RoleConfig
+from trainers.base_arguments import base_parser
+from trainers.base_recipe import make_base
 from trainers.best_of_n import Keep, best_candidates
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.grpo_recipe import only_policy_trains
-from trainers.pretraining import MetricsFile
+from trainers.pretraining import MetricsFile, show_quietly
 from trainers.sft import LINEAR_LAYERS, Role, RoleSFTTrainer, add_adapter, role_rows, save_adapter
 
 logger = logging.getLogger("rl")
+PROGRESS_FILE = "progress.json"
+JUDGE_SEED = 1_000_003
+"""Added to the seed for what a judge IDM learns from, so that it never sees the rewarding IDM's labels."""
+ADAPTERS = {"base": None, "grpo": "default"}
+"""Systems whose adapter has another name than their own; TRL expects the policy's to be `default`."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +59,47 @@ class Budget:
     videos: int = 300
     selected: int = 500
     test: int = 400
-    validation: int = 100
-    idm_steps: int = 250
-    fdm_steps: int = 200
-    grpo_steps: int = 25
-    grpo_prompts: int = 32
+    validation: int = 60
+    idm_steps: int = 350
+    fdm_steps: int = 350
+    grpo_steps: int = 20
+    grpo_prompts: int = 16
+    grpo_evaluations: int = 5
     group_size: int = 8
     best_of_n_steps: int = 60
-    batch_size: int = 64
+    idm_batch_size: int = 32
+    fdm_batch_size: int = 16
     idm_rank: int = 64
-    fdm_rank: int = 32
-    learning_rate: float = 3e-3
+    fdm_rank: int = 64
+    idm_learning_rate: float = 3e-3
+    sft_learning_rate: float = 3e-3
+    bootstrapped_learning_rate: float = 3e-3
     rl_learning_rate: float = 1e-3
+    best_of_n_learning_rate: float = 3e-4
     candidates: int = 16
+
+    def expected(self) -> dict[str, float]:
+        """How long the stages take compared with each other, in the order they run in; for the time left."""
+        fdm = 0.008 * self.fdm_batch_size * self.fdm_steps
+        drawn = self.grpo_steps * self.grpo_prompts * self.group_size
+        return {
+            "data": 5 + 0.01 * self.labelled,
+            "idm": 0.0075 * self.idm_batch_size * self.idm_steps,
+            "judge_idm": 0.5,
+            "sft": fdm,
+            "sft_twice_as_long": 2 * fdm,
+            "labels": 5 + 0.06 * self.videos,
+            "bootstrapped": fdm + 0.01 * self.selected,
+            "grpo": 0.02 * drawn,
+            "best_of_n_training": 0.006 * drawn + 0.008 * self.fdm_batch_size * self.best_of_n_steps,
+            "evaluation": 0.2 * self.test,
+            "report": 5.0,
+        }
 
 
 @dataclass
 class Story:
-    """What the stages hand on, and how long each took."""
+    """What the stages hand on, and how long each took. What it keeps on disk lets an interrupted run go on."""
 
     world: World
     splits: dict[str, World]
@@ -75,37 +109,101 @@ class Story:
     budget: Budget
     seconds: dict[str, float] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    labelled: list[Triplet] = field(default_factory=list)
-    synthetic: list[Triplet] = field(default_factory=list)
-    pairs: list[Triplet] = field(default_factory=list)
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     gap: float = 0.0
+    labelled: list[Triplet] = field(default_factory=list)
+    synthetic: list[Triplet] = field(default_factory=list)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Announce a stage and keep its time."""
-        logger.warning("--- %s", name)
+    def stage(self, name: str, work: Callable[[], Any], adapter: str | None = None, keep: bool = True) -> None:
+        """Run a stage, or load its adapter if an earlier run has finished it and its outcome was kept."""
+        if name in self.seconds:
+            logger.warning("--- %s: done by an earlier run", name)
+            if adapter is not None:
+                self.vlm.attach_adapter(self.output / name / "adapter", adapter)
+            return
+        logger.warning("--- %s%s", name, self._left())
         begin = time.monotonic()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
+        work()
+        self.seconds[name] = time.monotonic() - begin
+        if keep:
+            self.keep()
+
+    def _left(self) -> str:
+        expected = self.budget.expected()
+        planned = sum(expected.get(name, 0.0) for name in self.seconds)
+        pace = sum(self.seconds.values()) / planned if planned else 1.0
+        left = pace * sum(seconds for name, seconds in expected.items() if name not in self.seconds)
+        return f" (stage {len(self.seconds) + 1} of {len(expected)}, about {max(1, round(left / 60))} min left)"
+
+    def keep(self) -> None:
+        """Write what a later run needs, beside and moved into place."""
+        kept = {"seconds": self.seconds, "data": self.data, "curves": self.curves, "gap": self.gap}
+        beside = self.output / f"{PROGRESS_FILE}.partial"
+        beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        beside.replace(self.output / PROGRESS_FILE)
+
+    def restore(self) -> None:
+        """Take over what an interrupted run kept in the same folder."""
+        file = self.output / PROGRESS_FILE
+        if file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            self.seconds, self.data, self.curves, self.gap = (kept[k] for k in ("seconds", "data", "curves", "gap"))
 
     def fdm(self, name: str) -> ForwardDynamics:
         """A system by its name; 'base' is the bare base."""
-        return ForwardDynamics(self.vlm, None if name == "base" else name)
+        return ForwardDynamics(self.vlm, ADAPTERS.get(name, name))
 
     @property
     def idm(self) -> InverseDynamics:
-        """The inverse model."""
+        """The inverse model that labels and rewards."""
         return InverseDynamics(self.vlm, "idm")
+
+    @property
+    def judge(self) -> InverseDynamics:
+        """The inverse model that only judges."""
+        return InverseDynamics(self.vlm, "judge_idm")
+
+
+def open_base(base: str | None, world_name: str, world: World, output: Path, steps: int) -> UnifiedVLM:
+    """The base to stand on: the one given, the one that ships for the world, or one pretrained in `output/base`.
+
+    Raises:
+        RewindError: a base for pictures of another size.
+    """
+    name = base or BASE_OF_WORLD.get(world_name)
+    if name is None:
+        name = str(output / "base")
+        if not (output / "base" / CARD_FILE).is_file():
+            logger.warning(
+                "the world '%s' has no shipped base: one is pretrained first, into %s (about an hour on 2 cores; give "
+                "it as --base the next time)",
+                *(world_name, name),
+            )
+            flags: dict[str, Any] = {"world": world_name, "output": name, "steps": steps, "merge_codes": 0.5}
+            flags |= {"tokenizer_steps": max(2, steps // 2), "num_pairs": 8 * steps, "num_videos": max(1, steps // 8)}
+            argv = [text for key, value in flags.items() for text in (f"--{key}", str(value))]
+            make_base(base_parser().parse_args([*argv, "--resume"]))
+    vlm = load_base(name)
+    if vlm.image_size != world.image_size:
+        raise RewindError(
+            f"{name} sees {vlm.image_size} pixels and the world {world_name} draws {world.image_size}: pretrain a base "
+            "on the world (pretrain_base.py) and give it as --base"
+        )
+    return vlm
 
 
 def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, budget: Budget) -> Story:
-    """Draw the labelled data."""
-    set_seed(seed)
+    """Draw the labelled data and write the test cases; what an interrupted run finished is taken over."""
     story = Story(splits["train"], splits, vlm, output, seed, budget)
-    with story.stage("data"):
-        story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
-        story.data = {"labelled": len(story.labelled), "test": budget.test}
+    story.restore()
+    story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
+
+    def write() -> None:
+        test = triplets_of(splits["test"], sample_tasks(splits["test"], budget.test, seed), "world")
+        write_triplets(test, output / "test")
+        story.data |= {"labelled": len(story.labelled), "test": len(test)}
+
+    story.stage("data", write)
     return story
 
 
@@ -115,78 +213,133 @@ def triplets_of(world: World, tasks: Sequence[Task], provenance: str) -> list[Tr
     return [Triplet(t.source, t.action, t.target, task=family(t.action), provenance=provenance) for t in tasks]
 
 
-def train_sft(
+def train_roles(story: Story) -> None:
+    """The inverse model, and the forward model on labelled data, with the usual steps and with twice as many."""
+    budget = story.budget
+    _sft(story, "idm", "idm", story.labelled, budget.idm_steps, budget.idm_learning_rate)
+    story.stage("judge_idm", lambda: _judge_idm(story), "judge_idm")
+    for name, times in (("sft", 1), ("sft_twice_as_long", 2)):
+        _sft(story, name, "fdm", story.labelled, times * budget.fdm_steps, budget.sft_learning_rate)
+
+
+def bootstrap(story: Story) -> None:
+    """Labels for video by the inverse model, and a forward model on both kinds of data with token weights."""
+    story.stage("labels", lambda: _mine_and_label(story))
+    if not story.synthetic:
+        story.synthetic = read_triplets(story.output / "labelled" / "triplets.json")
+    both, budget = [*story.labelled, *story.synthetic], story.budget
+    _sft(story, "bootstrapped", "fdm", both, budget.fdm_steps, budget.bootstrapped_learning_rate, Importance())
+
+
+def improve(story: Story) -> None:
+    """GRPO and best-of-N training, both from `bootstrapped`, with the same number of sampled candidates."""
+    story.stage("grpo", lambda: _grpo(story), "default")
+    story.stage("best_of_n_training", lambda: _best_of_n_training(story), "best_of_n_training")
+
+
+def _sft(
     story: Story,
     name: str,
     role: Role,
     triplets: Sequence[Triplet],
     steps: int,
+    learning_rate: float,
     importance: Importance | None = None,
 ) -> None:
-    """Train a fresh adapter `name` for a role and keep it in the run folder `name`."""
-    budget = story.budget
-    with story.stage(name):
+    """A fresh adapter `name` for a role, kept in the run folder `name`."""
+
+    def work() -> None:
         set_seed(story.seed)
-        rank = budget.idm_rank if role == "idm" else budget.fdm_rank
-        add_adapter(
-            story.vlm,
-            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0),
-            name,
-        )
-        only_policy_trains(story.vlm, name)
-        folder = story.output / name
-        rows = role_rows(story.vlm, role, triplets, importance)
-        config = _config(story, folder, steps, budget.learning_rate, budget.batch_size)
-        callbacks = [MetricsFile(folder / "metrics.jsonl")]
-        RoleSFTTrainer(story.vlm, role, config, rows, use_weights=importance is not None, callbacks=callbacks).train()
-        save_adapter(story.vlm, folder, name)
+        rank = story.budget.idm_rank if role == "idm" else story.budget.fdm_rank
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+        add_adapter(story.vlm, lora, name)
+        _fit(story, name, name, role, role_rows(story.vlm, role, triplets, importance), steps, learning_rate)
+
+    story.stage(name, work, name)
 
 
-def _config(story: Story, folder: Path, steps: int, learning_rate: float, batch_size: int) -> RoleConfig:
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    return RoleConfig(
-        output_dir=str(folder),
+def _fit(story: Story, folder: str, adapter: str, role: Role, rows: Any, steps: int, learning_rate: float) -> None:
+    """Train an adapter that is on the backbone by SFT and save it."""
+    only_policy_trains(story.vlm, adapter)
+    run = _run_folder(story, folder)
+    config = RoleConfig(
+        output_dir=str(run),
         max_steps=steps,
         learning_rate=learning_rate,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=story.budget.idm_batch_size if role == "idm" else story.budget.fdm_batch_size,
         warmup_steps=max(1, steps // 20),
         save_strategy="no",
         gradient_checkpointing=False,
         seed=story.seed,
     )
+    weighted, log = "weights" in rows.column_names, MetricsFile(run / "metrics.jsonl")
+    trainer = RoleSFTTrainer(story.vlm, role, config, rows, use_weights=weighted, callbacks=[log])
+    show_quietly(trainer)
+    trainer.train()
+    save_adapter(story.vlm, run, adapter)
 
 
-def mine_and_label(story: Story) -> None:
+def _run_folder(story: Story, name: str) -> Path:
+    """A fresh folder for a stage's run; what an interrupted attempt left in it goes."""
+    run = story.output / name
+    if run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True)
+    about = {"script": "demo.py", "stage": name, "config": {"seed": story.seed, **asdict(story.budget)}}
+    (run / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
+    return run
+
+
+def _judge_idm(story: Story) -> None:
+    """The judge that ships with the base, or one trained on labels of its own. It never rewards or labels."""
+    shipped = JUDGES.get(story.vlm.name)
+    if shipped is not None:
+        shutil.copytree(SHIPPED_RUNS[shipped], story.output / "judge_idm", dirs_exist_ok=True)
+        story.vlm.attach_adapter(story.output / "judge_idm" / "adapter", "judge_idm")
+        return
+    budget, seed = story.budget, story.seed + JUDGE_SEED
+    story.data["judge_labelled"] = budget.labelled
+    triplets = triplets_of(story.world, sample_tasks(story.world, budget.labelled, seed), "world")
+    set_seed(seed % 2**32)
+    rank = budget.idm_rank
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+    add_adapter(story.vlm, lora, "judge_idm")
+    rows = role_rows(story.vlm, "idm", triplets)
+    _fit(story, "judge_idm", "judge_idm", "idm", rows, budget.idm_steps, budget.idm_learning_rate)
+
+
+def _mine_and_label(story: Story) -> None:
     """Key frames of videos (for a world without, scene and outcome), named by the IDM; the best are selected."""
-    world, budget = story.splits["train"], story.budget
+    world, budget = story.world, story.budget
     rng = np.random.default_rng((story.seed, 1))
+    pairs: list[Triplet] = []
     truths: dict[int, set[tuple[Any, Any]]] = {}  # by the identity of a pair's first picture
     film = getattr(world, "video", None)
-    with story.stage("labels"):
-        if film is None:
-            tasks = sample_tasks(world, budget.videos, story.seed + 1)
-            story.pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
-            truths = {id(t.source): {(t.scene, t.outcome)} for t in tasks}
-        for _ in range(budget.videos if film is not None else 0):
-            video = film(rng)  # type: ignore[misc]
-            for a, b in Mining("settled").pairs(flow_magnitudes(video.frames_THWC)):
-                before, after = video.frames_THWC[a], video.frames_THWC[b]
-                story.pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
-                truths[id(before)] = {(s.source, s.target) for s in video.truth}
-        named = label_pairs(story.idm, story.pairs, seed=story.seed)
-        labels: list[str] = [triplet.label or "" for triplet in named]
-        chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
-        family = getattr(world, "family", lambda action: None)
-        story.synthetic = [replace(named[i], task=family(named[i].action)) for i in chosen]
-        story.data |= {"unlabelled_pairs": len(story.pairs), "selected": len(story.synthetic)}
-        story.data |= _truth_of_labels(story, named, truths)
+    if film is None:
+        tasks = sample_tasks(world, budget.videos, story.seed + 1)
+        pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
+        truths = {id(t.source): {(t.scene, t.outcome)} for t in tasks}
+    for _ in range(budget.videos if film is not None else 0):
+        video = film(rng)  # type: ignore[misc]
+        for a, b in Mining("settled").pairs(flow_magnitudes(video.frames_THWC)):
+            before, after = video.frames_THWC[a], video.frames_THWC[b]
+            pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
+            truths[id(before)] = {(s.source, s.target) for s in video.truth}
+    named = label_pairs(story.idm, pairs, seed=story.seed)
+    labels: list[str] = [triplet.label or "" for triplet in named]
+    chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
+    family = getattr(world, "family", lambda action: None)
+    story.synthetic = [replace(named[i], task=family(named[i].action)) for i in chosen]
+    write_triplets(story.synthetic, story.output / "labelled")
+    story.data |= {"unlabelled_pairs": len(pairs), "selected": len(story.synthetic)}
+    story.data |= _truth_of_labels(story, named, chosen.tolist(), truths)
 
 
 def _truth_of_labels(
-    story: Story, named: Sequence[Triplet], truths: dict[int, set[tuple[Any, Any]]]
+    story: Story, named: Sequence[Triplet], chosen: Sequence[int], truths: dict[int, set[tuple[Any, Any]]]
 ) -> dict[str, float]:
-    """For the report alone: the share of pairs that hold exactly one action, and of labels that name it."""
+    """For the report alone: the share of pairs that hold exactly one action, and of selected labels that name it."""
     read = getattr(story.world, "read", None)
     if read is None:
         return {}
@@ -196,10 +349,14 @@ def _truth_of_labels(
     right = [
         a is not None and b in story.world.outcomes(a, t.action) for a, b, t in zip(before, after, named, strict=True)
     ]
-    return {"pairs_with_one_action": float(np.mean(one)), "label_accuracy": float(np.mean(right))}
+    return {
+        "pairs_with_one_action": float(np.mean(one)),
+        "label_accuracy": float(np.mean([right[i] for i in chosen])),
+        "label_accuracy_before_selection": float(np.mean(right)),
+    }
 
 
-def rewards_of(story: Story) -> list[Reward]:
+def rewards_of(story: Story, keep_rivals: bool = False) -> list[Reward]:
     """`idm_margin` and `keep_unchanged`; as much change as labelled data of the task shows is free."""
     vlm = story.vlm
     sources = token_ids(vlm, [t.source for t in story.labelled])
@@ -209,53 +366,86 @@ def rewards_of(story: Story) -> list[Reward]:
         by_task.setdefault(triplet.task or "", []).append(sum(x != y for x, y in zip(a, b, strict=True)))
     free = {task: float(np.quantile(counts, 0.95)) for task, counts in by_task.items()}
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", 0.25)
-    margin = load_rewards(["idm_margin=1.0"], story.idm, [t.action for t in story.labelled])
-    return [*margin, keep]
+    actions = [t.action for t in story.labelled]
+    return [*load_rewards(["idm_margin=1.0"], story.idm, actions, keep_rivals=keep_rivals), keep]
 
 
-def improve(story: Story) -> None:
-    """GRPO and best-of-N training, both from `bootstrapped`, with the same number of sampled candidates."""
+def _prompts(story: Story) -> list[Triplet]:
+    """Sources and actions to try: labelled and IDM-labelled ones, in a fixed random order."""
+    both = [*story.labelled, *story.synthetic]
+    story.data["grpo_prompts"] = len(both)
+    return [both[i] for i in np.random.default_rng(story.seed).permutation(len(both))]
+
+
+def _grpo(story: Story) -> None:
     budget, vlm = story.budget, story.vlm
-    prompts = [*story.labelled, *story.synthetic]
-    story.data["grpo_prompts"] = len(prompts)
-    with story.stage("grpo"):
-        set_seed(story.seed)
-        vlm.attach_adapter(story.output / "bootstrapped" / "adapter", "default")
-        only_policy_trains(vlm)
-        folder = story.output / "grpo"
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-        config = RewindGRPOConfig(
-            output_dir=str(folder),
-            max_steps=budget.grpo_steps,
-            learning_rate=budget.rl_learning_rate,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=2,
-            num_generations=budget.group_size,
-            per_device_train_batch_size=budget.grpo_prompts * budget.group_size,
-            gradient_checkpointing=False,
-            save_strategy="no",
-            logging_steps=1,
-            seed=story.seed,
-        )
-        callbacks = [MetricsFile(folder / "metrics.jsonl")]
-        trainer = WorldModelGRPOTrainer(vlm, prompts, rewards_of(story), config, callbacks=callbacks)
-        trainer.train()
-        story.gap = trainer.sampler_trainer_gap
-        history = trainer.state.log_history
-        story.curves["reward"] = [(row["step"], row["reward"]) for row in history if "reward" in row]
-        save_adapter(vlm, folder)
-    with story.stage("best_of_n_training"):
-        set_seed(story.seed)
-        name, folder = "best_of_n_training", story.output / "best_of_n_training"
-        vlm.attach_adapter(story.output / "bootstrapped" / "adapter", name)
-        order = np.random.default_rng(story.seed).permutation(len(prompts))
-        part = [prompts[i] for i in order[: budget.grpo_steps * budget.grpo_prompts]]
-        keep = Keep(budget.group_size, min_lead=0.1)
-        kept, _ = best_candidates(story.fdm(name), rewards_of(story), part, keep, seed=story.seed)
-        only_policy_trains(vlm, name)
-        if kept:
-            rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
-            config = _config(story, folder, budget.best_of_n_steps, budget.rl_learning_rate / 3, budget.batch_size)
-            RoleSFTTrainer(vlm, "fdm", config, rows, callbacks=[MetricsFile(folder / "metrics.jsonl")]).train()
-        save_adapter(vlm, folder, name)
+    prompts = _prompts(story)
+    set_seed(story.seed)
+    vlm.attach_adapter(story.output / "bootstrapped" / "adapter", "default")
+    only_policy_trains(vlm)
+    run = _run_folder(story, "grpo")
+    validation = sample_tasks(story.splits["validation"], budget.validation, story.seed)[: budget.grpo_prompts]
+    tasks = {id(task.source): task for task in validation}
+
+    def oracle(triplets: Sequence[Triplet], candidates: Sequence[Candidate]) -> dict[str, float]:
+        images = vlm.decode(np.stack([candidate.ids for candidate in candidates]))
+        cases = [tasks[id(triplet.source)] for triplet in triplets]
+        return {"oracle_success": float(np.mean([j.success for j in judge_all(story.world, cases, images)]))}
+
+    every = max(1, budget.grpo_steps // budget.grpo_evaluations)
+    config = RewindGRPOConfig(
+        output_dir=str(run),
+        max_steps=every * (budget.grpo_steps // every),
+        learning_rate=budget.rl_learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=2,
+        num_generations=budget.group_size,
+        per_device_train_batch_size=budget.grpo_prompts * budget.group_size,
+        per_device_eval_batch_size=len(validation) * budget.group_size,
+        eval_strategy="steps",
+        eval_steps=every,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_reward",
+        greater_is_better=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        seed=story.seed,
+    )
+    trainer = WorldModelGRPOTrainer(
+        vlm,
+        prompts,
+        rewards_of(story),
+        config,
+        validation=triplets_of(story.splits["validation"], validation, "world"),
+        validation_rewards=rewards_of(story, keep_rivals=True),
+        oracle=oracle,
+        callbacks=[MetricsFile(run / "metrics.jsonl")],
+    )
+    show_quietly(trainer)
+    trainer.train()
+    story.gap = trainer.sampler_trainer_gap
+    for name, key in (("reward", "reward"), ("validation reward", "eval_reward"), ("success", "eval_oracle_success")):
+        story.curves[name] = [(row["step"], row[key]) for row in trainer.state.log_history if key in row]
+    save_adapter(vlm, run)
+    for checkpoint in run.glob("checkpoint-*"):  # they hold every adapter of the backbone; the best is saved above
+        shutil.rmtree(checkpoint)
+
+
+def _best_of_n_training(story: Story) -> None:
+    budget, vlm, name = story.budget, story.vlm, "best_of_n_training"
+    set_seed(story.seed)
+    vlm.attach_adapter(story.output / "bootstrapped" / "adapter", name)
+    part = _prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
+    keep = Keep(budget.group_size, min_lead=0.1)
+    kept, _ = best_candidates(story.fdm(name), rewards_of(story), part, keep, seed=story.seed)
+    if kept:
+        rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
+        _fit(story, name, name, "fdm", rows, budget.best_of_n_steps, budget.best_of_n_learning_rate)
+    else:
+        logger.warning("no group had a candidate that leads: 'best_of_n_training' stays 'bootstrapped'")
+        save_adapter(vlm, _run_folder(story, name), name)

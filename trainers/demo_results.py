@@ -1,4 +1,8 @@
-"""What the main job found: measured on the same test cases and noise for all systems; as JSON, table and report."""
+"""What the main job found: measured on the same test cases and noise for all systems, as the content of `results.json`.
+
+Systems are compared at temperature 1 and each at its own best temperature, which is chosen on validation cases: a gain
+that a colder baseline would also have is no gain.
+"""
 
 from __future__ import annotations
 
@@ -7,227 +11,183 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.importance import Importance, feature_distances
+from rewards import Batch, score
 from rl.evaluation import oracle
 from rl.evaluation.intervals import paired_difference
-from rl.evaluation.oracle import Task
 from rl.evaluation.probes import prefers_truth
-from rl.images import Picture
-from rl.report.grids import sheet
-from rl.report.html import curves, page, paragraph, picture, table
 from rl.search.best_of_n import expected_best
+from rl.triplets import Candidate
 from rl.world import Judgement
 from trainers.demo import Story, rewards_of, triplets_of
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
 SYSTEMS = ("base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo")
-ADAPTERS = {"grpo": "default"}
-MEANINGS = {
-    "base": "the shipped base: knows pictures and words, not dynamics",
-    "sft": "fine-tuned on labelled data only",
-    "sft_twice_as_long": "the same with twice the steps, so that extra steps are not mistaken for extra data",
-    "bootstrapped": "labelled data and IDM-labelled video, tokens weighted by how much they change",
-    "best_of_n_training": "bootstrapped, then fine-tuned on the best of its own candidates",
-    "grpo": "bootstrapped, then GRPO with the IDM as reward",
-}
+COMPARED = (("bootstrapped", "sft"), ("grpo", "bootstrapped"), ("best_of_n_training", "bootstrapped"))
+SEARCHED = ("sft", "grpo")
+"""Systems for which best of N is measured."""
+REWARDED_CASES = 100
+"""Test cases on which rewards, KL and the judge IDM are taken, with a group of candidates of two systems on each."""
+MEASURES = ("success", "judge", "copy_rate", "minimality")
 
 
-def measure(story: Story) -> dict[str, Any]:
+class Cases:
+    """Test cases of a split; what is drawn or judged for them is kept, since systems share much of it."""
+
+    def __init__(self, story: Story, split: str, count: int) -> None:
+        self.story, self.world = story, story.splits[split]
+        self.tasks = oracle.sample_tasks(self.world, count, story.seed)
+        self.sources = [task.source for task in self.tasks]
+        self.actions = [task.action for task in self.tasks]
+        self._drawn: dict[tuple[str, float], list[list[Candidate]]] = {}
+        self._judged: dict[tuple[int, bytes], Judgement] = {}
+
+    def draw(self, name: str, count: int = 1, temperature: float = 1.0) -> list[list[Candidate]]:
+        """`count` candidates a case by a system; the first ones are the same for any count."""
+        known = self._drawn.get((name, temperature))
+        if known is None or len(known[0]) < count:
+            fdm, seed = self.story.fdm(name), self.story.seed
+            known = fdm.sample(self.sources, self.actions, count, temperature=temperature, seed=seed)
+            self._drawn[name, temperature] = known
+        return [group[:count] for group in known]
+
+    def judge(self, groups: Sequence[Sequence[Candidate]]) -> dict[str, np.ndarray]:
+        """Each of `MEASURES` and 'editing', float [cases, candidates], for groups of the first cases."""
+        keys = [[(n, candidate.ids.tobytes()) for candidate in group] for n, group in enumerate(groups)]
+        ids = {key: c.ids for row, group in zip(keys, groups, strict=True) for key, c in zip(row, group, strict=True)}
+        new = [key for key in ids if key not in self._judged]
+        if new:
+            images = self.story.vlm.decode(np.stack([ids[key] for key in new]))
+            judged = oracle.judge_all(self.world, [self.tasks[number] for number, _ in new], images)
+            self._judged |= dict(zip(new, judged, strict=True))
+        source_ids = self.story.vlm.encode(self.sources[: len(groups)]).cpu().numpy()
+        found = [[self._judged[key] for key in row] for row in keys]
+        values = {
+            name: np.array([[float(getattr(j, name)) for j in row] for row in found])
+            for name in ("success", "editing", "minimality", "judge")
+        }
+        copies = [[(c.ids == source).all() for c in group] for group, source in zip(groups, source_ids, strict=True)]
+        return {**values, "copy_rate": np.array(copies, dtype=float)}
+
+    def judgements(self, groups: Sequence[Sequence[Candidate]]) -> list[Judgement]:
+        """The oracle's word on the first candidate of each group."""
+        self.judge(groups)
+        return [self._judged[number, group[0].ids.tobytes()] for number, group in enumerate(groups)]
+
+
+def measure(story: Story, test: Cases, validation: Cases) -> dict[str, Any]:
     """The content of `results.json` but for the times."""
-    world, budget = story.splits["test"], story.budget
-    tasks = oracle.sample_tasks(world, budget.test, story.seed)
-    validation = oracle.sample_tasks(story.splits["validation"], budget.validation, story.seed)
-    found: dict[str, Any] = {"world": world.name, "seed": story.seed, "data": story.data}
-    described = oracle.idm_descriptions(story.idm, world, tasks)
-    right_IDM = _matches(story, tasks)
-    found["idm"] = {"exact_match": described["exact_match"], "token_f1": described["token_f1"]}
-    found["idm"]["prefers_true_over"] = prefers_truth(story.idm.score, world, tasks, story.seed)["all"]
-    found["ceiling"] = {"tokenizer": oracle.tokenizer_ceiling(story.vlm, world, tasks)}
-    found["fdm"], judged = {}, {}
+    tasks = test.tasks
+    found: dict[str, Any] = {"world": test.world.name, "seed": story.seed, "data": story.data}
+    said, named = oracle.describe_pairs(story.idm, test.world, tasks)
+    overlap = [oracle.token_f1(words, task.action) for words, task in zip(said, tasks, strict=True)]
+    found["idm"] = {"exact_match": float(np.mean(named)), "token_f1": float(np.mean(overlap))}
+    found["idm"]["prefers_true_over"] = prefers_truth(story.idm.score, test.world, tasks, story.seed)["all"]
+    found["ceiling"] = {"tokenizer": oracle.tokenizer_ceiling(story.vlm, test.world, tasks)}
+    for name in SEARCHED:  # all candidates at once; the systems' own rows then take the first of each group
+        test.draw(name, story.budget.candidates)
+    found["fdm"], each = {}, {}
     for name in SYSTEMS:
-        metrics, judged[name] = _system(story, name, tasks, validation)
-        found["fdm"][name] = metrics
-    pairs = [("bootstrapped", "sft"), ("grpo", "bootstrapped"), ("best_of_n_training", "bootstrapped")]
-    found["paired"] = {
-        "idm-sft": {"success": list(paired_difference(right_IDM, judged["sft"]["success"]))},
-        **{f"{a}-{b}": {k: list(paired_difference(judged[a][k], judged[b][k])) for k in judged[a]} for a, b in pairs},
-    }
-    curve, by_oracle, difference = _best_of_n(story, tasks)
-    found["best_of_n"], found["best_of_n_oracle"] = {"sft": curve}, {"sft": by_oracle}
-    found["paired"]["best_of_8-best_of_1"] = {"success": difference}
-    found["grpo"] = _grpo(story, tasks)
+        found["fdm"][name], each[name] = _system(name, test, validation)
+    found["paired"] = {"idm-sft": {"success": _difference(np.array(named, dtype=float), each["sft"]["success"])}}
+    for ours, theirs in COMPARED:
+        found["paired"][f"{ours}-{theirs}"] = {
+            key: _difference(each[ours][key], each[theirs][key]) for key in each[ours]
+        }
+    found["best_of_n"], found["best_of_n_oracle"] = {}, {}
+    for name in SEARCHED:
+        curve, by_oracle, paired = _best_of_n(story, name, test)
+        found["best_of_n"][name], found["best_of_n_oracle"][name] = curve, by_oracle
+        if name == "sft":
+            found["paired"]["best_of_8-best_of_1"] = paired
+    found["grpo"] = _rewarded(story, test)
     return found
 
 
-def _matches(story: Story, tasks: Sequence[Task]) -> list[float]:
-    said = story.idm.describe([t.source for t in tasks], [t.target for t in tasks])
-    return [float(oracle.names_the_outcome(story.world, t, words)) for t, words in zip(tasks, said, strict=True)]
+def _difference(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> list[float]:
+    return list(paired_difference(ours, theirs))
 
 
-def _judge(story: Story, name: str, tasks: Sequence[Task], temperature: float) -> tuple[list[Judgement], np.ndarray]:
-    """One candidate a task under the story's noise: judgements, and which are copies."""
-    fdm = story.fdm(ADAPTERS.get(name, name))
-    sources = [task.source for task in tasks]
-    drawn = fdm.sample(sources, [t.action for t in tasks], 1, temperature=temperature, seed=story.seed)
-    ids = np.stack([group[0].ids for group in drawn])
-    copies = (ids == story.vlm.encode(sources).cpu().numpy()).all(1)
-    return oracle.judge_all(story.world, tasks, story.vlm.decode(ids)), copies
-
-
-def _system(
-    story: Story, name: str, tasks: Sequence[Task], validation: Sequence[Task]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """M of one system, and its values case by case for the paired differences."""
-    judged, copies = _judge(story, name, tasks, 1.0)
-    rates = [np.mean([j.success for j in _judge(story, name, validation, t)[0]]) for t in TEMPERATURES]
+    groups = test.draw(name)
+    rates = [validation.judge(validation.draw(name, 1, t))["success"].mean() for t in TEMPERATURES]
     best = TEMPERATURES[int(np.argmax(rates))]
-    at_best = judged if best == 1.0 else _judge(story, name, tasks, best)[0]
-    each = {
-        "success": np.array([float(j.success) for j in judged]),
-        "judge": np.array([j.judge for j in judged]),
-        "copy_rate": copies.astype(float),
-        "minimality": np.array([j.minimality for j in judged]),
-        "success_at_best_temperature": np.array([float(j.success) for j in at_best]),
+    each = {key: values[:, 0] for key, values in test.judge(groups).items() if key in MEASURES}
+    each["success_at_best_temperature"] = test.judge(test.draw(name, 1, best))["success"][:, 0]
+    metrics = oracle.summary(test.judgements(groups)) | {
+        "copy_rate": float(each["copy_rate"].mean()),
+        "best_temperature": best,
+        "success_at_best_temperature": float(each["success_at_best_temperature"].mean()),
     }
-    metrics = {**oracle.summary(judged), "copy_rate": float(copies.mean()), "best_temperature": best}
-    metrics["success_at_best_temperature"] = float(each["success_at_best_temperature"].mean())
     return metrics, each
 
 
-def _best_of_n(story: Story, tasks: Sequence[Task]) -> tuple[dict[str, float], dict[str, float], list[float]]:
-    """`sft` at temperature 1, best of 1, 2, 4, 8 by `idm_likelihood` and by the oracle; best of 8 against 1, paired."""
+def _best_of_n(
+    story: Story, name: str, test: Cases
+) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
+    """Best of N at temperature 1 by `idm_likelihood` and by the oracle; the largest N against 1, paired."""
     count = story.budget.candidates
-    groups = story.fdm("sft").sample([t.source for t in tasks], [t.action for t in tasks], count, seed=story.seed)
+    groups = test.draw(name, count)
+    values = test.judge(groups)
     flat = story.idm.score(
-        [t.source for t in tasks for _ in range(count)],
+        [source for source in test.sources for _ in range(count)],
         [candidate for group in groups for candidate in group],
-        [t.action for t in tasks for _ in range(count)],
+        [action for action in test.actions for _ in range(count)],
     )
-    scores = np.array(flat).reshape(len(tasks), count).tolist()
-    numbers = [n for n in (1, 2, 4, 8) if 2 * n <= count]
-    found = oracle.best_of_n(groups, scores, story.world, tasks, expected_best, numbers)
-    ids = np.stack([candidate.ids for group in groups for candidate in group])
-    every = oracle.judge_all(story.world, [t for t in tasks for _ in range(count)], story.vlm.decode(ids))
-    right = np.array([float(j.success) for j in every]).reshape(len(tasks), count)
-    best = [expected_best(s, r.tolist(), numbers[-1]) for s, r in zip(scores, right, strict=True)]
-    return found["by_score"], found["by_oracle"], list(paired_difference(best, right.mean(1)))
+    scores = np.array(flat).reshape(len(groups), count).tolist()
+    right = values["success"].tolist()
+    numbers = [2**k for k in range(count.bit_length()) if 2 * 2**k <= count]
+
+    def best(by: list[list[float]], of: list[list[float]], n: int) -> np.ndarray:
+        return np.array([expected_best(s, v, n) for s, v in zip(by, of, strict=True)])
+
+    curve = {str(n): float(best(scores, right, n).mean()) for n in numbers}
+    by_oracle = {str(n): float(best(right, right, n).mean()) for n in numbers}
+    paired = {
+        key: _difference(best(scores, values[key].tolist(), numbers[-1]), values[key].mean(1)) for key in MEASURES
+    }
+    return curve, by_oracle, paired
 
 
-def _grpo(story: Story, tasks: Sequence[Task]) -> dict[str, Any]:
-    """Reward before and after on test scenes, how far the policy moved, and how well the reward ranks within groups."""
-    from rewards import Batch, score
+def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
+    """Rewards before and after GRPO, how far the policy moved, what the judge IDM says, and how well the reward ranks.
 
-    rewards, size = rewards_of(story), story.budget.group_size
-    part = tasks[: max(8, len(tasks) // 4)]
-    triplets = triplets_of(story.splits["test"], part, "world")
-    sources, actions = [t.source for t in part], [t.action for t in part]
-    found: dict[str, Any] = {"sampler_trainer_gap": story.gap}
-    for name, key in (("bootstrapped", "reward_before"), ("grpo", "reward_after")):
-        groups = story.fdm(ADAPTERS.get(name, name)).sample(sources, actions, size, seed=story.seed)
-        candidates = [candidate for group in groups for candidate in group]
-        rows = [triplet for triplet in triplets for _ in range(size)]
-        batch = Batch([r.action for r in rows], candidates, [r.source for r in rows], task=[r.task for r in rows])
-        totals = [s.total for s in score(rewards, batch)]
-        found[key] = float(np.mean([t for t in totals if t is not None]))
-    before = story.fdm("bootstrapped").log_probs([r.source for r in rows], candidates, [r.action for r in rows])
-    found["kl"] = float(np.mean([c.logprob - b.sum() for c, b in zip(candidates, before, strict=True)]))
-    judged = oracle.judge_all(
-        story.world, [t for t in part for _ in range(size)], story.vlm.decode(np.stack([c.ids for c in candidates]))
+    Both systems' candidates are scored in one call, so that they are compared with the same rivals.
+    """
+    size, part = story.budget.group_size, min(REWARDED_CASES, len(test.tasks))
+    triplets = triplets_of(test.world, test.tasks[:part], "world")
+    before, after = (test.draw(name, size)[:part] for name in ("bootstrapped", "grpo"))
+    rows = [triplet for triplet in triplets for _ in range(2 * size)]
+    both = [c for a, b in zip(before, after, strict=True) for c in (*a, *b)]
+    sources, actions = [row.source for row in rows], [row.action for row in rows]
+    scored = score(rewards_of(story), Batch(actions, both, sources, task=[row.task for row in rows]))
+    totals = np.array([np.nan if s.total is None else s.total for s in scored]).reshape(part, 2, size)
+    judged = story.judge.score(sources, [np.asarray(candidate.image) for candidate in both], actions)
+    said = np.array(judged).reshape(part, 2, size)
+    drawn = [candidate for group in after for candidate in group]
+    start = story.fdm("bootstrapped").log_probs(
+        [t.source for t in triplets for _ in range(size)], drawn, [t.action for t in triplets for _ in range(size)]
     )
-    right = np.array([j.success for j in judged]).reshape(-1, size)
-    values = np.array([np.nan if t is None else t for t in totals]).reshape(-1, size)
-    areas = [auc(v, r) for v, r in zip(values, right, strict=True) if 0 < r.sum() < size]
+    found = {
+        "reward_before": float(np.nanmean(totals[:, 0])),
+        "reward_after": float(np.nanmean(totals[:, 1])),
+        "kl": float(np.mean([c.logprob - float(s.sum()) for c, s in zip(drawn, start, strict=True)])),
+        "sampler_trainer_gap": story.gap,
+        "judge_idm_before": float(said[:, 0].mean()),
+        "judge_idm_after": float(said[:, 1].mean()),
+    }
+    right = np.concatenate([test.judge(before)["success"], test.judge(after)["success"]]) > 0
+    values = np.concatenate([totals[:, 0], totals[:, 1]])
+    areas = [auc(v, r) for v, r in zip(values, right, strict=True)]
     if np.isfinite(areas).any():
         found["within_group_auc"] = float(np.nanmean(areas))
     return found
 
 
 def auc(scores_N: np.ndarray, right_N: np.ndarray) -> float:
-    """Chance that a right candidate scores above a wrong one; ties count half."""
+    """Chance that a right candidate scores above a wrong one; ties count half, NaN where there are not both."""
     known = np.isfinite(scores_N)
     good, bad = scores_N[right_N & known], scores_N[~right_N & known]
     if not len(good) or not len(bad):
         return float("nan")
-    above = (good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean()
-    return float(above)
-
-
-def text_table(results: dict[str, Any]) -> str:
-    """The summary that the demo prints."""
-    head = f"{'system':<20}{'success':>9}{'95 %':>16}{'best T':>8}{'success':>9}{'judge':>7}{'copies':>8}"
-    lines = [head]
-    for name, m in results["fdm"].items():
-        interval = f"{100 * m['ci95'][0]:.1f} - {100 * m['ci95'][1]:.1f}"
-        lines.append(
-            f"{name:<20}{100 * m['success']:>8.1f}%{interval:>16}{m['best_temperature']:>8}"
-            f"{100 * m['success_at_best_temperature']:>8.1f}%{m['judge']:>7.2f}{100 * m['copy_rate']:>7.1f}%"
-        )
-    lines.append("")
-    for name, entry in results["paired"].items():
-        d, low, high = entry["success"]
-        lines.append(f"{name:<34}success {100 * d:+6.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]")
-    shares = [f"{n}: {100 * share:.1f}%" for n, share in results["best_of_n"]["sft"].items()]
-    lines.append(f"best of n by the IDM: {', '.join(shares)}")
-    lines.append(f"IDM exact match: {100 * results['idm']['exact_match']:.1f}%")
-    return "\n".join(lines)
-
-
-def how_sure(entry: Sequence[float]) -> str:
-    """A paired difference in words that fit it."""
-    difference, low, high = entry
-    amount = f"{100 * difference:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
-    if low > 0:
-        return f"better: {amount}"
-    return f"worse: {amount}" if high < 0 else f"no difference shown: {amount}"
-
-
-def report(story: Story, results: dict[str, Any]) -> str:
-    """The HTML report."""
-    world = story.splits["test"]
-    tasks = oracle.sample_tasks(world, 6, story.seed)
-    sources, actions = [t.source for t in tasks], [t.action for t in tasks]
-    groups = story.fdm("bootstrapped").sample(sources, actions, 6, seed=story.seed)
-    rows: list[list[tuple[Picture, str]]] = []
-    for task, group in zip(tasks, groups, strict=True):
-        scores = story.idm.score(task.source, group, task.action)
-        ranked = sorted(zip(scores, group, strict=True), key=lambda pair: -pair[0])
-        cells: list[tuple[Picture, str]] = [(task.source, task.action), (task.target, "true target")]
-        rows.append(cells + [(candidate.image, f"{value:.2f}") for value, candidate in ranked])
-    weights = Importance().weights(feature_distances(story.vlm, sources, [t.target for t in tasks]))
-    side = round(weights.shape[1] ** 0.5)
-    shades = (weights / weights.max()).reshape(-1, side, side).numpy()
-    heat = [np.repeat((255 * shade[..., None]).astype(np.uint8), 3, -1) for shade in shades]
-    maps: list[list[tuple[Picture, str]]] = [
-        [(t.source, "source"), (t.target, t.action), (h, "importance")] for t, h in zip(tasks, heat, strict=True)
-    ]
-    named: list[list[tuple[Picture, str]]] = [
-        [(t.source, "before"), (t.target, f"IDM: {t.action} ({t.score:.2f})")]
-        for t in story.synthetic[:6]
-        if t.target is not None
-    ]
-    systems = []
-    for name, m in results["fdm"].items():
-        shares = [f"{100 * m[key]:.1f} %" for key in ("success", "success_at_best_temperature")]
-        systems.append([name, *shares, f"{m['judge']:.2f}", MEANINGS[name]])
-    head = ["system", "success", "at its best temperature", "judge", "what it is"]
-    sure = [[name, how_sure(entry["success"])] for name, entry in results["paired"].items()]
-    numbers = {"by the IDM": results["best_of_n"]["sft"], "by the oracle": results["best_of_n_oracle"]["sft"]}
-    points = {name: [(float(n), p) for n, p in curve.items()] for name, curve in numbers.items()}
-    return page(
-        f"Rewind on the world '{world.name}'",
-        [
-            ("What was found", [table(head, systems)]),
-            ("How sure that is", [table(["comparison", "difference in success on the same test cases"], sure)]),
-            ("Candidates of the bootstrapped model, best first", [picture(sheet(rows, 96), "candidates")]),
-            ("Where the picture changes: token importance", [picture(sheet(maps, 96), "importance maps")]),
-            ("Key frames of unlabelled video, and the IDM's words", [picture(sheet(named, 96), "labelled pairs")]),
-            ("Best of N", [curves(points, "candidates N", "success")]),
-            (
-                "GRPO",
-                [
-                    curves(story.curves, "step", "reward"),
-                    paragraph("Reward on the sampled candidates; minutes of RL on two cores move little.", note=True),
-                ],
-            ),
-        ],
-    )
+    return float((good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean())

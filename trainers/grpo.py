@@ -10,13 +10,15 @@ the trainer's).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Batch, Reward, score
@@ -24,9 +26,14 @@ from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
 from rl.models.sampler import sample_tokens
+from rl.report.grids import candidate_row, sheet
 from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
+from trainers.scoring import IGNORED, score_under
 
+VALIDATION_NOISE = 2**31 - 1
+"""The step under which validation candidates are drawn: the same noise every time, and none of training's."""
+GRID_ROWS = 6
 GAP_TOLERANCE = 1e-3
 """Largest difference in nats between sampler and trainer in the log-probability of a token (float32: near 1e-6)."""
 GAP_TOLERANCE_HALF = 0.2
@@ -40,6 +47,10 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         vlm: the backbone, its policy adapter `default` trainable.
         triplets: sources and actions; targets only for rewards that ask for them.
         rewards: loaded rewards with their weights.
+        validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
+            them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
+        validation_rewards: what scores them, with the same names and weights; `rewards` if not given.
+        oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
 
@@ -50,6 +61,9 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         rewards: Sequence[Reward],
         args: GRPOConfig,
         *,
+        validation: Sequence[Triplet] = (),
+        validation_rewards: Sequence[Reward] | None = None,
+        oracle: Callable[[Sequence[Triplet], Sequence[Candidate]], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.top_k or args.top_p != 1.0 or args.min_p:
@@ -62,10 +76,17 @@ class WorldModelGRPOTrainer(GRPOTrainer):
                 f"a step draws {needed} groups and there are {len(triplets)} sources and actions: give more, or lower "
                 "--per_device_train_batch_size"
             )
-        self.vlm, self.triplets, self.rewards_of_ours = vlm, list(triplets), list(rewards)
+        if (args.eval_strategy != "no") != bool(validation):
+            raise RewindError(
+                "evaluation while training needs both sources and actions to evaluate on (--validation) and "
+                "--eval_strategy steps"
+            )
+        self.vlm, self.triplets, self.rewards_of_ours = vlm, [*triplets, *validation], list(rewards)
+        self.oracle, self.rewards_of_validation = oracle, list(validation_rewards or rewards)
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
-        self.source_ids = vlm.encode([triplet.source for triplet in triplets]).tolist()
+        self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
         self.last_scored: list[Scored] = []
+        self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
         args.max_completion_length = vlm.layout.tokens_per_image
         args.remove_unused_columns = False
@@ -73,16 +94,37 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         weights = [reward.weight for reward in rewards]
         args.reward_weights = weights
         # No column of a data set reaches a rollout, so a row's number travels as its prompt.
-        rows = Dataset.from_dict({"prompt": [str(number) for number in range(len(triplets))]})
+        rows = Dataset.from_dict({"prompt": [str(number) for number in range(len(self.triplets))]})
         super().__init__(
             model=vlm.model,
             reward_funcs=[self._column(reward) for reward in rewards],
             args=args,
-            train_dataset=rows,
+            train_dataset=rows.select(range(len(triplets))),
+            eval_dataset=rows.select(range(len(triplets), len(rows))) if validation else None,
             processing_class=vlm.tokenizer,
             callbacks=callbacks,
             rollout_func=self._rollout,
         )
+        score_under(vlm, self.distribution, entropy=True)
+
+    # ---- evaluation
+
+    def evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
+        """TRL's evaluation on the validation rows, always with the same noise; a grid of candidates beside it."""
+        found: dict[str, float] = super().evaluate(*arguments, **settings)
+        self._draw_validation()
+        return found
+
+    def _draw_validation(self) -> None:
+        """A grid for TensorBoard: a few validation rows with their candidates from best to worst."""
+        if not self._validated or not self.is_world_process_zero():
+            return
+        rows = [candidate_row(triplet, group) for triplet, group in self._validated[:GRID_ROWS]]
+        grid = np.asarray(sheet(rows, 96))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image("validation", grid, self.state.global_step, dataformats="HWC")
+        self._validated = []
 
     # ---- rollouts and rewards
 
@@ -100,7 +142,7 @@ class WorldModelGRPOTrainer(GRPOTrainer):
                 self.distribution,
                 num_samples=group,
                 max_tokens=self.vlm.layout.tokens_per_image,
-                noise=Noise(self.args.seed, self.state.global_step),
+                noise=Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE),
             )
         ids, logprobs = drawn.ids_PGT.flatten(0, 1).cpu(), drawn.logprobs_PGT.flatten(0, 1).cpu()
         self._score(numbers, ids, logprobs, group)
@@ -123,7 +165,14 @@ class WorldModelGRPOTrainer(GRPOTrainer):
             log_metric=self._log_metric,
             trainer_state=self.state,
         )
-        self.last_scored = score(self.rewards_of_ours, batch)
+        self.last_scored = score(self.rewards_of_ours if self.model.training else self.rewards_of_validation, batch)
+        if self.model.training:
+            return
+        groups = [self.last_scored[start : start + group] for start in range(0, len(rows), group)]
+        self._validated += [(self.triplets[n], scored) for n, scored in zip(numbers, groups, strict=True)]
+        if self.oracle is not None:
+            for name, value in self.oracle(rows, candidates).items():
+                self._log_metric(name, value)
 
     def _column(self, reward: Reward) -> Any:
         """A reward as TRL takes it. TRL adds up what is not None; here a candidate without a total has no reward."""
@@ -154,15 +203,15 @@ class WorldModelGRPOTrainer(GRPOTrainer):
             strict=True,
         ):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            labels = torch.full_like(ids, IGNORED)
+            labels[:, -logits_to_keep:] = ids[:, -logits_to_keep:]
             with self.accelerator.autocast():
-                hidden = self.vlm.hidden_states(ids, attention_mask=mask, position_ids=positions, use_cache=False)
-            # The state at a position predicts the token after it.
-            states = hidden.last_hidden_state[:, -logits_to_keep - 1 : -1]
-            every = self.distribution.log_probs(states, self.vlm.head_weight())
-            chosen = self.distribution.positions(ids[:, -logits_to_keep:])
-            log_probs.append(every.gather(-1, chosen[..., None])[..., 0])
+                scores = model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True
+                )
+            log_probs.append(scores.log_probs[:, -logits_to_keep:])
             if compute_entropy:
-                entropies.append(-(every.exp() * every).sum(-1))
+                entropies.append(scores.entropy[:, -logits_to_keep:])
         return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:

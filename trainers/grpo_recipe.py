@@ -14,11 +14,11 @@ from rewards import Reward, load_rewards
 from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
-from rl.models.dynamics import ForwardDynamics
+from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.run_folder import claim
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
-from trainers.arguments import GRPOArguments, settings_of
+from trainers.arguments import GRPOArguments, ImproveArguments, settings_of
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.pretraining import MetricsFile, check_finite, last_checkpoint, require_one_process
 from trainers.sft import save_adapter
@@ -33,17 +33,17 @@ def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
         parameter.requires_grad_(f".{adapter}." in name)
 
 
-def open_for_improvement(arguments: GRPOArguments) -> tuple[ForwardDynamics, list[Triplet], list[Reward]]:
-    """The forward model with its adapter alone trainable, what to try it on, and the rewards.
+def open_for_improvement(
+    arguments: ImproveArguments,
+) -> tuple[ForwardDynamics, InverseDynamics | None, list[Triplet], list[Reward]]:
+    """The forward model with its adapter alone trainable, the inverse model, what to try, and the rewards.
 
     Raises:
         RewindError: a missing argument, a bare base, a reward that cannot be loaded.
     """
     if arguments.fdm is None or not arguments.triplets:
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
-    triplets: list[Triplet] = []
-    for file in arguments.triplets:
-        triplets += read_triplets(Path(file), arguments.limit)
+    triplets = [triplet for file in arguments.triplets for triplet in read_triplets(Path(file), arguments.limit)]
     fdm = load_fdm(arguments.fdm)
     if fdm.adapter is None:
         raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
@@ -53,7 +53,7 @@ def open_for_improvement(arguments: GRPOArguments) -> tuple[ForwardDynamics, lis
         idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
     rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
     only_policy_trains(vlm)
-    return fdm, triplets, rewards
+    return fdm, idm, triplets, rewards
 
 
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
@@ -62,18 +62,27 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     if config.output_dir is None:
         raise RewindError("give a folder for the run: --output_dir runs/my-run")
     set_seed(config.seed)
-    fdm, triplets, rewards = open_for_improvement(arguments)
+    fdm, idm, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
+    validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
     output = claim(
         Path(config.output_dir),
         "train_grpo.py",
         {**asdict(arguments), "training": settings_of(config)},
-        inputs=[arguments.fdm, arguments.idm, *arguments.triplets],
+        inputs=[arguments.fdm, arguments.idm, *arguments.triplets, *arguments.validation],
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
-    trainer = WorldModelGRPOTrainer(vlm, triplets, rewards, config, callbacks=[MetricsFile(output / "metrics.jsonl")])
+    trainer = WorldModelGRPOTrainer(
+        vlm,
+        triplets,
+        rewards,
+        config,
+        validation=validation,
+        validation_rewards=load_rewards(arguments.rewards, idm, [t.action for t in triplets], keep_rivals=True),
+        callbacks=[MetricsFile(output / "metrics.jsonl")],
+    )
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if arguments.resume else None)
     check_finite(trainer.model, output)
     folder = save_adapter(vlm, output)

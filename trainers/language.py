@@ -6,6 +6,7 @@ and its picture; two pictures and words about both; two pictures; words alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,35 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from rl.data.pretraining import PretrainingPool
+from rl.errors import RewindError
 from rl.unified import UnifiedVLM
 from trainers.pretraining import MetricsFile, fit, training_arguments
 
 MIXTURE = {"describe": 0.3, "draw": 0.1, "compare": 0.3, "continue": 0.2, "text": 0.1}
-"""Share of each kind of sequence; a kind for which a pool has nothing leaves its share to the others."""
+"""Usual share of each kind of sequence; a kind for which a pool has nothing leaves its share to the others."""
 IGNORED = -100
+
+
+def parse_mixture(specs: Sequence[str] | None) -> dict[str, float]:
+    """`["compare=0.5", "text=0.1"]` -> shares; kinds that are not named get none. Nothing given: `MIXTURE`.
+
+    Raises:
+        RewindError: an unknown kind, a share that is no positive number.
+    """
+    if not specs:
+        return dict(MIXTURE)
+    found = {}
+    for spec in specs:
+        kind, _, share = spec.partition("=")
+        try:
+            found[kind] = float(share)
+        except ValueError:
+            found[kind] = -1.0
+        if kind not in MIXTURE or not 0 < found[kind] < float("inf"):
+            raise RewindError(
+                f"--mixture takes KIND=SHARE with a share above 0 and KIND of {', '.join(MIXTURE)}: {spec}"
+            )
+    return found
 
 
 class Sequences(Dataset):  # type: ignore[type-arg]
@@ -30,7 +54,15 @@ class Sequences(Dataset):  # type: ignore[type-arg]
     Loss is taken on words and on pictures that something stands before; the first picture of a sequence is given.
     """
 
-    def __init__(self, vlm: UnifiedVLM, pool: PretrainingPool, ids_NK: Tensor, length: int, seed: int) -> None:
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        pool: PretrainingPool,
+        ids_NK: Tensor,
+        length: int,
+        seed: int,
+        mixture: Mapping[str, float] = MIXTURE,
+    ) -> None:
         self.vlm, self.pool, self.ids, self.length, self.seed = vlm, pool, ids_NK.tolist(), length, seed
         self.captioned = [i for i, words in enumerate(pool.captions) if words]
         self.compared = [p for p, words in enumerate(pool.pair_captions) if words]
@@ -41,9 +73,9 @@ class Sequences(Dataset):  # type: ignore[type-arg]
             "continue": pool.pairs_P2,
             "text": pool.texts,
         }
-        self.kinds = [kind for kind in MIXTURE if len(has[kind])]
+        self.kinds = [kind for kind in MIXTURE if len(has[kind]) and mixture.get(kind)]
         self.alone = not self.kinds  # pictures only: learn them by themselves
-        shares = np.array([MIXTURE[kind] for kind in self.kinds])
+        shares = np.array([mixture[kind] for kind in self.kinds])
         self.shares = shares / shares.sum() if len(shares) else shares
         self._tokens: dict[str, list[int]] = {}
 
@@ -138,6 +170,7 @@ def train_language(
     learning_rate: float,
     seed: int,
     resume: bool,
+    mixture: Mapping[str, float] = MIXTURE,
 ) -> None:
     """Train the backbone on a pool, its VQ tokenizer frozen; the model is changed in place, logs go to `output`."""
     output.mkdir(parents=True, exist_ok=True)
@@ -148,7 +181,7 @@ def train_language(
     trainer = LanguageTrainer(
         model=vlm.model,
         args=arguments,
-        train_dataset=Sequences(vlm, pool, ids_NK, steps * batch_size, seed),
+        train_dataset=Sequences(vlm, pool, ids_NK, steps * batch_size, seed, mixture),
         data_collator=Collator(vlm.layout.pad),
         callbacks=[MetricsFile(output / "metrics.jsonl")],
         vlm=vlm,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 
 from rl.errors import RewindError
 
@@ -57,6 +58,22 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+
+class QuietProgress(ProgressCallback):
+    """The progress bar with time left, and beside it the loss or the reward instead of a line for every log."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        shown = {key: f"{logs[key]:.3g}" for key in ("loss", "reward", "eval_reward") if logs and key in logs}
+        if state.is_world_process_zero and self.training_bar is not None and shown:
+            self.training_bar.set_postfix({k: v for k, v in shown.items() if k != "loss" or len(shown) == 1})
 
 
 class ImageGrid(TrainerCallback):
@@ -129,6 +146,12 @@ def require_one_process(script: str) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RewindError(f"{script} runs in one process so far: start it with python, or accelerate --num_processes 1")
+
+
+def show_quietly(trainer: Trainer) -> None:
+    """Put `QuietProgress` in the place of the bar that prints every log."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(QuietProgress)
 
 
 def last_checkpoint(output: Path) -> str | None:

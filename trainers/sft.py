@@ -25,8 +25,8 @@ from rl.models.dynamics import token_ids
 from rl.triplets import Candidate, Triplet
 from rl.unified import UnifiedVLM
 from trainers.losses import weighted_nll
+from trainers.scoring import IGNORED, score_under
 
-IGNORED = -100
 Role = Literal["fdm", "idm"]
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """All linear layers of the decoder stack; the head stays as it is, since both roles share it."""
@@ -152,7 +152,6 @@ class RoleSFTTrainer(SFTTrainer):
             )
         self.vlm, self.role = vlm, role
         ids = vlm.layout.image_ids_V if role == "fdm" else vlm.layout.text_ids_V
-        self.distribution = TokenDistribution(ids)
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.remove_unused_columns = False
         super().__init__(
@@ -163,6 +162,7 @@ class RoleSFTTrainer(SFTTrainer):
             processing_class=vlm.tokenizer,
             callbacks=callbacks,
         )
+        score_under(vlm, TokenDistribution(ids))
         self.loss_is_scaled_for_ga = True  # our divisor already covers all accumulation steps
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
@@ -174,15 +174,13 @@ class RoleSFTTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        labels, weights = inputs["labels"], _weights(inputs)[:, 1:]
         with self.accelerator.autocast():
-            hidden = self.vlm.hidden_states(inputs["input_ids"], use_cache=False).last_hidden_state
-        labels, weights = inputs["labels"][:, 1:], _weights(inputs)[:, 1:]
-        learned = labels != IGNORED
+            scores = model(input_ids=inputs["input_ids"], labels=labels, fused_lm_head=True)
+        learned = labels[:, 1:] != IGNORED
         # Position t's logits predict token t + 1, so a token's weight goes with the state before it.
-        log_probs = self.distribution.log_probs(hidden[:, :-1][learned], self.vlm.head_weight())
-        chosen = log_probs.gather(-1, self.distribution.positions(labels[learned])[:, None])[:, 0]
         total = weights[learned].sum() if num_items_in_batch is None else num_items_in_batch
-        loss = weighted_nll(chosen, weights[learned], total)
+        loss = weighted_nll(scores.log_probs[learned], weights[learned], total)
         if num_items_in_batch is not None:
             loss = loss * self.args.world_size  # gradients are averaged over processes; the divisor is already global
         return (loss, {}) if return_outputs else loss

@@ -114,10 +114,15 @@ def token_f1(said: str, truth: str) -> float:
     return 2 * common / (sum(a.values()) + sum(b.values())) if common else 0.0
 
 
+def describe_pairs(idm: Any, world: World, tasks: Sequence[Task]) -> tuple[list[str], list[bool]]:
+    """What an `InverseDynamics` says of the true pairs, and whether each names the outcome."""
+    said = idm.describe([task.source for task in tasks], [task.target for task in tasks])
+    return said, [names_the_outcome(world, task, words) for task, words in zip(tasks, said, strict=True)]
+
+
 def idm_descriptions(idm: Any, world: World, tasks: Sequence[Task]) -> dict[str, Any]:
     """How an `InverseDynamics` names the true pairs: share of exact matches with its 95 % interval, mean token F1."""
-    said = idm.describe([task.source for task in tasks], [task.target for task in tasks])
-    right = [names_the_outcome(world, task, words) for task, words in zip(tasks, said, strict=True)]
+    said, right = describe_pairs(idm, world, tasks)
     overlap = [token_f1(words, task.action) for task, words in zip(tasks, said, strict=True)]
     interval = list(wilson(sum(right), len(right)))
     found: dict[str, Any] = {"exact_match": float(np.mean(right)), "ci95": interval}

@@ -6,8 +6,7 @@ source and action (FDM). About one half means that the model cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,7 +17,6 @@ from rl.world import World
 TRIES = 1000
 """Draws for a fake that does not lead to the true outcome before we give up."""
 
-T = TypeVar("T")
 Score = Callable[[list[np.ndarray], list[np.ndarray], list[str]], list[float]]
 
 
@@ -26,31 +24,36 @@ def fakes(world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, list[
     """For each kind of fake a (source, action, target) a task.
 
     `random_action` comes from another task, `counterfactual_action` is another action that is possible on the same
-    scene; neither leads to the true outcome. `random_target` is another task's target.
+    scene; neither leads to the true outcome. `random_target` is another task's target. A kind of which some task has
+    none, as in a world with one action a scene, is left out.
+
+    Raises:
+        RewindError: no other task leads elsewhere.
     """
     rng = np.random.default_rng(seed)
     random_action, counterfactual, random_target = [], [], []
     for task in tasks:
         others = (tasks[int(rng.integers(len(tasks)))] for _ in range(TRIES))
-        other = _first(o for o in others if o is not task and task.outcome not in world.outcomes(task.scene, o.action))
+        leads_elsewhere = (
+            o for o in others if o is not task and task.outcome not in world.outcomes(task.scene, o.action)
+        )
+        other = next(leads_elsewhere, None)
+        if other is None:
+            raise RewindError(f"{TRIES} draws gave no other test case that leads elsewhere: use more test cases")
         random_action.append((task.source, other.action, task.target))
         random_target.append((task.source, task.action, other.target))
         actions = (world.sample_action(task.scene, rng) for _ in range(TRIES))
-        action = _first(a for a in actions if task.outcome not in world.outcomes(task.scene, a))
-        counterfactual.append((task.source, action, task.target))
-    return {
+        action = next((a for a in actions if task.outcome not in world.outcomes(task.scene, a)), None)
+        if action is not None:
+            counterfactual.append((task.source, action, task.target))
+    found = {
         "random_action": random_action,
         "counterfactual_action": counterfactual,
         "random_target": random_target,
         "copy": [(task.source, task.action, task.source) for task in tasks],
         "swapped": [(task.target, task.action, task.source) for task in tasks],
     }
-
-
-def _first(options: Iterator[T]) -> T:
-    for option in options:
-        return option
-    raise RewindError(f"{TRIES} draws gave no action that leads elsewhere than the true one: use more test cases")
+    return {kind: rows for kind, rows in found.items() if len(rows) == len(tasks)}
 
 
 def prefers_truth(score: Score, world: World, tasks: Sequence[Task], seed: int = 0) -> dict[str, dict[str, float]]:

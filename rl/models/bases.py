@@ -14,7 +14,12 @@ from rl.models.chameleon import ChameleonVLM
 from rl.unified import UnifiedVLM
 
 FAMILIES: dict[str, type[ChameleonVLM]] = {"chameleon": ChameleonVLM}
-SHIPPED = {"tabletop-chameleon": Path(rl.__file__).parent / "worlds" / "tabletop" / "bases" / "chameleon"}
+_TABLETOP = Path(rl.__file__).parent / "worlds" / "tabletop" / "bases"
+SHIPPED = {"tabletop-chameleon": _TABLETOP / "chameleon"}
+SHIPPED_RUNS = {"tabletop-chameleon-judge": _TABLETOP / "chameleon-judge"}
+BASE_OF_WORLD = {"tabletop": "tabletop-chameleon"}
+JUDGES: dict[str, str] = {}
+"""The IDM that judges what stands on a base: trained on other labels, it neither rewards nor labels."""
 CARD_FILE = "rewind.json"
 
 
@@ -56,6 +61,7 @@ def load_base(name_or_folder: str | Path) -> UnifiedVLM:
 
 def adapter_folder(run: Path) -> Path | None:
     """The LoRA adapter of a run folder (`RUN/adapter`) or the folder itself if it is one; None for anything else."""
+    run = SHIPPED_RUNS.get(str(run), run)
     for folder in (run / "adapter", run):
         if (folder / "adapter_config.json").is_file():
             return folder

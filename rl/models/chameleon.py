@@ -116,6 +116,7 @@ class ChameleonVLM(UnifiedVLM):
     def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
         """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
         self._vq.load_state_dict(vqmodel)
+        self._ids_of = None  # what was remembered belongs to the old weights
         self.decoder.load_state_dict(decoder)
 
     @classmethod

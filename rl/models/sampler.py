@@ -45,14 +45,14 @@ def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -
     return ids.to(device), mask.to(device)
 
 
-class _Stream:
+class Stream:
     """Prompts in the cache and the hidden state that the next token is drawn from."""
 
     def __init__(self, vlm: UnifiedVLM, mask_BT: Tensor, hidden_BD: Tensor, cache: Any) -> None:
         self.vlm, self.mask, self.hidden, self.cache = vlm, mask_BT, hidden_BD, cache
 
     @classmethod
-    def prefill(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> _Stream:
+    def prefill(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
         ids, mask = pad_left(prompts, vlm.layout.pad, vlm.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         output = vlm.hidden_states(
@@ -60,12 +60,26 @@ class _Stream:
         )
         return cls(vlm, mask, output.last_hidden_state[:, -1], output.past_key_values)
 
-    def repeated(self, times: int) -> _Stream:
-        """`times` rows a prompt, on a cache of their own, so that the prefill can serve another chunk."""
+    def rows(self, numbers_R: Tensor) -> Stream:
+        """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
         cache = DynamicCache()
         for index, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys.repeat_interleave(times, 0), layer.values.repeat_interleave(times, 0), index)
-        return _Stream(self.vlm, self.mask.repeat_interleave(times, 0), self.hidden.repeat_interleave(times, 0), cache)
+            cache.update(layer.keys[numbers_R], layer.values[numbers_R], index)
+        return Stream(self.vlm, self.mask[numbers_R], self.hidden[numbers_R], cache)
+
+    def read(self, ids_RT: Tensor) -> Tensor:
+        """Hidden states [R, 1 + T, D]: the one that predicts the first of the given tokens, and those after each."""
+        if not ids_RT.shape[1]:
+            return self.hidden[:, None]
+        before, after = self.mask.sum(-1, keepdim=True), torch.ones_like(ids_RT)
+        output = self.vlm.hidden_states(
+            ids_RT,
+            attention_mask=torch.cat([self.mask, after], 1),
+            position_ids=before + after.cumsum(-1) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return torch.cat([self.hidden[:, None], output.last_hidden_state], 1)
 
     def push(self, token_B: Tensor) -> None:
         """Feed the drawn token of each row."""
@@ -117,17 +131,18 @@ def sample_tokens(
     prompts_a_chunk, samples_a_chunk = max(1, max_rows // num_samples), min(num_samples, max_rows)
     rows_P: list[tuple[Tensor, ...]] = []
     for part in chunks(len(prompts), prompts_a_chunk):
-        streams = [_Stream.prefill(vlm, prompts[part])]
+        streams = [Stream.prefill(vlm, prompts[part])]
         if distribution.guided:
             assert unconditional is not None, "a guided distribution needs unconditional prompts"
-            streams.append(_Stream.prefill(vlm, unconditional[part]))
+            streams.append(Stream.prefill(vlm, unconditional[part]))
         keys = torch.tensor([prompt_key(prompt) for prompt in prompts[part]], device=vlm.device)
         rows_G: list[tuple[Tensor, ...]] = []
         for group in chunks(num_samples, samples_a_chunk):
             times = group.stop - group.start
+            repeated = torch.arange(len(keys), device=vlm.device).repeat_interleave(times)
             numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
             drawn = _decode(
-                [stream.repeated(times) for stream in streams],
+                [stream.rows(repeated) for stream in streams],
                 distribution,
                 partial(noise.uniform, keys.repeat_interleave(times), numbers),
                 max_tokens,
@@ -148,7 +163,7 @@ def _joined(parts: Sequence[tuple[Tensor, ...]], axis: int, pad: int) -> tuple[T
 
 
 def _decode(
-    streams: list[_Stream],
+    streams: list[Stream],
     distribution: TokenDistribution,
     uniform: Any,
     max_tokens: int,

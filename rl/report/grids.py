@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from rl.images import Picture
+from rl.triplets import Scored, Triplet
 
 
 def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], cell: int = 128) -> Image.Image:
@@ -32,3 +33,12 @@ def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], cell: int = 128) -> Ima
                 pen.text((left, top + cell + 2 + number * line), text, fill="black", font=font)
         top += height
     return page
+
+
+def candidate_row(triplet: Triplet, scored: Sequence[Scored]) -> list[tuple[Picture, str]]:
+    """A row for `sheet`: source, true target if there is one, candidates from best to worst with their totals."""
+    row: list[tuple[Picture, str]] = [(triplet.source, triplet.action)]
+    if triplet.target is not None:
+        row.append((triplet.target, "true target"))
+    ranked = sorted(scored, key=lambda s: -np.inf if s.total is None else s.total, reverse=True)
+    return row + [(s.candidate.image, "no score" if s.total is None else f"{s.total:.2f}") for s in ranked]

@@ -42,10 +42,61 @@ def relation(scene: Scene, rng: np.random.Generator) -> str:
     return f"the {kind_name(scene.cells[cell])} is {word} the {kind_name(scene.cells[other])}"
 
 
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven")
+
+
+def displacement(here: int, there: int, size: int) -> str:
+    """Where a cell lies, seen from another: 'two cells up and one cell right'; the way is the shortest."""
+    rows, cols = here // size - there // size, here % size - there % size
+    ways = [(rows, "up" if rows < 0 else "down"), (cols, "left" if cols < 0 else "right")]
+    return " and ".join(f"{NUMBERS[abs(n)]} cell{'s' if abs(n) > 1 else ''} {word}" for n, word in ways if n)
+
+
+def position(scene: Scene, rng: np.random.Generator) -> str | None:
+    """How two objects of a scene lie: 'the red circle is two cells up and one cell right of the blue ring'."""
+    a, b = (int(c) for c in rng.choice(scene.occupied, 2, replace=False)) if len(scene.occupied) > 1 else (0, 0)
+    if a == b:
+        return None
+    way = displacement(a, b, scene.size)
+    return f"the {kind_name(scene.cells[a])} is {way} of the {kind_name(scene.cells[b])}"
+
+
+def position_across(first: Scene, second: Scene, rng: np.random.Generator) -> str | None:
+    """How an object of the second picture lies, seen from one of another kind in the first; None if there is none.
+
+    Never of one kind: a pair of pictures is compared, what happened between them is not told.
+    """
+    found = [(a, b) for a in second.occupied for b in first.occupied if a != b and second.cells[a] != first.cells[b]]
+    if not found:
+        return None
+    a, b = found[int(rng.integers(len(found)))]
+    one, other = kind_name(second.cells[a]), kind_name(first.cells[b])
+    return f"the {one} in the second is {displacement(a, b, first.size)} of the {other} in the first"
+
+
 def pair_caption(first: Scene, second: Scene, brief: bool) -> str:
     """Both pictures of a pair in words: the whole scenes, or (`brief`) only what the other one does not have."""
     if not brief:
         return f"first {_whole(first)}. second {_whole(second)}"
-    here = tuple(c for c in first.occupied if second.cells[c] != first.cells[c])
-    there = tuple(c for c in second.occupied if first.cells[c] != second.cells[c])
+    here = tuple(c for c in _changed(first, second) if first.cells[c] != EMPTY)
+    there = tuple(c for c in _changed(first, second) if second.cells[c] != EMPTY)
     return f"only in the first {objects(first, here)}. only in the second {objects(second, there)}"
+
+
+def changed_cells(first: Scene, second: Scene) -> str:
+    """Cell by cell what differs: 'c1 first red circle second nothing, d1 first nothing second red circle'."""
+
+    def thing(scene: Scene, cell: int) -> str:
+        return kind_name(scene.cells[cell]) if scene.cells[cell] != EMPTY else "nothing"
+
+    return (
+        ", ".join(
+            f"{cell_name(c, first.size)} first {thing(first, c)} second {thing(second, c)}"
+            for c in _changed(first, second)
+        )
+        or "nothing only in the first"
+    )
+
+
+def _changed(first: Scene, second: Scene) -> list[int]:
+    return [c for c in range(first.size**2) if first.cells[c] != second.cells[c]]

@@ -99,12 +99,17 @@ class Tabletop:
         return captions.caption(scene)
 
     def facts(self, scene: Scene, rng: np.random.Generator) -> str:
-        """One more sentence about the scene: how two neighbours lie."""
-        return captions.relation(scene, rng)
+        """One more sentence about the scene: how two neighbours or any two objects lie."""
+        far = captions.position(scene, rng) if rng.random() < 0.5 else None
+        return far or captions.relation(scene, rng)
 
     def compare(self, first: Scene, second: Scene, rng: np.random.Generator) -> list[str]:
-        """Two scenes in words: both whole, and only what the other one does not have."""
-        return [captions.pair_caption(first, second, brief=False), captions.pair_caption(first, second, brief=True)]
+        """Two scenes in words: both whole, only what the other one does not have, the changed cells, and how an object
+        of one lies, seen from another kind of object in the other.
+        """
+        sentences = [captions.pair_caption(first, second, brief) for brief in (False, True)]
+        across = captions.position_across(first, second, rng)
+        return [*sentences, captions.changed_cells(first, second), *([across] if across else [])]
 
     def read(self, images: np.ndarray) -> list[oracle.Reading]:
         """What the oracle sees in uint8 RGB pictures [N, H, W, 3]."""

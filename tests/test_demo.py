@@ -1,0 +1,159 @@
+"""The main job at a tiny budget: what it writes, that an interrupted run ends alike, a world of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_scripts import start, succeed
+
+from rl import load_fdm, load_idm
+from rl.data.triplets_io import read_triplets
+from trainers.demo_report import how_sure
+from trainers.demo_results import auc
+
+TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 4, "--idm_steps", 2]
+TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_steps", 2]
+M = {"success", "editing", "minimality", "judge", "copy_rate", "n", "ci95"}
+M |= {"best_temperature", "success_at_best_temperature"}
+D = {"success", "judge", "copy_rate", "minimality", "success_at_best_temperature"}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("demo") / "run"
+    shown = succeed("scripts/demo.py", *TINY, "--output", output)
+    assert "best of N by the IDM, grpo" in shown
+    return output
+
+
+def results_of(output: Path) -> dict[str, Any]:
+    found = json.loads((output / "results.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def test_results_have_the_promised_keys(demo: Path) -> None:
+    found = results_of(demo)
+    assert list(found) == [
+        *("world", "seed", "seconds", "data", "idm", "ceiling", "fdm", "paired"),
+        *("best_of_n", "best_of_n_oracle", "grpo"),
+    ]
+    systems = ["base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo"]
+    assert list(found["fdm"]) == systems
+    assert all(set(m) == M for m in found["fdm"].values())
+    assert {"success", "editing", "minimality", "judge", "n", "ci95"} <= set(found["ceiling"]["tokenizer"])
+    for name in ("bootstrapped-sft", "grpo-bootstrapped", "best_of_n_training-bootstrapped"):
+        assert set(found["paired"][name]) == D
+        assert all(low <= d <= high for d, low, high in found["paired"][name].values())
+    assert set(found["paired"]["idm-sft"]) == {"success"}
+    assert set(found["paired"]["best_of_8-best_of_1"]) == D - {"success_at_best_temperature"}
+    assert set(found["best_of_n"]) == {"sft", "grpo"}
+    assert set(found["best_of_n"]["sft"]) == set(found["best_of_n_oracle"]["grpo"]) == {"1", "2", "4", "8"}
+    assert {"reward_before", "reward_after", "kl", "judge_idm_before", "judge_idm_after"} <= set(found["grpo"])
+    assert found["grpo"]["sampler_trainer_gap"] < 1e-4
+    assert set(found["idm"]["prefers_true_over"]) >= {"random_action", "counterfactual_action", "copy", "swapped"}
+    data = {
+        "labelled",
+        "unlabelled_pairs",
+        "pairs_with_one_action",
+        "label_accuracy",
+        "selected",
+        "grpo_prompts",
+        "test",
+    }
+    assert data <= set(found["data"])
+    assert found["seconds"]["total"] >= sum(v for k, v in found["seconds"].items() if k != "total") - 1
+
+
+def test_every_stage_is_a_run_that_opens(demo: Path) -> None:
+    for name in ("sft", "bootstrapped", "grpo", "best_of_n_training"):
+        assert load_fdm(demo / name).adapter is not None
+        assert (demo / name / "metrics.jsonl").is_file()
+        assert list((demo / name / "tensorboard").rglob("events*"))
+    triplets = read_triplets(demo / "test" / "triplets.json")
+    assert len(triplets) == 6
+    for name in ("idm", "judge_idm"):
+        idm = load_idm(demo / name)
+        assert idm.score(triplets[0].source, [triplets[0].target], triplets[0].action)[0] < 0  # type: ignore[list-item]
+
+
+def test_the_report_stands_alone(demo: Path) -> None:
+    html = (demo / "report.html").read_text()
+    assert html.count("<img") >= 7
+    assert "http" not in html
+    assert "<script" not in html
+
+
+def test_an_interrupted_demo_goes_on_and_ends_alike(demo: Path) -> None:
+    before = results_of(demo)
+    (demo / "results.json").unlink()
+    progress = json.loads((demo / "progress.json").read_text())
+    for stage in ("bootstrapped", "grpo", "best_of_n_training"):  # as if it had been stopped in the middle
+        del progress["seconds"][stage]
+    (demo / "progress.json").write_text(json.dumps(progress))
+    again = start("scripts/demo.py", *TINY, "--output", demo)
+    assert again.returncode == 2
+    assert "exists: use --resume" in again.stderr
+    other = start("scripts/demo.py", *TINY, "--seed", 1, "--resume", "--output", demo)
+    assert "begun with other values of seed" in other.stderr
+    done = start("scripts/demo.py", *TINY, "--resume", "--output", demo)
+    assert done.returncode == 0, done.stderr
+    assert "sft: done by an earlier run" in done.stderr
+    after = results_of(demo)
+    assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+
+
+BARE_WORLD = '''
+import numpy as np
+from rl.world import Judgement
+
+class Lamp:
+    """A lamp that is on or off: the least that a world can have."""
+    name, image_size = "lamp", 32
+
+    def sample_scene(self, rng):
+        return bool(rng.integers(2))
+
+    def sample_action(self, scene, rng):
+        return "switch the lamp off" if scene else "switch the lamp on"
+
+    def outcomes(self, scene, action):
+        return [not scene] if action == self.sample_action(scene, None) else []
+
+    def render(self, scene, rng):
+        return np.full((32, 32, 3), 230 if scene else 20, np.uint8)
+
+    def judge(self, scene, action, image):
+        right = (image.mean() > 128) != scene
+        return Judgement(10.0 * right, 10.0, bool(right))
+'''
+
+
+def test_a_world_of_ones_own(tmp_path: Path) -> None:
+    """Without a shipped base, captions, videos or splits; one action a scene, so that one kind of probe is absent."""
+    (tmp_path / "lamp.py").write_text(BARE_WORLD)
+    world = ["--world", f"{tmp_path / 'lamp.py'}:Lamp", "--base_steps", 2]
+    done = start("scripts/demo.py", *world, *TINY, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "has no shipped base" in done.stderr
+    found = results_of(tmp_path / "run")
+    assert found["world"] == "lamp"
+    assert "counterfactual_action" not in found["idm"]["prefers_true_over"]
+    assert found["data"]["judge_labelled"] == 40
+    assert (tmp_path / "run" / "base" / "rewind.json").is_file()
+
+
+def test_differences_in_words() -> None:
+    assert how_sure([0.05, 0.01, 0.09]).startswith("better: +5.0 points")
+    assert how_sure([-0.05, -0.09, -0.01]).startswith("worse: -5.0")
+    assert how_sure([0.05, -0.01, 0.11]).startswith("no difference shown")
+
+
+def test_area_under_the_curve_by_hand() -> None:
+    assert auc(np.array([3.0, 1.0, 2.0]), np.array([True, False, False])) == 1.0
+    assert auc(np.array([1.0, 1.0, 2.0]), np.array([True, False, False])) == 0.25
+    assert np.isnan(auc(np.array([1.0, 2.0]), np.array([True, True])))
