@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (8 minutes at most on 2 cores)
+demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (about 12 minutes on 2 cores)
 	$(BIN)/python scripts/demo.py --output runs/demo --resume
 
 test: $(STAMP)  ## the test-suite

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rl import load_idm
 from rl.evaluation import oracle
 from rl.evaluation.probes import fakes, prefers_truth
-from rl.models.bases import SHIPPED
+from rl.models.bases import JUDGES, SHIPPED, SHIPPED_RUNS
 from rl.models.dynamics import ForwardDynamics, InverseDynamics, continue_captions
 from rl.unified import UnifiedVLM, words_of
 from rl.worlds.tabletop import Tabletop, phrases
@@ -93,10 +94,15 @@ def test_probes_tell_the_truth_from_fakes_only_if_the_model_can(shipped: Unified
 
 
 def test_the_log_of_its_training_is_beside_it() -> None:
-    for name in ("tokenizer-metrics.jsonl", "language-metrics.jsonl"):
-        rows = [json.loads(line) for line in (FOLDER / "log" / name).read_text().splitlines()]
+    ends = {}
+    for name in ("tokenizer", "language", "language-2", "language-3"):
+        rows = [json.loads(line) for line in (FOLDER / "log" / f"{name}-metrics.jsonl").read_text().splitlines()]
         losses = [row["loss"] for row in rows if "loss" in row]
-        assert losses[-1] < losses[0] / 2
+        ends[name] = losses[-1] / losses[0]
+    assert max(ends["tokenizer"], ends["language"]) < 0.5
+    assert max(ends.values()) < 0.9
+    for name in ("run-1.json", "run-2.json"):
+        assert "git_revision" in json.loads((FOLDER / "log" / name).read_text())
     assert "git_revision" in json.loads((FOLDER / "run.json").read_text())
     assert (FOLDER / "README.md").is_file()
 
@@ -106,3 +112,15 @@ def test_the_figures_of_the_readme_are_those_of_the_card() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     for value in (figures["ceiling"]["success"], figures["captions"]["exact"], figures["fdm"]["success"]):
         assert f"{100 * value:.1f} %" in readme
+
+
+def test_the_judge_is_another_model_than_any_that_rewards(shipped: UnifiedVLM, tasks: list[oracle.Task]) -> None:
+    folder = SHIPPED_RUNS[JUDGES["tabletop-chameleon"]]
+    card = json.loads((folder / "figures.json").read_text())["idm"]
+    idm = load_idm("tabletop-chameleon-judge")
+    assert idm.backbone.name == "tabletop-chameleon"
+    found = oracle.idm_descriptions(idm, Tabletop("test"), tasks)
+    assert found["exact_match"] == pytest.approx(card["exact_match"], abs=0.12)  # 3 standard errors at n = 200
+    config = json.loads((folder / "run.json").read_text())["config"]
+    assert config["training"]["seed"] == 1_000_003
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 5e6

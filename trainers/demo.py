@@ -47,6 +47,8 @@ logger = logging.getLogger("rl")
 PROGRESS_FILE = "progress.json"
 JUDGE_SEED = 1_000_003
 """Added to the seed for what a judge IDM learns from, so that it never sees the rewarding IDM's labels."""
+LORA_ALPHA = 4
+"""alpha of every adapter as a multiple of its rank."""
 ADAPTERS = {"base": None, "grpo": "default"}
 """Systems whose adapter has another name than their own; TRL expects the policy's to be `default`."""
 
@@ -55,27 +57,27 @@ ADAPTERS = {"base": None, "grpo": "default"}
 class Budget:
     """How much of everything. The defaults are the demo's."""
 
-    labelled: int = 2000
-    videos: int = 300
+    labelled: int = 3000
+    videos: int = 250
     selected: int = 500
     test: int = 400
     validation: int = 60
-    idm_steps: int = 350
+    idm_steps: int = 500
     fdm_steps: int = 350
-    grpo_steps: int = 20
+    grpo_steps: int = 12
     grpo_prompts: int = 16
-    grpo_evaluations: int = 5
+    grpo_evaluations: int = 3
     group_size: int = 8
     best_of_n_steps: int = 60
     idm_batch_size: int = 32
     fdm_batch_size: int = 16
-    idm_rank: int = 64
-    fdm_rank: int = 64
-    idm_learning_rate: float = 3e-3
-    sft_learning_rate: float = 3e-3
-    bootstrapped_learning_rate: float = 3e-3
-    rl_learning_rate: float = 1e-3
-    best_of_n_learning_rate: float = 3e-4
+    idm_rank: int = 32
+    fdm_rank: int = 32
+    idm_learning_rate: float = 1.5e-3
+    sft_learning_rate: float = 2e-3
+    bootstrapped_learning_rate: float = 2e-3
+    rl_learning_rate: float = 5e-4
+    best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
 
     def expected(self) -> dict[str, float]:
@@ -131,7 +133,8 @@ class Story:
     def _left(self) -> str:
         expected = self.budget.expected()
         planned = sum(expected.get(name, 0.0) for name in self.seconds)
-        pace = sum(self.seconds.values()) / planned if planned else 1.0
+        # The first stages are short: a minute at the expected pace keeps them from deciding.
+        pace = (sum(self.seconds.values()) + 60) / (planned + 60)
         left = pace * sum(seconds for name, seconds in expected.items() if name not in self.seconds)
         return f" (stage {len(self.seconds) + 1} of {len(expected)}, about {max(1, round(left / 60))} min left)"
 
@@ -251,7 +254,7 @@ def _sft(
     def work() -> None:
         set_seed(story.seed)
         rank = story.budget.idm_rank if role == "idm" else story.budget.fdm_rank
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+        lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
         add_adapter(story.vlm, lora, name)
         _fit(story, name, name, role, role_rows(story.vlm, role, triplets, importance), steps, learning_rate)
 
@@ -303,7 +306,7 @@ def _judge_idm(story: Story) -> None:
     triplets = triplets_of(story.world, sample_tasks(story.world, budget.labelled, seed), "world")
     set_seed(seed % 2**32)
     rank = budget.idm_rank
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+    lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
     add_adapter(story.vlm, lora, "judge_idm")
     rows = role_rows(story.vlm, "idm", triplets)
     _fit(story, "judge_idm", "judge_idm", "idm", rows, budget.idm_steps, budget.idm_learning_rate)

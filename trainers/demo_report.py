@@ -206,7 +206,7 @@ def _improvement(story: Story, results: dict[str, Any]) -> list[str]:
         f"Reward on test cases {found['reward_before']:.3f} -> {found['reward_after']:.3f}; judge IDM "
         f"{found['judge_idm_before']:.3f} -> {found['judge_idm_after']:.3f}; {found['kl']:.2f} nats a sample away from "
         f"its start; within a group the reward ranks a right candidate above a wrong one in {auc} of the cases. "
-        "Minutes of RL on two cores move little: `make reproduce` shows what more does."
+        "Minutes of RL on two cores move little."
     )
     parts = [curves(rewards, "GRPO step", "reward")]
     if curve.get("success"):

@@ -18,7 +18,7 @@ _TABLETOP = Path(rl.__file__).parent / "worlds" / "tabletop" / "bases"
 SHIPPED = {"tabletop-chameleon": _TABLETOP / "chameleon"}
 SHIPPED_RUNS = {"tabletop-chameleon-judge": _TABLETOP / "chameleon-judge"}
 BASE_OF_WORLD = {"tabletop": "tabletop-chameleon"}
-JUDGES: dict[str, str] = {}
+JUDGES = {"tabletop-chameleon": "tabletop-chameleon-judge"}
 """The IDM that judges what stands on a base: trained on other labels, it neither rewards nor labels."""
 CARD_FILE = "rewind.json"
 

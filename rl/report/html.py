@@ -14,8 +14,8 @@ from rl.images import Picture
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}.note{color:#555}
+table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:left}
+td.n{text-align:right;white-space:nowrap}img{max-width:100%}.note{color:#555}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}td,th{border-color:#444}.note{color:#aaa}}
 """
 
@@ -34,10 +34,15 @@ def paragraph(text: str, note: bool = False) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain text; the first column is left-aligned."""
+    """A table of plain text; what begins with a number is aligned on the right."""
     cells = "".join(f"<th>{escape(h)}</th>" for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(text) for text in row) + "</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"
+
+
+def _cell(text: str) -> str:
+    number = text.lstrip("+-")[:1].isdigit()
+    return f'<td class="n">{escape(text)}</td>' if number else f"<td>{escape(text)}</td>"
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
