@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,11 +89,13 @@ def best_candidates(
     temperature: float = 1.0,
     seed: int = 0,
     step: int = 0,
+    chunk_size: int = 32,
 ) -> tuple[list[tuple[Triplet, Scored]], list[float]]:
     """Triplets with the candidate that is kept of each, and the total of every candidate that could be scored."""
     kept: list[tuple[Triplet, Scored]] = []
     totals: list[float] = []
-    drawn = scored_groups(fdm, rewards, triplets, keep.num_candidates, temperature=temperature, seed=seed, step=step)
+    settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "step": step, "chunk_size": chunk_size}
+    drawn = scored_groups(fdm, rewards, triplets, keep.num_candidates, **settings)
     for triplet, group in drawn:
         totals += [s.total for s in group if s.total is not None]
         best = keep.best(group, token_ids(fdm.backbone, [triplet.source])[0])
