@@ -50,9 +50,10 @@ def main() -> None:
     from trainers import demo
     from trainers.demo_report import report, text_table
     from trainers.demo_results import Cases, measure
+    from trainers.demo_story import Budget
 
     given = {name: getattr(arguments, name) for name in (*BUDGET, *STEPS)}
-    budget = demo.Budget(**{name: value for name, value in given.items() if value is not None})
+    budget = Budget(**{name: value for name, value in given.items() if value is not None})
     if min(vars(budget).values()) <= 0:
         raise RewindError("every number of the budget must be above 0")
     splits = {name: load_split(arguments.world, name) for name in ("train", "validation", "test")}

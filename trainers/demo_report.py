@@ -12,8 +12,8 @@ from rl.data.keyframes import Mining, flow_magnitudes
 from rl.images import Picture
 from rl.report.grids import sheet
 from rl.report.html import curves, page, paragraph, picture, table
-from trainers.demo import Story
 from trainers.demo_results import Cases
+from trainers.demo_story import Story
 
 Row = list[tuple[Picture, str]]
 MEANINGS = {

@@ -18,7 +18,8 @@ from rl.evaluation.probes import prefers_truth
 from rl.search.best_of_n import expected_best
 from rl.triplets import Candidate
 from rl.world import Judgement
-from trainers.demo import Story, rewards_of, triplets_of
+from trainers.demo import rewards_of, triplets_of
+from trainers.demo_story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
 SYSTEMS = ("base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo")

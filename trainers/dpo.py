@@ -61,7 +61,7 @@ class Pairing:
         known = [(scored.total, number, scored) for number, scored in enumerate(group) if scored.total is not None]
         if len(known) < 2:
             return None
-        (high, _, chosen), (low, _, rejected) = max(known)[:3], min(known)[:3]
+        (high, _, chosen), (low, _, rejected) = max(known), min(known)
         if high - low < max(self.min_gap, 1e-6) or (chosen.candidate.ids == rejected.candidate.ids).all():
             return None
         return Preference(triplet, chosen, rejected)
