@@ -1,7 +1,7 @@
 """The second stage of a base: next-token prediction over words and image tokens.
 
-Five kinds of sequences, none of which connects a pair of pictures with an action: a picture and its caption; a caption
-and its picture; two pictures and words about both; two pictures; words alone.
+Six kinds of sequences, none of which connects a pair of pictures with an action: a picture and its caption; a caption
+and its picture; two pictures and words about both; words about both and then the two pictures; two pictures; words alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rl.errors import RewindError
 from rl.unified import UnifiedVLM
 from trainers.pretraining import MetricsFile, fit, training_arguments
 
-MIXTURE = {"describe": 0.3, "draw": 0.1, "compare": 0.3, "continue": 0.2, "text": 0.1}
+MIXTURE = {"describe": 0.25, "draw": 0.1, "compare": 0.3, "illustrate": 0.1, "continue": 0.15, "text": 0.1}
 """Usual share of each kind of sequence; a kind for which a pool has nothing leaves its share to the others."""
 IGNORED = -100
 
@@ -70,6 +70,7 @@ class Sequences(Dataset):  # type: ignore[type-arg]
             "describe": self.captioned,
             "draw": self.captioned,
             "compare": self.compared,
+            "illustrate": self.compared,
             "continue": pool.pairs_P2,
             "text": pool.texts,
         }
@@ -101,13 +102,15 @@ class Sequences(Dataset):  # type: ignore[type-arg]
             if kind == "describe":
                 return begin + span(self.ids[image]), words + end
             return begin + words, span(self.ids[image])
-        pairs = self.compared if kind == "compare" else range(len(self.pool.pairs_P2))
+        pairs = range(len(self.pool.pairs_P2)) if kind == "continue" else self.compared
         pair = pairs[int(rng.integers(len(pairs)))]
-        first, second = self.pool.pairs_P2[pair]
+        first, second = (span(self.ids[image]) for image in self.pool.pairs_P2[pair])
         if kind == "continue":
-            return begin + span(self.ids[first]), span(self.ids[second])
+            return begin + first, second
         words = self._words(self.pool.pair_captions[pair], rng)
-        return begin + span(self.ids[first]) + span(self.ids[second]), words + end
+        if kind == "illustrate":
+            return begin + words + first, second
+        return begin + first + second, words + end
 
     def _words(self, options: list[str], rng: np.random.Generator) -> list[int]:
         text = options[int(rng.integers(len(options)))]
