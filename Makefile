@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo test test-slow lint format base judge clean
+.PHONY: help install demo reproduce test test-slow lint format base judge clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -31,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (about 12 minutes on 2 cores)
 	$(BIN)/python scripts/demo.py --output runs/demo --resume
 
+reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2; writes docs/results and docs/results.md
+	$(BIN)/python scripts/reproduce.py --output runs/reproduce --results docs/results
+
 test: $(STAMP)  ## the test-suite
 	$(BIN)/python -m pytest -m 'not slow'
 
@@ -46,10 +49,11 @@ format: $(STAMP)  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## train the shipped base again, into runs/base-3 (about 3.5 hours on 2 cores, as its logs show)
+base: $(STAMP)  ## train the shipped base again, into runs/base-4 (about 4 hours on 2 cores, as its logs show)
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop.yaml --output runs/base
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_2.yaml --base runs/base --output runs/base-2
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_3.yaml --base runs/base-2 --output runs/base-3
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_4.yaml --base runs/base-3 --output runs/base-4
 
 judge: $(STAMP)  ## train the shipped judge IDM again, into runs/judge
 	$(BIN)/python scripts/make_world.py --split train --num_triplets 4000 --num_videos 0 --seed 1000003 --output runs/judge-world

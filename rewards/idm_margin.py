@@ -2,7 +2,8 @@
 
 log p(a) - logsumexp over {a, a_1 .. a_K} of sequence log-likelihoods: the log of the posterior of the action among its
 rivals, 0 or less. A picture that makes every action likely earns nothing. Without a in the denominator the reward would
-be unbounded and would pay for pictures off the manifold.
+be unbounded and would pay for pictures off the manifold. What the model itself says of a candidate is among the rivals,
+so a policy cannot gain by leaving behind the rivals that its start named.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ class IDMMargin:
     Args:
         idm: the inverse model.
         actions: sentences of the data set to draw rivals from, the same for all candidates of a source.
-        num_rivals: rivals K at most: first what the model itself says of the group's candidates, then word edits, then
-            sentences of the data set.
-        keep_rivals: find the rivals of a source picture and an action once and keep them, so that scores of different
-            calls can be compared (validation); else each call's own candidates name them (training).
+        num_rivals: rivals K: what the model itself says of the group's candidates, always all of it, then word edits
+            and sentences of the data set until there are as many.
+        floor: the lowest margin, in nats; None for none. How much likelier something else is, of a picture that the
+            model takes for something else, is mostly noise: without a floor it outweighs the difference between right
+            and wrong.
         same_outcome: `(source_picture, a, b) -> bool` where a world can tell that two sentences name one outcome.
     """
 
@@ -67,13 +69,14 @@ class IDMMargin:
         actions: Sequence[str] = (),
         num_rivals: int = 8,
         same_outcome: Callable[[Any, str, str], bool] | None = None,
-        keep_rivals: bool = False,
+        floor: float | None = -5.0,
     ) -> None:
         if num_rivals < 1:
             raise RewindError(f"idm_margin needs at least one rival, not {num_rivals}")
+        if floor is not None and not floor < 0:
+            raise RewindError(f"the floor of idm_margin must be below 0, which is its highest value, not {floor}")
         self.idm, self.actions, self.num_rivals, self.same_outcome = idm, list(actions), num_rivals, same_outcome
-        # With the picture itself, whose id another could take over if it were let go.
-        self.kept: dict[tuple[int, str], tuple[Picture, list[str]]] | None = {} if keep_rivals else None
+        self.floor = -np.inf if floor is None else floor
 
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
@@ -94,7 +97,7 @@ class IDMMargin:
             for numbers in alike.values():
                 block = np.array([next(totals) for _ in range(1 + len(rivals[key]))])
                 # Without a rival there is nothing to compare with.
-                margin = float(block[0] - np.logaddexp.reduce(block)) if len(block) > 1 else None
+                margin = max(self.floor, float(block[0] - np.logaddexp.reduce(block))) if len(block) > 1 else None
                 for number in numbers:
                     scores[number] = margin
         return scores
@@ -106,23 +109,20 @@ class IDMMargin:
         candidates: Sequence[Candidate],
     ) -> dict[tuple[int, str], list[str]]:
         """The rivals of each source and action."""
-        known = self.kept if self.kept is not None else {}
-        unknown = [n for key, numbers in firsts.items() if key not in known for n in numbers]
-        said: dict[int, str] = {}
-        if unknown:
-            words = self.idm.describe([source_image[n] for n in unknown], [candidates[n] for n in unknown])
-            said = dict(zip(unknown, words, strict=True))
-        found = {}
-        for key, numbers in firsts.items():
-            source = source_image[numbers[0]]
-            found[key] = known[key][1] if key in known else self._rivals(source, key[1], [said[n] for n in numbers])
-            if self.kept is not None:
-                self.kept[key] = (source, found[key])
-        return found
+        every = [n for numbers in firsts.values() for n in numbers]
+        words = self.idm.describe([source_image[n] for n in every], [candidates[n] for n in every])
+        said = dict(zip(every, words, strict=True))
+        return {
+            key: self._rivals(source_image[numbers[0]], key[1], [said[n] for n in numbers])
+            for key, numbers in firsts.items()
+        }
 
     def _rivals(self, source: Picture, action: str, said: Sequence[str]) -> list[str]:
-        seen, rivals = {tuple(words_of(action))}, []
-        for rival in (*said, *word_edits(action), *self.actions):
+        seen: set[tuple[str, ...]] = {tuple(words_of(action))}
+        rivals: list[str] = []
+        for number, rival in enumerate((*said, *word_edits(action), *self.actions)):
+            if number >= len(said) and len(rivals) >= self.num_rivals:
+                break
             key = tuple(words_of(rival))
             if not key or key in seen:
                 continue
@@ -130,6 +130,4 @@ class IDMMargin:
             if self.same_outcome is not None and self.same_outcome(source, action, rival):
                 continue
             rivals.append(rival)
-            if len(rivals) == self.num_rivals:
-                break
         return rivals

@@ -16,8 +16,6 @@ def load_rewards(
     specifications: Sequence[str | RewardFunction | Reward],
     idm: Any = None,
     actions: Sequence[str] = (),
-    *,
-    keep_rivals: bool = False,
 ) -> list[Reward]:
     """Rewards in the order given, with unique names.
 
@@ -25,12 +23,11 @@ def load_rewards(
         specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', or a callable.
         idm: the inverse model that the built-ins which need one are given.
         actions: sentences of the data set, from which `idm_margin` takes rivals.
-        keep_rivals: `idm_margin` keeps the rivals of a picture and an action, so that calls can be compared.
 
     Raises:
         RewindError: an unknown name, a file that does not import, a missing attribute, a name twice.
     """
-    loaded = [item if isinstance(item, Reward) else _one(item, idm, actions, keep_rivals) for item in specifications]
+    loaded = [item if isinstance(item, Reward) else _one(item, idm, actions) for item in specifications]
     if not loaded:
         raise RewindError("give at least one reward")
     names = [reward.name for reward in loaded]
@@ -40,7 +37,7 @@ def load_rewards(
     return loaded
 
 
-def _one(item: str | RewardFunction, idm: Any, actions: Sequence[str], keep_rivals: bool) -> Reward:
+def _one(item: str | RewardFunction, idm: Any, actions: Sequence[str]) -> Reward:
     from rewards import BUILT_IN
 
     if not isinstance(item, str):
@@ -51,7 +48,7 @@ def _one(item: str | RewardFunction, idm: Any, actions: Sequence[str], keep_riva
     except ValueError as error:
         raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error
     if path in BUILT_IN:
-        return Reward.of(_built_in(path, idm, actions, keep_rivals), path, weight)
+        return Reward.of(_built_in(path, idm, actions), path, weight)
     if ":" not in path:
         raise RewindError(
             f"there is no reward '{path}': the built-in ones are {', '.join(sorted(BUILT_IN))}; one of your own is "
@@ -61,7 +58,7 @@ def _one(item: str | RewardFunction, idm: Any, actions: Sequence[str], keep_riva
     return Reward.of(found() if isinstance(found, type) else found, path.rpartition(":")[2], weight)
 
 
-def _built_in(name: str, idm: Any, actions: Sequence[str], keep_rivals: bool) -> RewardFunction:
+def _built_in(name: str, idm: Any, actions: Sequence[str]) -> RewardFunction:
     from rewards import BUILT_IN, NEEDS_IDM
 
     made: type[Any] = BUILT_IN[name]
@@ -69,7 +66,7 @@ def _built_in(name: str, idm: Any, actions: Sequence[str], keep_rivals: bool) ->
         if idm is None:
             raise RewindError(f"the reward '{name}' needs an inverse model: give --idm")
         if name == "idm_margin":
-            return made(idm, actions, keep_rivals=keep_rivals)  # type: ignore[no-any-return]
+            return made(idm, actions)  # type: ignore[no-any-return]
         return made(idm)  # type: ignore[no-any-return]
     return made()  # type: ignore[no-any-return]
 

@@ -6,8 +6,6 @@ python scripts/demo.py --world tabletop --output runs/demo
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
@@ -42,42 +40,23 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    began = time.monotonic()
     arguments = parse_with_config(parser())
-    from rl import RewindError
     from rl.run_folder import claim, move_finished
-    from rl.worlds import load_split
-    from trainers import demo
-    from trainers.demo_report import report, text_table
-    from trainers.demo_results import Cases, measure
+    from trainers.demo_report import text_table
     from trainers.demo_story import Budget
+    from trainers.main_job import REPORT_FILE, main_job, splits_of
 
     given = {name: getattr(arguments, name) for name in (*BUDGET, *STEPS)}
     budget = Budget(**{name: value for name, value in given.items() if value is not None})
-    if min(vars(budget).values()) <= 0:
-        raise RewindError("every number of the budget must be above 0")
-    splits = {name: load_split(arguments.world, name) for name in ("train", "validation", "test")}
+    splits = splits_of(arguments.world)
     output: Path = arguments.output
     if arguments.resume:
         move_finished(output, "demo.py")
     config = {**plain(vars(arguments)), "budget": vars(budget)}
     claim(output, "demo.py", config, inputs=[arguments.base], resume=arguments.resume, overwrite=arguments.overwrite)
-    vlm = demo.open_base(arguments.base, arguments.world, splits["train"], output, arguments.base_steps)
-    story = demo.begin(splits, vlm, output, arguments.seed, budget)
-    demo.train_roles(story)
-    demo.bootstrap(story)
-    demo.improve(story)
-    test, validation = Cases(story, "test", budget.test), Cases(story, "validation", budget.validation)
-    results: dict[str, object] = {}
-    story.stage("evaluation", lambda: results.update(measure(story, test, validation)), keep=False)
-    page = output / "report.html"
-    story.stage("report", lambda: bool(page.write_text(report(story, results, test), encoding="utf-8")), keep=False)
-    # A resumed run counts what its stages took, not the pause between.
-    seconds = {"total": max(time.monotonic() - began, sum(story.seconds.values())), **story.seconds}
-    results = {"world": results.pop("world"), "seed": results.pop("seed"), "seconds": seconds, **results}
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = main_job(arguments.world, splits, arguments.base, output, arguments.seed, budget, arguments.base_steps)
     print(text_table(results))
-    print(f"{seconds['total']:.0f} s; look at {page}")
+    print(f"{results['seconds']['total']:.0f} s; look at {output / REPORT_FILE}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def test_sequences_are_laid_out_as_promised(tiny: ChameleonVLM, pool: Pretrainin
             kinds["text"] += 1
             assert tiny.text(learned) in pool.texts
         elif learned[0] == begin:
-            kinds["continue" if pictures == 2 else "draw"] += 1
+            words = ids[1] != begin
+            kinds[("illustrate" if words else "continue") if pictures == 2 else "draw"] += 1
             assert len(learned) == 6
         else:
             kinds["compare" if pictures == 2 else "describe"] += 1

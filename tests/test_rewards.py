@@ -157,7 +157,7 @@ def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarra
     edits = ["move the red circle right", "move the blue circle left", "move the red square left"]
     assert word_edits(ACTION) == edits
     # Four rivals at most: the word edits, then one sentence of the data set; the action itself is none.
-    reward = IDMMargin(_Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4)  # type: ignore[arg-type]
+    reward = IDMMargin(_Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4, floor=None)  # type: ignore[arg-type]
     expected = []
     for candidate in batch.candidates:
         words = (ACTION, *edits, "remove all rings")
@@ -206,17 +206,18 @@ def test_candidates_know_their_backbone(batch: Batch, tiny: ChameleonVLM) -> Non
     assert all(isinstance(c, Candidate) and c.backbone is tiny for c in batch.candidates)
 
 
-def test_kept_rivals_make_calls_comparable(tiny: ChameleonVLM, picture: np.ndarray) -> None:
-    idm = InverseDynamics(tiny)
+def test_a_margin_has_a_floor_and_equal_pictures_are_scored_once(tiny: ChameleonVLM, picture: np.ndarray) -> None:
     target = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     first, second = (
         Candidate(ids, np.zeros(4, np.float32), tiny) for ids in tiny.encode([picture, target]).cpu().numpy()
     )
-    action = "move the red circle left"
-    margin = IDMMargin(idm, ["remove all rings"], num_rivals=2, keep_rivals=True)
-    before = margin([action], [picture], [first])
-    kept = dict(margin.kept or {})
-    both = margin([action] * 3, [picture] * 3, [second, first, second])
-    assert margin.kept == kept
-    assert both[1] == pytest.approx(before[0], abs=1e-5)
-    assert both[0] == both[2]  # equal pictures of a group are scored once
+    call = [ACTION] * 3, [picture] * 3, [second, first, second]
+    free = IDMMargin(InverseDynamics(tiny), ["go"], num_rivals=4, floor=None)(*call)
+    assert free[0] == free[2]
+    low, high = sorted(value for value in free[:2] if value is not None)
+    assert low < high
+    between = (low + high) / 2
+    bounded = IDMMargin(InverseDynamics(tiny), ["go"], num_rivals=4, floor=between)(*call)
+    assert sorted(value for value in bounded[:2] if value is not None) == pytest.approx([between, high])
+    with pytest.raises(RewindError, match="must be below 0"):
+        IDMMargin(InverseDynamics(tiny), floor=0.5)

@@ -242,7 +242,7 @@ def _truth_of_labels(
     }
 
 
-def rewards_of(story: Story, keep_rivals: bool = False) -> list[Reward]:
+def rewards_of(story: Story) -> list[Reward]:
     """`idm_margin` and `keep_unchanged`; as much change as labelled data of the task shows is free."""
     vlm = story.vlm
     sources = token_ids(vlm, [t.source for t in story.labelled])
@@ -253,7 +253,7 @@ def rewards_of(story: Story, keep_rivals: bool = False) -> list[Reward]:
     free = {task: float(np.quantile(counts, 0.95)) for task, counts in by_task.items()}
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", 0.25)
     actions = [t.action for t in story.labelled]
-    return [*load_rewards(["idm_margin=1.0"], story.idm, actions, keep_rivals=keep_rivals), keep]
+    return [*load_rewards(["idm_margin=1.0"], story.idm, actions), keep]
 
 
 def _prompts(story: Story) -> list[Triplet]:
@@ -308,7 +308,6 @@ def _grpo(story: Story) -> None:
         rewards_of(story),
         config,
         validation=triplets_of(story.splits["validation"], validation, "world"),
-        validation_rewards=rewards_of(story, keep_rivals=True),
         oracle=oracle,
         callbacks=[MetricsFile(run / "metrics.jsonl")],
     )

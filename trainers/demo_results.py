@@ -13,7 +13,7 @@ import numpy as np
 
 from rewards import Batch, score
 from rl.evaluation import oracle
-from rl.evaluation.intervals import paired_difference
+from rl.evaluation.intervals import mean_of_runs
 from rl.evaluation.probes import prefers_truth
 from rl.search.best_of_n import expected_best
 from rl.triplets import Candidate
@@ -75,8 +75,12 @@ class Cases:
         return [self._judged[number, group[0].ids.tobytes()] for number, group in enumerate(groups)]
 
 
-def measure(story: Story, test: Cases, validation: Cases) -> dict[str, Any]:
-    """The content of `results.json` but for the times."""
+Differences = dict[str, dict[str, np.ndarray]]
+"""Comparison -> measure -> ours minus theirs, case by case; kept so that several runs can be taken together."""
+
+
+def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any], Differences]:
+    """The content of `results.json` but for the times, and what its paired intervals were taken from."""
     tasks = test.tasks
     found: dict[str, Any] = {"world": test.world.name, "seed": story.seed, "data": story.data}
     said, named = oracle.describe_pairs(story.idm, test.world, tasks)
@@ -89,23 +93,20 @@ def measure(story: Story, test: Cases, validation: Cases) -> dict[str, Any]:
     found["fdm"], each = {}, {}
     for name in SYSTEMS:
         found["fdm"][name], each[name] = _system(name, test, validation)
-    found["paired"] = {"idm-sft": {"success": _difference(np.array(named, dtype=float), each["sft"]["success"])}}
+    differences: Differences = {"idm-sft": {"success": np.array(named, dtype=float) - each["sft"]["success"]}}
     for ours, theirs in COMPARED:
-        found["paired"][f"{ours}-{theirs}"] = {
-            key: _difference(each[ours][key], each[theirs][key]) for key in each[ours]
-        }
-    found["best_of_n"], found["best_of_n_oracle"] = {}, {}
+        differences[f"{ours}-{theirs}"] = {key: each[ours][key] - each[theirs][key] for key in each[ours]}
+    best_of_n, by_oracle = {}, {}
     for name in SEARCHED:
-        curve, by_oracle, paired = _best_of_n(story, name, test)
-        found["best_of_n"][name], found["best_of_n_oracle"][name] = curve, by_oracle
+        best_of_n[name], by_oracle[name], gained = _best_of_n(story, name, test)
         if name == "sft":
-            found["paired"]["best_of_8-best_of_1"] = paired
-    found["grpo"] = _rewarded(story, test)
-    return found
-
-
-def _difference(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> list[float]:
-    return list(paired_difference(ours, theirs))
+            differences["best_of_8-best_of_1"] = gained
+    found["paired"] = {
+        name: {key: list(mean_of_runs([values])) for key, values in entry.items()}
+        for name, entry in differences.items()
+    }
+    found |= {"best_of_n": best_of_n, "best_of_n_oracle": by_oracle, "grpo": _rewarded(story, test)}
+    return found, differences
 
 
 def _system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -125,8 +126,8 @@ def _system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any], 
 
 def _best_of_n(
     story: Story, name: str, test: Cases
-) -> tuple[dict[str, float], dict[str, float], dict[str, list[float]]]:
-    """Best of N at temperature 1 by `idm_likelihood` and by the oracle; the largest N against 1, paired."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, np.ndarray]]:
+    """Best of N at temperature 1 by `idm_likelihood` and by the oracle; what the best of 8 gains, case by case."""
     count = story.budget.candidates
     groups = test.draw(name, count)
     values = test.judge(groups)
@@ -144,10 +145,8 @@ def _best_of_n(
 
     curve = {str(n): float(best(scores, right, n).mean()) for n in numbers}
     by_oracle = {str(n): float(best(right, right, n).mean()) for n in numbers}
-    paired = {
-        key: _difference(best(scores, values[key].tolist(), numbers[-1]), values[key].mean(1)) for key in MEASURES
-    }
-    return curve, by_oracle, paired
+    gained = {key: best(scores, values[key].tolist(), min(8, count)) - values[key].mean(1) for key in MEASURES}
+    return curve, by_oracle, gained
 
 
 def _rewarded(story: Story, test: Cases) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
@@ -47,6 +48,10 @@ class Budget:
     rl_learning_rate: float = 5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) <= 0:
+            raise RewindError("every number of the budget must be above 0")
 
     def expected(self) -> dict[str, float]:
         """How long the stages take compared with each other, in the order they run in; for the time left."""

@@ -49,7 +49,6 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         rewards: loaded rewards with their weights.
         validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
             them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
-        validation_rewards: what scores them, with the same names and weights; `rewards` if not given.
         oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
@@ -62,7 +61,6 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         args: GRPOConfig,
         *,
         validation: Sequence[Triplet] = (),
-        validation_rewards: Sequence[Reward] | None = None,
         oracle: Callable[[Sequence[Triplet], Sequence[Candidate]], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -82,7 +80,7 @@ class WorldModelGRPOTrainer(GRPOTrainer):
                 "--eval_strategy steps"
             )
         self.vlm, self.triplets, self.rewards_of_ours = vlm, [*triplets, *validation], list(rewards)
-        self.oracle, self.rewards_of_validation = oracle, list(validation_rewards or rewards)
+        self.oracle = oracle
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
         self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
         self.last_scored: list[Scored] = []
@@ -165,7 +163,7 @@ class WorldModelGRPOTrainer(GRPOTrainer):
             log_metric=self._log_metric,
             trainer_state=self.state,
         )
-        self.last_scored = score(self.rewards_of_ours if self.model.training else self.rewards_of_validation, batch)
+        self.last_scored = score(self.rewards_of_ours, batch)
         if self.model.training:
             return
         groups = [self.last_scored[start : start + group] for start in range(0, len(rows), group)]

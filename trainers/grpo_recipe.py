@@ -62,7 +62,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     if config.output_dir is None:
         raise RewindError("give a folder for the run: --output_dir runs/my-run")
     set_seed(config.seed)
-    fdm, idm, triplets, rewards = open_for_improvement(arguments)
+    fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
     validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
     output = claim(
@@ -80,7 +80,6 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         rewards,
         config,
         validation=validation,
-        validation_rewards=load_rewards(arguments.rewards, idm, [t.action for t in triplets], keep_rivals=True),
         callbacks=[MetricsFile(output / "metrics.jsonl")],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(output) if arguments.resume else None)

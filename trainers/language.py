@@ -1,7 +1,8 @@
 """The second stage of a base: next-token prediction over words and image tokens.
 
 Six kinds of sequences, none of which connects a pair of pictures with an action: a picture and its caption; a caption
-and its picture; two pictures and words about both; words about both and then the two pictures; two pictures; words alone.
+and its picture; two pictures and words about both; words about both and then the two pictures; two pictures; words
+alone.
 """
 
 from __future__ import annotations

@@ -33,16 +33,33 @@ def paired_difference(
     Raises:
         RewindError: lengths that differ, or no cases.
     """
-    difference = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     if len(ours) != len(theirs) or not len(ours):
         raise RewindError(f"{len(ours)} and {len(theirs)} cases cannot be paired")
+    return mean_of_runs([np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)], draws, seed)
+
+
+def mean_of_runs(
+    differences: Sequence[Sequence[float] | np.ndarray], draws: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean over runs of each run's mean difference and its 95 % interval, by bootstrap of the cases within each run.
+
+    It says how sure the mean of *these* runs is; with few runs, what another seed would give can lie outside.
+
+    Args:
+        differences: case by case, one list a run; a run's length is its own.
+
+    Raises:
+        RewindError: no runs, or one without cases.
+    """
+    if not differences or not all(len(cases) for cases in differences):
+        raise RewindError("an interval needs at least one run, and at least one case in each")
     rng = np.random.default_rng(seed)
-    rows = max(1, 4_000_000 // len(difference))
-    means = np.concatenate(
-        [
-            difference[rng.integers(len(difference), size=(min(rows, draws - start), len(difference)))].mean(1)
-            for start in range(0, draws, rows)
-        ]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high)
+    means = np.zeros(draws)
+    for cases in differences:
+        values = np.asarray(cases, dtype=float)
+        rows = max(1, 4_000_000 // len(values))
+        for start in range(0, draws, rows):
+            stop = min(start + rows, draws)
+            means[start:stop] += values[rng.integers(len(values), size=(stop - start, len(values)))].mean(1)
+    low, high = np.quantile(means / len(differences), [0.025, 0.975])
+    return float(np.mean([np.mean(cases) for cases in differences])), float(low), float(high)

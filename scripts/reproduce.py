@@ -1,0 +1,44 @@
+"""The main job with larger budgets over several seeds; finished seeds are kept in --results and reused.
+
+python scripts/reproduce.py --seeds 0 1 2 --output runs/reproduce --results docs/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--family", default="chameleon", help="family of the shipped base")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--output", type=Path, default=Path("runs/reproduce"), help="a run folder a seed; gone on with")
+    p.add_argument("--results", type=Path, default=Path("docs/results"), help="a JSON file a finished seed")
+    p.add_argument("--page", type=Path, help="the page of tables; RESULTS.md beside --results if not given")
+    p.add_argument("--budget", nargs="*", metavar="NAME=N", help="other amounts than the usual ones, e.g. test=200")
+    return p
+
+
+def main() -> None:
+    a = parse_with_config(parser())
+    from trainers import reproduce
+
+    budget = reproduce.with_changes(reproduce.BUDGET, a.budget or [])
+    files = {a.family: [reproduce.one_seed(a.family, seed, budget, a.output, a.results) for seed in a.seeds]}
+    found = {family: reproduce.taken_together(seeds) for family, seeds in files.items()}
+    text = json.dumps(found, indent=1) + "\n"
+    page = a.page or a.results.with_suffix(".md")
+    for file in (a.output / "results.json", a.results / "results.json"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    page.write_text(reproduce.page_of(found, files, "make reproduce"), encoding="utf-8")
+    print(f"{page} and {a.results / 'results.json'} are written")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,90 @@
+"""Several seeds of the main job: one file a seed that is reused, their mean by hand, the page of tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_demo import TINY
+from test_scripts import succeed
+
+from rl.errors import RewindError
+from rl.evaluation.intervals import mean_of_runs, paired_difference
+from trainers import reproduce
+from trainers.demo_story import Budget
+
+
+def seed_file(seed: int, success: float) -> dict[str, Any]:
+    """What a seed leaves, with numbers that can be checked by hand."""
+    m = {"success": success, "n": 10, "ci95": [0.0, 1.0], "judge": 4.0, "minimality": 5.0, "copy_rate": 0.1}
+    m |= {"best_temperature": 0.3, "success_at_best_temperature": success}
+    results = {
+        "world": "tabletop",
+        "seed": seed,
+        "seconds": {"total": 60.0},
+        "data": {"test": 10, "label_accuracy": 0.5},
+        "idm": {"exact_match": 0.6},
+        "ceiling": {"tokenizer": {"success": 1.0}},
+        "fdm": {"sft": m},
+        "paired": {"idm-sft": {"success": [0.0, 0.0, 0.0]}},
+        "best_of_n": {"sft": {"1": success, "2": success}},
+        "best_of_n_oracle": {"sft": {"1": success, "2": success}},
+        "grpo": {"kl": float(seed)},
+    }
+    differences = {"idm-sft": {"success": [1.0 - success] * 10}}
+    versions = {"python": "3.11", "torch": "2"}
+    return {"results": results, "differences": differences, "versions": versions, "config": {"budget": {"test": 10}}}
+
+
+def test_mean_of_seeds_by_hand() -> None:
+    files = [seed_file(0, 0.2), seed_file(1, 0.4)]
+    found = reproduce.taken_together(files)
+    assert [one["seed"] for one in found["seeds"]] == [0, 1]
+    mean = found["mean"]
+    assert mean["fdm"]["sft"]["success"] == pytest.approx(0.3)
+    assert mean["fdm"]["sft"]["ci95"] == pytest.approx([0.1455, 0.5190], abs=1e-3)  # 6 of 20, Wilson
+    assert mean["paired"]["idm-sft"]["success"] == pytest.approx([0.7, 0.7, 0.7])
+    assert mean["grpo"]["kl"] == 0.5
+    page = reproduce.page_of({"chameleon": found}, {"chameleon": files}, "make reproduce")
+    assert "| `sft` | 30.0 % | 14.5 - 51.9 | 20.0 % | 40.0 % |" in page
+    assert "better: +70.0 points" in page
+
+
+def test_interval_of_several_runs() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random(100), 1 + rng.random(400)
+    mean, low, high = mean_of_runs([first, second])
+    assert mean == pytest.approx((first.mean() + second.mean()) / 2)
+    error = np.sqrt(first.var() / 100 + second.var() / 400) / 2  # the cases of a run vary, the runs do not
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)
+    assert mean_of_runs([first]) == paired_difference(first, np.zeros(100))
+    for wrong in ([], [[1.0], []]):
+        with pytest.raises(RewindError, match="at least one run"):
+            mean_of_runs(wrong)
+
+
+def test_amounts_can_be_changed() -> None:
+    changed = reproduce.with_changes(Budget(), ["test=7", "sft_learning_rate=1e-3"])
+    assert (changed.test, changed.sft_learning_rate) == (7, 1e-3)
+    for wrong in ("tests=7", "test=1.5", "test", "test=0"):
+        with pytest.raises(RewindError):
+            reproduce.with_changes(Budget(), [wrong])
+    with pytest.raises(RewindError, match="there are chameleon"):
+        reproduce.config_of("emu", 0, Budget())
+
+
+@pytest.mark.slow
+def test_a_finished_seed_is_reused_and_another_budget_runs_again(tmp_path: Path) -> None:
+    budget = [f"{flag.removeprefix('--')}={value}" for flag, value in zip(TINY[::2], TINY[1::2], strict=True)]
+    places = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--seeds", 0]
+    succeed("scripts/reproduce.py", *places, "--budget", *budget)
+    file = tmp_path / "results" / "chameleon-0.json"
+    first = file.read_text()
+    assert json.loads((tmp_path / "runs" / "results.json").read_text())["chameleon"]["mean"]["data"]["test"] == 6
+    assert "## chameleon" in (tmp_path / "results.md").read_text()
+    before = file.stat().st_mtime_ns
+    succeed("scripts/reproduce.py", *places, "--budget", *budget)
+    assert (file.stat().st_mtime_ns, file.read_text()) == (before, first)
