@@ -11,7 +11,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,8 +230,16 @@ class UnifiedVLM(ABC):
             )
 
     @contextmanager
-    def using(self, adapter: str | None) -> Iterator[None]:
-        """Run with one adapter (None: with none) in evaluation mode; adapter, mode and gradients are restored after."""
+    def using(self, adapter: str | None, merged: bool = False) -> Iterator[None]:
+        """Run with one adapter (None: with none) in evaluation mode; adapter, mode and gradients are restored after.
+
+        Args:
+            adapter: its name.
+            merged: for reading alone: let the layers hold W + BA meanwhile instead of adding BAx to Wx at every token,
+                which halves the time of a small model. Only float32 weights that lie here whole are merged (in half
+                precision the sum would be rounded, so that the sampler's distribution would not be the trainer's);
+                afterwards the very same W is put back.
+        """
         from peft import PeftModel
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -245,13 +253,16 @@ class UnifiedVLM(ABC):
                 return
             active, trainable = self.model.active_adapter, [(p, p.requires_grad) for p in self.model.parameters()]
             layers: list[Any] = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+            if layers and "holds" in vars(layers[0]):
+                raise RewindError(f"the weights hold '{layers[0].holds}' merged: nothing else can be used meanwhile")
             disabled = [layer.disable_adapters for layer in layers]
             try:
                 for layer in layers:  # said both ways, so that one role may be used inside another
                     layer.enable_adapters(adapter is not None)
                 if adapter is not None:
                     self.model.set_adapter(adapter)
-                yield
+                with _merged(layers, adapter) if merged and adapter is not None else nullcontext():
+                    yield
             finally:
                 self.model.set_adapter(active)
                 for layer, off in zip(layers, disabled, strict=True):
@@ -260,6 +271,35 @@ class UnifiedVLM(ABC):
                     parameter.requires_grad_(flag)
         finally:
             self.model.train(training)
+
+
+@contextmanager
+def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
+    """Layers with an adapter's product added to their weights, where that is possible and exact enough."""
+    from peft.tuners.lora import Linear
+
+    def possible(layer: Any) -> bool:
+        weight = layer.get_base_layer().weight
+        whole = weight.dtype == torch.float32 and weight.dim() == 2 and not hasattr(weight, "ds_id")
+        plain = type(layer) is Linear and not layer.lora_variant and not any(layer.lora_bias.values())
+        return plain and whole and not layer.merged
+
+    if not all(possible(layer) for layer in layers):
+        yield
+        return
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer, weight in zip(layers, kept, strict=True):
+                if adapter in layer.lora_A:
+                    layer.get_base_layer().weight.data = weight + layer.get_delta_weight(adapter)
+                layer.enable_adapters(False)
+                layer.holds = adapter
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            vars(layer).pop("holds", None)
 
 
 def _adapter_weights(folder: Path) -> list[str]:

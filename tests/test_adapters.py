@@ -96,6 +96,34 @@ def test_one_role_inside_another(runs: tuple[Path, Path, Path], picture: np.ndar
         pass
 
 
+def test_merged_weights_say_the_same_and_are_put_back(runs: tuple[Path, Path, Path]) -> None:
+    """peft 0.21: `get_delta_weight`, `enable_adapters` and `lora_variant` of its layers."""
+    _, fdm_run, idm_run = runs
+    vlm = load_fdm(fdm_run).backbone
+    load_idm(idm_run, backbone=vlm)
+    weights = {name: value.clone() for name, value in vlm.model.state_dict().items()}
+
+    def hidden() -> torch.Tensor:
+        state: torch.Tensor = vlm.hidden_states(torch.tensor([[0, 40, 41, 42]]), use_cache=False).last_hidden_state
+        return state.detach()
+
+    for adapter in ("idm", "default"):
+        with vlm.using(adapter):
+            expected = hidden()
+        with vlm.using(adapter, merged=True):
+            found, changed = hidden(), vlm.model.state_dict()
+            assert any(not torch.equal(changed[name], value) for name, value in weights.items())
+            with pytest.raises(RewindError, match=f"hold '{adapter}' merged"), vlm.using("idm"):
+                pass
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert not torch.allclose(found, hidden(), atol=1e-3) or adapter == "default"  # the active one is back
+    assert all(torch.equal(vlm.model.state_dict()[name], value) for name, value in weights.items())
+    vlm.model.to(torch.bfloat16)  # there the sum would be rounded
+    with vlm.using("idm", merged=True):
+        assert torch.equal(vlm.model.state_dict()[name := next(iter(weights))], weights[name].to(torch.bfloat16))
+        assert not any("holds" in vars(module) for module in vlm.model.modules())
+
+
 def _change(run: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
     file = run / "adapter" / "adapter_model.safetensors"
     save_file(change(load_file(file)), file)

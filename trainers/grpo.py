@@ -133,7 +133,7 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         if prompts != [str(number) for number in numbers for _ in range(group)]:
             raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
         token_prompts = [self.vlm.fdm_prompt(self.source_ids[n], self.triplets[n].action) for n in numbers]
-        with self.vlm.using("default"), self.accelerator.autocast():
+        with self.vlm.using("default", merged=True), self.accelerator.autocast():
             drawn = sample_tokens(
                 self.vlm,
                 token_prompts,

@@ -114,7 +114,7 @@ class ForwardDynamics(_Role):
         vlm = self.backbone
         source_ids = vlm.encode(sources).tolist()
         distribution = self.distribution(temperature, guidance)
-        with vlm.using(self.adapter):
+        with vlm.using(self.adapter, merged=True):
             drawn = sample_tokens(
                 vlm,
                 [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)],
@@ -154,7 +154,7 @@ class ForwardDynamics(_Role):
         vlm = self.backbone
         source_ids, target_ids, actions = _rows(vlm, source, targets, action)
         prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)]
-        with vlm.using(self.adapter):
+        with vlm.using(self.adapter, merged=True):
             found = span_log_probs(vlm, prompts, target_ids, self.distribution(temperature))
         return [x.cpu().numpy() for x in found]
 
@@ -223,7 +223,7 @@ class InverseDynamics(_Role):
         vlm = self.backbone
         source_ids, target_ids, actions = _rows(vlm, source, targets, action)
         prompts = [vlm.idm_prompt(a, b) for a, b in zip(source_ids, target_ids, strict=True)]
-        with vlm.using(self.adapter):
+        with vlm.using(self.adapter, merged=True):
             found = span_log_probs(vlm, prompts, [vlm.action_ids(words) for words in actions], self.distribution())
         return [x.cpu().numpy() for x in found]
 
@@ -254,7 +254,7 @@ class InverseDynamics(_Role):
         if len(sources) != len(targets):
             raise RewindError(f"{len(sources)} sources and {len(targets)} targets: give one target a source")
         pairs = zip(token_ids(vlm, sources), token_ids(vlm, targets), strict=True)
-        with vlm.using(self.adapter):
+        with vlm.using(self.adapter, merged=True):
             drawn = sample_tokens(
                 vlm,
                 [vlm.idm_prompt(a, b) for a, b in pairs],
