@@ -54,6 +54,7 @@ class UnifiedVLM(ABC):
         layout: ids of image tokens and markers.
         known_words: words of the base's training text, if it says which.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
+        remembered_features: the most floats that a picture's features may have for being kept too.
     """
 
     family: str
@@ -64,14 +65,11 @@ class UnifiedVLM(ABC):
     layout: TokenLayout
     known_words: frozenset[str] | None = None
     remembered_pictures: int = 50_000
+    remembered_features: int = 1024
     _warned_of_new_words = False
-    _ids_of: dict[bytes, Tensor] | None = None
+    _seen: dict[bytes, tuple[Tensor, Tensor | None]] | None = None
 
     # ---- what a family must provide
-
-    @abstractmethod
-    def encode_pixels(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> vocabulary ids [B, K]."""
 
     @abstractmethod
     def decode_ids(self, ids_BK: Tensor) -> Tensor:
@@ -80,6 +78,10 @@ class UnifiedVLM(ABC):
     @abstractmethod
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float [B, K, D] of the image encoder before quantisation."""
+
+    @abstractmethod
+    def quantise(self, features_BKD: Tensor) -> Tensor:
+        """Features before quantisation -> vocabulary ids [B, K]."""
 
     @abstractmethod
     def transformer(self) -> nn.Module:
@@ -101,28 +103,37 @@ class UnifiedVLM(ABC):
         The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
         for the same pictures again and again, and encoding one costs more than reading its action.
         """
-        if not len(images):
-            raise RewindError("there is no picture to encode")
-        if self._ids_of is None:
-            self._ids_of = {}
-        arrays = [to_array(image, self.image_size) for image in images]
-        keys = [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in arrays]
-        fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in self._ids_of}
-        found = {key: self._ids_of[key] for key in keys if key in self._ids_of}
-        with torch.no_grad():
-            chunks = [self.encode_pixels(chunk).cpu() for chunk in self._pixels(list(fresh.values()), batch_size)]
-        found |= dict(zip(fresh, torch.cat(chunks) if chunks else [], strict=True))
-        self._ids_of |= {key: found[key] for key in fresh}
-        for key in list(self._ids_of)[: max(0, len(self._ids_of) - self.remembered_pictures)]:
-            del self._ids_of[key]
-        return torch.stack([found[key] for key in keys]).to(self.device)
+        return torch.stack([ids for ids, _ in self._encoded(images, batch_size, False)]).to(self.device)
 
     def features(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
-        """Pictures -> features before quantisation, float [B, K, D]."""
+        """Pictures -> features before quantisation, float [B, K, D]; small ones are remembered like ids."""
+        found = [features for _, features in self._encoded(images, batch_size, True) if features is not None]
+        return torch.stack(found).to(self.device)
+
+    def _encoded(
+        self, images: Sequence[Picture], batch_size: int, with_features: bool
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Ids int64 [K] and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
         if not len(images):
             raise RewindError("there is no picture to encode")
-        with torch.no_grad():
-            return torch.cat([self.features_pixels(chunk) for chunk in self._pixels(images, batch_size)])
+        seen = self._seen = {} if self._seen is None else self._seen
+        arrays = [to_array(image, self.image_size) for image in images]
+        keys = [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in arrays]
+        found = {key: seen[key] for key in keys if key in seen and not (with_features and seen[key][1] is None)}
+        fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in found}
+        for start in range(0, len(fresh), batch_size):
+            part = list(fresh)[start : start + batch_size]
+            with torch.no_grad():
+                pixels = torch.from_numpy(np.stack([fresh[key] for key in part]))
+                features = self.features_pixels(pixels.to(self.device))
+                ids = self.quantise(features).cpu()
+            small = features[0].numel() <= self.remembered_features
+            kept = features.cpu() if small or with_features else [None] * len(part)
+            found |= {key: (i, f) for key, i, f in zip(part, ids, kept, strict=True)}
+            seen |= {key: (i, f if small else None) for key, i, f in zip(part, ids, kept, strict=True)}
+        for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
+            del seen[key]
+        return [found[key] for key in keys]
 
     def decode(self, ids_BK: Tensor | np.ndarray, batch_size: int = 64) -> np.ndarray:
         """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]."""
@@ -134,11 +145,6 @@ class UnifiedVLM(ABC):
             )
         with torch.no_grad():
             return torch.cat([self.decode_ids(chunk).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
-
-    def _pixels(self, images: Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
-        for start in range(0, len(images), batch_size):
-            arrays = [to_array(image, self.image_size) for image in images[start : start + batch_size]]
-            yield torch.from_numpy(np.stack(arrays)).to(self.device)
 
     # ---- words
 

@@ -80,7 +80,7 @@ def test_encoding_equals_transformers(tiny: ChameleonVLM, picture: np.ndarray) -
     assert torch.allclose(features[0], latents[0].flatten(1).T, atol=1e-5)
     codebook = tiny.model.model.vqmodel.quantize.embedding.weight
     by_hand = torch.cdist(features[0], codebook).argmin(-1)
-    assert nearest_codes(latents, codebook)[0].tolist() == by_hand.tolist()
+    assert nearest_codes(latents.flatten(2).transpose(1, 2), codebook)[0].tolist() == by_hand.tolist()
 
 
 def test_pixels_round_trip() -> None:
@@ -211,15 +211,22 @@ def test_no_picture_is_encoded_twice(picture: np.ndarray, monkeypatch: pytest.Mo
     whole = vlm.encode([picture, other, picture])
     assert torch.equal(whole[0], whole[2])
     counted: list[int] = []
-    encode = vlm.encode_pixels
+    encode = vlm.features_pixels
 
     def count(images: torch.Tensor) -> torch.Tensor:
         counted.append(len(images))
         return encode(images)
 
-    monkeypatch.setattr(vlm, "encode_pixels", count)
+    monkeypatch.setattr(vlm, "features_pixels", count)
     assert torch.equal(vlm.encode([other, picture]), whole[[1, 0]])
+    features = vlm.features([picture, other])
     assert counted == []
+    assert torch.equal(vlm.quantise(features), whole[:2])
+    vlm.remembered_features = 1
+    vlm.features([picture // 3])
+    assert torch.equal(vlm.features([picture // 3]), vlm.features([picture // 3]))  # too large to be kept
+    assert counted == [1, 1, 1]
+    counted.clear()
     vlm.remembered_pictures = 1
     third = vlm.encode([picture // 2])  # pushes the older ones out
     assert torch.equal(vlm.encode([picture, picture // 2]), torch.cat([whole[:1], third]))

@@ -104,7 +104,7 @@ class VQTrainingModel(nn.Module):
         return to_uint8(self.decoder(self.vqmodel.post_quant_conv(quantised)))
 
     def _quantise(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        codes = nearest_codes(latents, self.vqmodel.quantize.embedding.weight)
+        codes = nearest_codes(latents.flatten(2).transpose(1, 2), self.vqmodel.quantize.embedding.weight)
         chosen = self.vqmodel.quantize.embedding(codes).transpose(1, 2).view_as(latents)
         return latents + (chosen - latents).detach(), (latents - chosen.detach()).pow(2).mean()
 
@@ -154,7 +154,7 @@ class VQTrainingModel(nn.Module):
 
     def _move_codebook(self, vectors_ND: Tensor) -> None:
         weight = self.vqmodel.quantize.embedding.weight
-        codes = nearest_codes(vectors_ND.T[None, :, :, None], weight)[0]
+        codes = nearest_codes(vectors_ND[None], weight)[0]
         counts = torch.bincount(codes, minlength=len(weight)).float()
         sums = torch.zeros_like(self.sums_VD).index_add_(0, codes, vectors_ND)
         self.usage_V.mul_(self.decay).add_(counts, alpha=1 - self.decay)

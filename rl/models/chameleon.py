@@ -82,9 +82,8 @@ class ChameleonVLM(UnifiedVLM):
     def _vq(self) -> Any:
         return self._chameleon.model.vqmodel
 
-    def encode_pixels(self, images_BHWC: Tensor) -> Tensor:
-        latents = self._latents(images_BHWC)
-        codes = nearest_codes(latents, self._vq.quantize.embedding.weight)
+    def quantise(self, features_BKD: Tensor) -> Tensor:
+        codes = nearest_codes(features_BKD, self._codebook)
         return self.layout.image_ids_V.to(codes.device)[codes]
 
     def decode_ids(self, ids_BK: Tensor) -> Tensor:
@@ -95,14 +94,12 @@ class ChameleonVLM(UnifiedVLM):
         return to_uint8(decode_codes(self._vq, self.decoder, codes))
 
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
-        return self._latents(images_BHWC).flatten(2).transpose(1, 2)
+        latents = latents_before_quantisation(self._vq, to_pixels(images_BHWC).to(self._codebook))
+        return latents.flatten(2).transpose(1, 2)
 
     @property
     def _codebook(self) -> Tensor:
         return self._vq.quantize.embedding.weight  # type: ignore[no-any-return]
-
-    def _latents(self, images_BHWC: Tensor) -> Tensor:
-        return latents_before_quantisation(self._vq, to_pixels(images_BHWC).to(self._codebook))
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

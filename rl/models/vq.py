@@ -122,11 +122,10 @@ def latents_before_quantisation(vqmodel: ChameleonVQVAE, pixels_BCHW: Tensor) ->
     return latents
 
 
-def nearest_codes(latents_BDhw: Tensor, codebook_VD: Tensor) -> Tensor:
-    """Indices [B, h*w] of the nearest codes in reading order."""
-    flat = latents_BDhw.flatten(2).transpose(1, 2)  # [B, K, D]
+def nearest_codes(features_BKD: Tensor, codebook_VD: Tensor) -> Tensor:
+    """Indices [B, K] of the nearest codes."""
     squares = codebook_VD.pow(2).sum(-1)
-    return (squares - 2 * flat @ codebook_VD.T).argmin(-1)
+    return (squares - 2 * features_BKD @ codebook_VD.T).argmin(-1)
 
 
 def decode_codes(vqmodel: ChameleonVQVAE, decoder: VQDecoder, codes_BK: Tensor) -> Tensor:
