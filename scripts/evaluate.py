@@ -1,6 +1,10 @@
 """Measure a base or a run on a world: tokenizer ceiling, captions, likelihood probes, oracle success of the FDM.
 
 python scripts/evaluate.py --fdm tabletop-chameleon --idm tabletop-chameleon --world tabletop --output runs/evaluation
+
+or, where no world knows what is right, against the true targets of triplets, by task, a copy of the source beside it:
+
+python scripts/evaluate.py --fdm runs/fdm --idm runs/idm --triplets data/test.json --output runs/evaluation
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
+from rl.errors import RewindError
 
 if TYPE_CHECKING:
     from rl.evaluation.oracle import Task
@@ -25,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fdm", required=True, help="a base by name or folder, or a run folder")
     p.add_argument("--idm", help="the same for the inverse model; without it, its probes are left out")
     p.add_argument("--world", default="tabletop", help="a world's name, or file.py:Class")
+    p.add_argument("--triplets", type=Path, help="a JSON list in AURORA's format instead of a world: true targets")
+    p.add_argument("--limit", type=int, help="only the first triplets")
     p.add_argument("--split", default="test", help="a split of the world, if it has any")
     p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
     p.add_argument("--num_ceiling", type=int, default=2000, help="scenes for the tokenizer's ceiling")
@@ -40,7 +47,6 @@ def main() -> None:
     arguments = parse_with_config(parser())
     from rl import load_fdm, load_idm
     from rl.api import shares_base
-    from rl.errors import RewindError
     from rl.evaluation import oracle
     from rl.evaluation.probes import prefers_truth
     from rl.models.dynamics import continue_captions
@@ -52,6 +58,8 @@ def main() -> None:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
     if arguments.best_of < 1 or (arguments.best_of > 1 and arguments.idm is None):
         raise RewindError("--best_of must be at least 1, and above 1 it needs --idm to choose by")
+    if arguments.triplets is not None:
+        return _on_triplets(arguments)
     world = load_split(arguments.world, arguments.split)
     fdm = load_fdm(arguments.fdm)
     _check_size(arguments.fdm, fdm.backbone, world)
@@ -99,6 +107,39 @@ def main() -> None:
     print(f"results and sheet.png in {output}")
 
 
+def _on_triplets(arguments: argparse.Namespace) -> None:
+    from rl import load_fdm, load_idm
+    from rl.api import shares_base
+    from rl.data.triplets_io import read_triplets
+    from rl.evaluation.benchmark import compare
+    from rl.report.grids import sheet
+    from rl.run_folder import claim
+
+    if arguments.best_of > 1:
+        raise RewindError("--best_of needs a world that can tell what is right: use rerank.py on triplets")
+    fdm, idm = load_fdm(arguments.fdm), None
+    if arguments.idm is not None:
+        idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
+    fdm.check(temperature=arguments.temperature)
+    triplets = read_triplets(arguments.triplets, arguments.limit)
+    if any(triplet.target is None for triplet in triplets):
+        raise RewindError(f"{arguments.triplets} has entries without 'output': there is nothing to compare with")
+    inputs = [arguments.fdm, arguments.idm, arguments.triplets]
+    output = claim(
+        arguments.output, "evaluate.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite
+    )
+    results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed)
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        [(t.source, t.action), (t.target, "true target"), (candidate.image, "predicted")]
+        for t, candidate in zip(triplets, drawn, strict=True)
+        if t.target is not None
+    ]
+    sheet([[*a, *b] for a, b in zip(rows[:24:2], rows[1:24:2], strict=False)] or [rows[0]]).save(output / "sheet.png")
+    print(json.dumps(results, indent=1))
+    print(f"results and sheet.png in {output}")
+
+
 def _best_of_n(
     fdm: ForwardDynamics, idm: InverseDynamics, world: World, tasks: list[Task], arguments: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
@@ -118,7 +159,6 @@ def _best_of_n(
 
 
 def _check_size(name: str, backbone: UnifiedVLM, world: World) -> None:
-    from rl.errors import RewindError
 
     if backbone.image_size != world.image_size:
         raise RewindError(

@@ -7,8 +7,12 @@ import pytest
 
 from rl.errors import RewindError
 from rl.evaluation import oracle
+from rl.evaluation.benchmark import compare
 from rl.evaluation.intervals import paired_difference, wilson
+from rl.models.chameleon import ChameleonVLM
+from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import expected_best
+from rl.triplets import Triplet
 from rl.worlds.tabletop import Tabletop
 
 
@@ -80,3 +84,29 @@ def test_best_of_n_by_score_and_by_oracle() -> None:
     found = oracle.best_of_n(groups, good, world, tasks, expected_best, [1, 2, 4])
     assert found["by_score"] == found["by_oracle"] == {"1": 0.25, "2": 0.5, "4": 1.0}
     assert oracle.best_of_n(groups, bad, world, tasks, expected_best, [1, 2])["by_score"] == {"1": 0.25, "2": 0.0}
+
+
+def test_predictions_against_true_targets(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    triplets = [
+        Triplet(picture, "dim the light", picture // 2, task="light"),
+        Triplet(picture, "wait", picture, task="nothing"),
+        Triplet(picture, "invert it", 255 - picture),
+    ]
+    fdm, idm = ForwardDynamics(tiny), InverseDynamics(tiny)
+    found, drawn = compare(fdm, idm, triplets)
+    assert list(found["tasks"]) == ["light", "nothing", "unnamed", "average"]
+    assert [entry["n"] for entry in found["tasks"].values()] == [1, 1, 1, 3]
+    assert found["tasks"]["light"]["l1"] == pytest.approx(
+        np.abs(np.asarray(drawn[0].image, dtype=float) - picture // 2).mean() / 255
+    )
+    copy = found["copy"]
+    assert (copy["nothing"]["l1"], copy["nothing"]["token_accuracy"]) == (0.0, 1.0)
+    assert copy["average"]["copy_rate"] == 1.0
+    assert copy["unnamed"]["l1"] == pytest.approx(np.abs(255.0 - 2 * picture).mean() / 255)
+    assert copy["light"]["idm_likelihood"] == pytest.approx(idm.score(picture, [picture], "dim the light")[0])
+    assert found["truth"]["average"]["token_accuracy"] == 1.0
+    assert "idm_token_f1" not in compare(fdm, None, triplets)[0]["tasks"]["average"]
+    with pytest.raises(RewindError, match="1 triplets have no target to compare with, the first is 'push it'"):
+        compare(fdm, None, [Triplet(picture, "push it")])
+    with pytest.raises(RewindError, match="no triplet"):
+        compare(fdm, None, [])

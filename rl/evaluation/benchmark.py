@@ -1,0 +1,85 @@
+"""Predictions against the true targets of triplets, where no world knows what is right: AURORA-Bench and one's own data.
+
+Distances say how near a prediction is to the one target that was recorded, not whether the action happened: a copy of
+the source is near wherever little changes, so it is measured beside (as in AURORA-Bench, arXiv 2407.03471). What the
+inverse model says of the pictures is a second, also fallible, opinion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rl.errors import RewindError
+from rl.evaluation.oracle import token_f1
+from rl.images import to_array
+from rl.triplets import Triplet
+
+Rows = list[dict[str, float]]
+
+
+def compare(
+    fdm: Any, idm: Any | None, triplets: Sequence[Triplet], temperature: float = 1.0, seed: int = 0
+) -> tuple[dict[str, Any], list[Any]]:
+    """Measures by task for one prediction a triplet and for the copied source, and the predictions.
+
+    A task's entry: `n`; `l1`, mean absolute difference of pixels to the true target (0..1, at the model's size);
+    `token_accuracy`, share of image tokens equal to the true target's; `copy_rate`, share of predictions that are the
+    source token by token; with an inverse model `idm_likelihood` (mean log-probability a token of the action) and
+    `idm_token_f1` (words of its description against the action's).
+
+    Returns:
+        `{"tasks": {task: entry, ..., "average": entry}, "copy": {...}}` ('average' is over triplets), with an inverse
+        model also "truth": what it says of the true targets; and the candidates.
+
+    Raises:
+        RewindError: a triplet without a target.
+    """
+    without = [t.action for t in triplets if t.target is None]
+    if without or not triplets:
+        raise RewindError(
+            f"{len(without)} triplets have no target to compare with, the first is '{without[0]}'"
+            if without
+            else "there is no triplet to evaluate on"
+        )
+    vlm, size = fdm.backbone, fdm.backbone.image_size
+    sources, actions = [t.source for t in triplets], [t.action for t in triplets]
+    drawn = [group[0] for group in fdm.sample(sources, actions, 1, temperature=temperature, seed=seed)]
+    targets = [to_array(t.target, size) for t in triplets]  # type: ignore[arg-type]
+    source_ids, target_ids = vlm.encode(sources).cpu().numpy(), vlm.encode(targets).cpu().numpy()
+
+    def measured(pictures: Sequence[Any], ids: np.ndarray) -> Rows:
+        images = [to_array(getattr(picture, "image", picture), size) for picture in pictures]
+        rows = [
+            {
+                "l1": float(np.abs(image.astype(float) - target).mean() / 255),
+                "token_accuracy": float((mine == right).mean()),
+                "copy_rate": float((mine == source).all()),
+            }
+            for image, target, mine, right, source in zip(images, targets, ids, target_ids, source_ids, strict=True)
+        ]
+        if idm is not None:
+            said = idm.describe(sources, list(pictures))
+            likelihood = idm.score(sources, list(pictures), actions)
+            for row, words, score, action in zip(rows, said, likelihood, actions, strict=True):
+                row |= {"idm_likelihood": score, "idm_token_f1": token_f1(words, action)}
+        return rows
+
+    found = {
+        "tasks": _by_task(triplets, measured(drawn, np.stack([candidate.ids for candidate in drawn]))),
+        "copy": _by_task(triplets, measured([to_array(source, size) for source in sources], source_ids)),
+    }
+    if idm is not None:
+        found["truth"] = _by_task(triplets, measured(targets, target_ids))
+    return found, drawn
+
+
+def _by_task(triplets: Sequence[Triplet], rows: Rows) -> dict[str, dict[str, float]]:
+    tasks = [triplet.task or "unnamed" for triplet in triplets]
+    parts = {task: [row for row, t in zip(rows, tasks, strict=True) if t == task] for task in dict.fromkeys(tasks)}
+    return {
+        name: {"n": len(part), **{key: float(np.mean([row[key] for row in part])) for key in part[0]}}
+        for name, part in {**parts, "average": rows}.items()
+    }
