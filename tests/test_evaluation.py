@@ -102,7 +102,7 @@ def test_predictions_against_true_targets(tiny: ChameleonVLM, picture: np.ndarra
     copy = found["copy"]
     assert (copy["nothing"]["l1"], copy["nothing"]["token_accuracy"]) == (0.0, 1.0)
     assert copy["average"]["copy_rate"] == 1.0
-    assert copy["unnamed"]["l1"] == pytest.approx(np.abs(255.0 - 2 * picture).mean() / 255)
+    assert copy["unnamed"]["l1"] == pytest.approx(np.abs(255 - 2.0 * picture).mean() / 255)
     assert copy["light"]["idm_likelihood"] == pytest.approx(idm.score(picture, [picture], "dim the light")[0])
     assert found["truth"]["average"]["token_accuracy"] == 1.0
     assert "idm_token_f1" not in compare(fdm, None, triplets)[0]["tasks"]["average"]

@@ -1,4 +1,4 @@
-"""Predictions against the true targets of triplets, where no world knows what is right: AURORA-Bench and one's own data.
+"""Predictions against the true targets of triplets, where no world knows what is right: AURORA-Bench, one's own data.
 
 Distances say how near a prediction is to the one target that was recorded, not whether the action happened: a copy of
 the source is near wherever little changes, so it is measured beside (as in AURORA-Bench, arXiv 2407.03471). What the
