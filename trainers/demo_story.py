@@ -27,14 +27,14 @@ class Budget:
     """How much of everything. The defaults are the demo's."""
 
     labelled: int = 3000
-    videos: int = 250
-    selected: int = 500
+    videos: int = 320
+    selected: int = 480
     test: int = 400
     validation: int = 60
-    idm_steps: int = 500
-    fdm_steps: int = 350
-    grpo_steps: int = 12
-    grpo_prompts: int = 16
+    idm_steps: int = 400
+    fdm_steps: int = 320
+    grpo_steps: int = 18
+    grpo_prompts: int = 32
     grpo_evaluations: int = 3
     group_size: int = 8
     best_of_n_steps: int = 60
@@ -43,9 +43,9 @@ class Budget:
     idm_rank: int = 32
     fdm_rank: int = 32
     idm_learning_rate: float = 1.5e-3
-    sft_learning_rate: float = 2e-3
-    bootstrapped_learning_rate: float = 2e-3
-    rl_learning_rate: float = 5e-4
+    sft_learning_rate: float = 1.5e-3
+    bootstrapped_learning_rate: float = 1.5e-3
+    rl_learning_rate: float = 1.5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
 
@@ -65,9 +65,9 @@ class Budget:
             "sft_twice_as_long": 2 * fdm,
             "labels": 5 + 0.06 * self.videos,
             "bootstrapped": fdm + 0.01 * self.selected,
-            "grpo": 0.02 * drawn,
+            "grpo": 0.015 * drawn,
             "best_of_n_training": 0.006 * drawn + 0.008 * self.fdm_batch_size * self.best_of_n_steps,
-            "evaluation": 0.2 * self.test,
+            "evaluation": 0.17 * self.test,
             "report": 5.0,
         }
 

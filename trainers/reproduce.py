@@ -27,15 +27,15 @@ FAMILIES = {"chameleon": "tabletop"}
 """Family of the model -> the world whose shipped base is of that family."""
 BUDGET = Budget(
     labelled=3000,
-    videos=1200,
-    selected=1500,
+    videos=1000,
+    selected=1200,
     test=1000,
     validation=200,
-    idm_steps=1000,
-    fdm_steps=800,
-    grpo_steps=120,
-    grpo_prompts=32,
-    grpo_evaluations=12,
+    idm_steps=900,
+    fdm_steps=600,
+    grpo_steps=80,
+    grpo_prompts=64,
+    grpo_evaluations=8,
     best_of_n_steps=300,
     candidates=32,
 )
