@@ -152,6 +152,7 @@ def _fit(story: Story, folder: str, adapter: str, role: Role, rows: Any, steps: 
         output_dir=str(run),
         max_steps=steps,
         learning_rate=learning_rate,
+        lr_scheduler_type="linear",
         per_device_train_batch_size=story.budget.idm_batch_size if role == "idm" else story.budget.fdm_batch_size,
         warmup_steps=max(1, steps // 20),
         save_strategy="no",

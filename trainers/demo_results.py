@@ -28,6 +28,7 @@ SEARCHED = ("sft", "grpo")
 """Systems for which best of N is measured."""
 REWARDED_CASES = 100
 """Test cases on which rewards, KL and the judge IDM are taken, with a group of candidates of two systems on each."""
+SAMPLED_AT_ONCE = 256
 MEASURES = ("success", "judge", "copy_rate", "minimality")
 
 
@@ -40,16 +41,27 @@ class Cases:
         self.sources = [task.source for task in self.tasks]
         self.actions = [task.action for task in self.tasks]
         self._drawn: dict[tuple[str, float], list[list[Candidate]]] = {}
+        self._searched: dict[str, list[list[Candidate]]] = {}
         self._judged: dict[tuple[int, bytes], Judgement] = {}
 
     def draw(self, name: str, count: int = 1, temperature: float = 1.0) -> list[list[Candidate]]:
         """`count` candidates a case by a system; the first ones are the same for any count."""
         known = self._drawn.get((name, temperature))
         if known is None or len(known[0]) < count:
-            fdm, seed = self.story.fdm(name), self.story.seed
-            known = fdm.sample(self.sources, self.actions, count, temperature=temperature, seed=seed)
-            self._drawn[name, temperature] = known
+            self._drawn[name, temperature] = known = self._sample(name, len(self.tasks), count, temperature)
         return [group[:count] for group in known]
+
+    def search(self, name: str) -> list[list[Candidate]]:
+        """The candidates of the first cases that best of N is measured on, drawn once."""
+        if name not in self._searched:
+            budget = self.story.budget
+            self._searched[name] = self._sample(name, budget.searched, budget.candidates, 1.0)
+        return self._searched[name]
+
+    def _sample(self, name: str, cases: int, count: int, temperature: float) -> list[list[Candidate]]:
+        fdm, seed = self.story.fdm(name), self.story.seed
+        sources, actions = self.sources[:cases], self.actions[:cases]
+        return fdm.sample(sources, actions, count, temperature=temperature, seed=seed, max_rows=SAMPLED_AT_ONCE)
 
     def judge(self, groups: Sequence[Sequence[Candidate]]) -> dict[str, np.ndarray]:
         """Each of `MEASURES` and 'editing', float [cases, candidates], for groups of the first cases."""
@@ -88,8 +100,6 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     found["idm"] = {"exact_match": float(np.mean(named)), "token_f1": float(np.mean(overlap))}
     found["idm"]["prefers_true_over"] = prefers_truth(story.idm.score, test.world, tasks, story.seed)["all"]
     found["ceiling"] = {"tokenizer": oracle.tokenizer_ceiling(story.vlm, test.world, tasks)}
-    for name in SEARCHED:  # all candidates at once; the systems' own rows then take the first of each group
-        test.draw(name, story.budget.candidates)
     found["fdm"], each = {}, {}
     for name in SYSTEMS:
         found["fdm"][name], each[name] = _system(name, test, validation)
@@ -128,13 +138,12 @@ def _best_of_n(
     story: Story, name: str, test: Cases
 ) -> tuple[dict[str, float], dict[str, float], dict[str, np.ndarray]]:
     """Best of N at temperature 1 by `idm_likelihood` and by the oracle; what the best of 8 gains, case by case."""
-    count = story.budget.candidates
-    groups = test.draw(name, count)
+    count, groups = story.budget.candidates, test.search(name)
     values = test.judge(groups)
     flat = story.idm.score(
-        [source for source in test.sources for _ in range(count)],
+        [source for source in test.sources[: len(groups)] for _ in range(count)],
         [candidate for group in groups for candidate in group],
-        [action for action in test.actions for _ in range(count)],
+        [action for action in test.actions[: len(groups)] for _ in range(count)],
     )
     scores = np.array(flat).reshape(len(groups), count).tolist()
     right = values["success"].tolist()

@@ -27,13 +27,13 @@ class Budget:
     """How much of everything. The defaults are the demo's."""
 
     labelled: int = 3000
-    videos: int = 320
-    selected: int = 480
+    videos: int = 480
+    selected: int = 600
     test: int = 400
     validation: int = 60
     idm_steps: int = 400
-    fdm_steps: int = 320
-    grpo_steps: int = 18
+    fdm_steps: int = 350
+    grpo_steps: int = 15
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
     group_size: int = 8
@@ -43,11 +43,12 @@ class Budget:
     idm_rank: int = 32
     fdm_rank: int = 32
     idm_learning_rate: float = 1.5e-3
-    sft_learning_rate: float = 1.5e-3
-    bootstrapped_learning_rate: float = 1.5e-3
+    sft_learning_rate: float = 1.4e-3
+    bootstrapped_learning_rate: float = 1.4e-3
     rl_learning_rate: float = 1.5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
+    searched: int = 200
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) <= 0:
@@ -67,7 +68,7 @@ class Budget:
             "bootstrapped": fdm + 0.01 * self.selected,
             "grpo": 0.015 * drawn,
             "best_of_n_training": 0.006 * drawn + 0.008 * self.fdm_batch_size * self.best_of_n_steps,
-            "evaluation": 0.17 * self.test,
+            "evaluation": 0.1 * self.test + 0.4 * self.searched,
             "report": 5.0,
         }
 

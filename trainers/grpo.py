@@ -25,7 +25,7 @@ from rewards import Batch, Reward, score
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
-from rl.models.sampler import sample_tokens
+from rl.models.sampler import MAX_ROWS, sample_tokens
 from rl.report.grids import candidate_row, sheet
 from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
@@ -141,6 +141,7 @@ class WorldModelGRPOTrainer(GRPOTrainer):
                 num_samples=group,
                 max_tokens=self.vlm.layout.tokens_per_image,
                 noise=Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE),
+                max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
             )
         ids, logprobs = drawn.ids_PGT.flatten(0, 1).cpu(), drawn.logprobs_PGT.flatten(0, 1).cpu()
         self._score(numbers, ids, logprobs, group)

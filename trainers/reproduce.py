@@ -38,6 +38,7 @@ BUDGET = Budget(
     grpo_evaluations=8,
     best_of_n_steps=300,
     candidates=32,
+    searched=500,
 )
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
