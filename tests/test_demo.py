@@ -107,6 +107,19 @@ def test_an_interrupted_demo_goes_on_and_ends_alike(demo: Path) -> None:
     assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
 
 
+def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) -> None:
+    short = ["--settings", "max_steps=2", "learning_rate=3e-4", "num_iterations=2", "--cases", 3]
+    shown = succeed("scripts/study_grpo.py", "--run", demo, *short, "--output", tmp_path / "study")
+    assert "learning_rate 0.0003" in shown
+    found = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert found["candidates"] == 3 * 8  # two steps on one batch
+    assert set(found["1.0"]) == {"success", "minimality"}
+    assert load_fdm(tmp_path / "study").adapter is not None
+    wrong = start("scripts/study_grpo.py", "--run", tmp_path, *short, "--output", tmp_path / "other")
+    assert wrong.returncode == 2
+    assert "give a run folder of demo.py" in wrong.stderr
+
+
 BARE_WORLD = '''
 import numpy as np
 from rl.world import Judgement

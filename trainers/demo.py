@@ -257,7 +257,7 @@ def rewards_of(story: Story) -> list[Reward]:
     return [*load_rewards(["idm_margin=1.0"], story.idm, actions), keep]
 
 
-def _prompts(story: Story) -> list[Triplet]:
+def grpo_prompts(story: Story) -> list[Triplet]:
     """Sources and actions to try: labelled and IDM-labelled ones, in a fixed random order."""
     both = [*story.labelled, *story.synthetic]
     story.data["grpo_prompts"] = len(both)
@@ -266,7 +266,7 @@ def _prompts(story: Story) -> list[Triplet]:
 
 def _grpo(story: Story) -> None:
     budget, vlm = story.budget, story.vlm
-    prompts = _prompts(story)
+    prompts = grpo_prompts(story)
     set_seed(story.seed)
     vlm.attach_adapter(story.output / "bootstrapped" / "adapter", "default")
     only_policy_trains(vlm)
@@ -326,7 +326,7 @@ def _best_of_n_training(story: Story) -> None:
     budget, vlm, name = story.budget, story.vlm, "best_of_n_training"
     set_seed(story.seed)
     vlm.attach_adapter(story.output / "bootstrapped" / "adapter", name)
-    part = _prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
+    part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
     keep = Keep(budget.group_size, min_lead=0.1)
     kept, _ = best_candidates(story.fdm(name), rewards_of(story), part, keep, seed=story.seed)
     if kept:

@@ -1,0 +1,53 @@
+"""GRPO with other settings, from the start that a run of the main job left, compared with it on validation cases.
+
+python scripts/study_grpo.py --run runs/demo --settings learning_rate=3e-4 max_steps=30 --output runs/study/lr-3e-4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, plain, run
+from rl.errors import RewindError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", type=Path, default=Path("runs/demo"), help="a run folder of demo.py or reproduce.py")
+    p.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of TRL's GRPOConfig")
+    p.add_argument("--keep", type=float, default=0.25, help="weight of keep_unchanged")
+    p.add_argument("--floor", type=float, default=-5.0, help="of idm_margin")
+    p.add_argument("--cases", type=int, default=300, help="validation cases")
+    p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return p
+
+
+def main() -> None:
+    a = parse_with_config(parser())
+    import yaml
+
+    from rl.run_folder import claim
+    from trainers.grpo_study import study, table
+
+    settings = {}
+    for spec in a.settings:
+        name, equals, value = spec.partition("=")
+        if not equals:
+            raise RewindError(f"--settings takes NAME=VALUE, not {spec}")
+        number = yaml.safe_load(value)
+        try:  # YAML reads 3e-4 as a word
+            settings[name] = float(number) if isinstance(number, str) else number
+        except ValueError:
+            settings[name] = number
+    output = claim(a.output, "study_grpo.py", plain(vars(a)), inputs=[a.run], overwrite=a.overwrite)
+    found = study(a.run, output, settings, cases=a.cases, keep=a.keep, floor=a.floor)
+    (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(table([found]))
+
+
+if __name__ == "__main__":
+    run(main)

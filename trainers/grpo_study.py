@@ -1,0 +1,143 @@
+"""GRPO with other settings from the start that a run of the main job left, compared with it on validation cases.
+
+What the demo cannot show in its minutes: success against sampled candidates for one setting after another.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+
+from rl.data.triplets_io import read_triplets
+from rl.errors import RewindError
+from rl.evaluation.intervals import paired_difference
+from rl.evaluation.oracle import sample_tasks
+from rl.models.bases import base_of_adapter, load_base, read_json
+from trainers.arguments import RewindGRPOConfig
+from trainers.demo import grpo_prompts, rewards_of, triplets_of
+from trainers.demo_results import Cases
+from trainers.demo_story import Budget, Story
+from trainers.grpo import WorldModelGRPOTrainer
+from trainers.grpo_recipe import only_policy_trains
+from trainers.main_job import splits_of
+from trainers.pretraining import MetricsFile, show_quietly
+from trainers.sft import save_adapter
+
+logger = logging.getLogger("rl")
+TEMPERATURES = (1.0, 0.5, 0.3, 0.0)
+SAMPLES = {1.0: 4}
+"""Samples a case at a temperature; one where it is not named."""
+
+
+def study(
+    run: Path, output: Path, settings: dict[str, Any], *, cases: int, keep: float, floor: float
+) -> dict[str, Any]:
+    """Train with `settings` of TRL's `GRPOConfig` from `run/bootstrapped`, rewarded by `run/idm`.
+
+    Args:
+        run: a run folder of `demo.py` or `reproduce.py` that has got as far as `bootstrapped`.
+        output: a claimed folder for the adapter, `metrics.jsonl` and `results.json`.
+        settings: what to change of the demo's settings, e.g. `learning_rate`, `num_iterations`, `max_steps`.
+        cases: validation cases; a sample at each temperature, four at temperature 1.
+        keep: weight of `keep_unchanged` beside `idm_margin` of weight 1.
+        floor: of `idm_margin`.
+
+    Returns:
+        Seconds, candidates, the curve of the reward, and for each temperature success and minimality before and after
+        with their paired difference and its 95 % interval.
+
+    Raises:
+        RewindError: a folder without the adapters, a setting that TRL does not know.
+    """
+    if not all((run / name / "run.json").is_file() for name in ("", "idm", "bootstrapped")):
+        raise RewindError(f"{run} has no 'idm' and 'bootstrapped': give a run folder of demo.py")
+    told = read_json(run / "run.json")["config"]
+    seed, world, budget = told["seed"], told["world"], Budget(**told["budget"])
+    vlm = load_base(base_of_adapter(run / "bootstrapped" / "adapter"))
+    splits = splits_of(world)
+    story = Story(splits["train"], splits, vlm, run, seed, replace(budget, validation=cases))
+    story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
+    story.synthetic = read_triplets(run / "labelled" / "triplets.json")
+    vlm.attach_adapter(run / "idm" / "adapter", "idm")
+    for name in ("bootstrapped", "default"):
+        vlm.attach_adapter(run / "bootstrapped" / "adapter", name)
+    margin, unchanged = rewards_of(story)
+    margin.function.floor = floor  # type: ignore[attr-defined]
+    rewards = [margin, replace(unchanged, weight=keep)]
+    usual = {
+        "max_steps": 30,
+        "learning_rate": budget.rl_learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 2,
+        "num_generations": budget.group_size,
+        "per_device_train_batch_size": budget.grpo_prompts * budget.group_size,
+    }
+    unknown = set(settings) - set(RewindGRPOConfig.__dataclass_fields__)
+    if unknown:
+        raise RewindError(f"GRPOConfig has no {', '.join(sorted(unknown))}")
+    fixed = {"output_dir": str(output), "save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1}
+    set_seed(seed)
+    config = RewindGRPOConfig(**{**usual, **settings, **fixed}, seed=seed, report_to="none")
+    test = Cases(story, "validation", cases)
+    before = _measured(test, "bootstrapped")
+    only_policy_trains(vlm)
+    trainer = WorldModelGRPOTrainer(
+        vlm, grpo_prompts(story), rewards, config, callbacks=[MetricsFile(output / "metrics.jsonl")]
+    )
+    show_quietly(trainer)
+    began = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - began
+    save_adapter(vlm, output)
+    after = _measured(test, "grpo")
+    rewarded = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    generations = trainer.state.global_step / (config.num_iterations * (config.steps_per_generation or 1))
+    return {
+        "settings": {**usual, **settings, "keep_unchanged": keep, "floor": floor},
+        "seconds": seconds,
+        "candidates": round(generations * config.generation_batch_size),
+        "reward": [float(np.mean(part)) for part in np.array_split(rewarded, min(10, len(rewarded)))],
+        **{str(t): _difference(before[t], after[t]) for t in TEMPERATURES},
+    }
+
+
+def _measured(cases: Cases, name: str) -> dict[float, dict[str, np.ndarray]]:
+    """Mean of each measure by case, at each temperature."""
+    found = {}
+    for temperature in TEMPERATURES:
+        judged = cases.judge(cases.draw(name, SAMPLES.get(temperature, 1), temperature))
+        found[temperature] = {key: judged[key].mean(1) for key in ("success", "minimality")}
+    return found
+
+
+def _difference(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        key: {
+            "before": float(before[key].mean()),
+            "after": float(after[key].mean()),
+            "difference": list(paired_difference(after[key], before[key])),
+        }
+        for key in before
+    }
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row a study, success after minus before at each temperature."""
+    head = ["settings", "candidates", "seconds", *(f"T {t}" for t in TEMPERATURES), "minimality, T 1.0"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for one in found:
+        cells = [", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in one["settings"].items())]
+        cells += [str(one["candidates"]), f"{one['seconds']:.0f}"]
+        for t in TEMPERATURES:
+            d, low, high = (100 * x for x in one[str(t)]["success"]["difference"])
+            cells.append(f"{d:+.1f} ({low:+.1f} to {high:+.1f})")
+        cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*one["1.0"]["minimality"]["difference"]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
