@@ -290,6 +290,25 @@ def test_pretrain_and_mine_on_real_pictures(real_data: Path, tmp_path: Path) -> 
     assert 1 <= len(pairs) <= 5
     assert {entry["source"] for entry in pairs} == {"arm_wrestling.mp4"}
 
+    pictures, small = ["--triplets", aurora / "test.json"], ["--per_device_train_batch_size", 4, "--lora_r", 2]
+    for role in ("idm", "fdm"):
+        role_of = ["--base", tmp_path / "base", "--max_steps", 2, "--output_dir", tmp_path / role]
+        succeed(f"scripts/train_{role}.py", *pictures, *small, *role_of)
+    models = ["--fdm", tmp_path / "fdm", "--idm", tmp_path / "idm"]
+    named = ["--pairs", tmp_path / "pairs" / "pairs.json", "--output", tmp_path / "named"]
+    succeed("scripts/label.py", "--idm", tmp_path / "idm", *named)
+    assert len(json.loads((tmp_path / "named" / "triplets.json").read_text())) == len(pairs)
+    rewards = ["--rewards", "idm_likelihood", "--num_generations", 2, "--max_steps", 1]
+    batch = ["--per_device_train_batch_size", 4, "--output_dir", tmp_path / "grpo"]
+    succeed("scripts/train_grpo.py", *models, *pictures, *rewards, *batch)
+    few = ["--limit", 2, "--num_candidates", 2, "--output", tmp_path / "best"]
+    succeed("scripts/rerank.py", *models, *pictures, *few)
+    grpo = ["--fdm", tmp_path / "grpo", "--idm", tmp_path / "idm"]
+    succeed("scripts/evaluate.py", *grpo, *pictures, "--limit", 12, "--output", tmp_path / "figures")
+    found = json.loads((tmp_path / "figures" / "results.json").read_text())
+    assert found["copy"]["average"] | {"n": 12, "copy_rate": 1.0} == found["copy"]["average"]
+    assert list(found["tasks"])[-1] == "average"
+
 
 def test_real_photograph(real_data: Path, tmp_path: Path) -> None:
     """The shipped base has never seen a photograph; it must still take one, say how, and draw something."""
