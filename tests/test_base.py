@@ -95,13 +95,13 @@ def test_probes_tell_the_truth_from_fakes_only_if_the_model_can(shipped: Unified
 
 def test_the_log_of_its_training_is_beside_it() -> None:
     ends = {}
-    for name in ("tokenizer", "language", "language-2", "language-3"):
+    for name in ("tokenizer", "language", "language-2", "language-3", "language-4"):
         rows = [json.loads(line) for line in (FOLDER / "log" / f"{name}-metrics.jsonl").read_text().splitlines()]
         losses = [row["loss"] for row in rows if "loss" in row]
         ends[name] = losses[-1] / losses[0]
     assert max(ends["tokenizer"], ends["language"]) < 0.5
     assert max(ends.values()) < 0.9
-    for name in ("run-1.json", "run-2.json"):
+    for name in ("run-1.json", "run-2.json", "run-3.json"):
         assert "git_revision" in json.loads((FOLDER / "log" / name).read_text())
     assert "git_revision" in json.loads((FOLDER / "run.json").read_text())
     assert (FOLDER / "README.md").is_file()
