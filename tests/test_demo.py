@@ -170,3 +170,19 @@ def test_area_under_the_curve_by_hand() -> None:
     assert auc(np.array([3.0, 1.0, 2.0]), np.array([True, False, False])) == 1.0
     assert auc(np.array([1.0, 1.0, 2.0]), np.array([True, False, False])) == 0.25
     assert np.isnan(auc(np.array([1.0, 2.0]), np.array([True, True])))
+
+
+@pytest.mark.slow
+def test_rewards_and_success_rise_as_committed(tmp_path: Path) -> None:
+    """The demo's own amounts and seed: about ten minutes."""
+    done = start("scripts/demo.py", "--output", tmp_path / "run", timeout=3600)
+    assert done.returncode == 0, done.stderr
+    found = results_of(tmp_path / "run")
+    grpo, paired = found["grpo"], found["paired"]
+    assert grpo["reward_after"] > grpo["reward_before"]
+    assert grpo["judge_idm_after"] > grpo["judge_idm_before"]
+    assert grpo["sampler_trainer_gap"] < 1e-4
+    for name in ("idm-sft", "best_of_8-best_of_1", "grpo-bootstrapped"):
+        assert paired[name]["success"][1] > 0, name  # the lower end of the interval
+    assert paired["bootstrapped-sft"]["success_at_best_temperature"][1] > 0
+    assert paired["bootstrapped-sft"]["copy_rate"][0] < 0

@@ -23,7 +23,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["trainers.main_job", "trainers.dpo_recipe", "trainers.best_of_n_recipe", "matplotlib"])
 
 
-def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(*arguments: object, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """A script in a process of its own, as `python SCRIPT ...` from the root of the project.
 
     It is forked from a process that has imported the libraries already, which takes longer than most tests; a changed
@@ -32,12 +32,12 @@ def start(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     argv = list(map(str, arguments))
     if environment:
         command, env = [sys.executable, *argv], {**os.environ, **environment}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = FORKS.Process(target=_run_script, args=(argv, out, err))
         process.start()
-        process.join(300)
+        process.join(timeout)
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"{argv} did not end: {err.read_text()}")
