@@ -48,17 +48,18 @@ class Cases:
         """`count` candidates a case by a system; the first ones are the same for any count."""
         known = self._drawn.get((name, temperature))
         if known is None or len(known[0]) < count:
-            self._drawn[name, temperature] = known = self._sample(name, len(self.tasks), count, temperature)
+            self._drawn[name, temperature] = known = self.sample(name, len(self.tasks), count, temperature)
         return [group[:count] for group in known]
 
     def search(self, name: str) -> list[list[Candidate]]:
         """The candidates of the first cases that best of N is measured on, drawn once."""
         if name not in self._searched:
             budget = self.story.budget
-            self._searched[name] = self._sample(name, budget.searched, budget.candidates, 1.0)
+            self._searched[name] = self.sample(name, budget.searched, budget.candidates)
         return self._searched[name]
 
-    def _sample(self, name: str, cases: int, count: int, temperature: float) -> list[list[Candidate]]:
+    def sample(self, name: str, cases: int, count: int, temperature: float = 1.0) -> list[list[Candidate]]:
+        """`count` candidates of each of the first cases, drawn anew; the same as any other call's first ones."""
         fdm, seed = self.story.fdm(name), self.story.seed
         sources, actions = self.sources[:cases], self.actions[:cases]
         return fdm.sample(sources, actions, count, temperature=temperature, seed=seed, max_rows=SAMPLED_AT_ONCE)
@@ -165,7 +166,7 @@ def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
     """
     size, part = story.budget.group_size, min(REWARDED_CASES, len(test.tasks))
     triplets = triplets_of(test.world, test.tasks[:part], "world")
-    before, after = (test.draw(name, size)[:part] for name in ("bootstrapped", "grpo"))
+    before, after = (test.sample(name, part, size) for name in ("bootstrapped", "grpo"))
     rows = [triplet for triplet in triplets for _ in range(2 * size)]
     both = [c for a, b in zip(before, after, strict=True) for c in (*a, *b)]
     sources, actions = [row.source for row in rows], [row.action for row in rows]
