@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def test_results_have_the_promised_keys(demo: Path) -> None:
 def test_every_stage_is_a_run_that_opens(demo: Path) -> None:
     for name in ("sft", "bootstrapped", "grpo", "best_of_n_training"):
         assert load_fdm(demo / name).adapter is not None
-        assert (demo / name / "metrics.jsonl").is_file()
-        assert list((demo / name / "tensorboard").rglob("events*"))
+        if name != "best_of_n_training":  # which may find no candidate that leads
+            assert (demo / name / "metrics.jsonl").is_file()
+            assert list((demo / name / "tensorboard").rglob("events*"))
     triplets = read_triplets(demo / "test" / "triplets.json")
     assert len(triplets) == 6
     for name in ("idm", "judge_idm"):
@@ -82,7 +84,7 @@ def test_every_stage_is_a_run_that_opens(demo: Path) -> None:
 
 
 def test_the_report_stands_alone(demo: Path) -> None:
-    html = (demo / "report.html").read_text()
+    html = re.sub(r"base64,[A-Za-z0-9+/=]+", "", (demo / "report.html").read_text())
     assert html.count("<img") >= 7
     assert "http" not in html
     assert "<script" not in html
