@@ -66,6 +66,7 @@ class UnifiedVLM(ABC):
     known_words: frozenset[str] | None = None
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
+    _kept_head: Tensor | None = None
     _warned_of_new_words = False
     _seen: dict[bytes, tuple[Tensor, Tensor | None]] | None = None
 
@@ -88,8 +89,8 @@ class UnifiedVLM(ABC):
         """The decoder stack without the head: `transformer()(input_ids=..., ...)` gives `last_hidden_state`."""
 
     @abstractmethod
-    def head_weight(self) -> Tensor:
-        """Weights of the output head, float [vocabulary, D]."""
+    def _head(self) -> Tensor:
+        """The model's own weights of the output head, float [vocabulary, D]."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -194,6 +195,14 @@ class UnifiedVLM(ABC):
         return [*self.text_ids(action), self.layout.end_text]
 
     # ---- the backbone and its adapters
+
+    def head_weight(self) -> Tensor:
+        """Weights of the output head, float [vocabulary, D]."""
+        return self._head() if self._kept_head is None else self._kept_head
+
+    def keep_head(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        """Read the head from a copy from now on, for trainers that divide the model's weights among processes."""
+        self._kept_head = self._head().detach().clone().to(device, dtype)
 
     @property
     def device(self) -> torch.device:

@@ -45,6 +45,7 @@ def test_ids_in_any_order(tiny: ChameleonVLM, picture: np.ndarray) -> None:
     first = int(tiny.layout.image_ids_V[0])
     padded = {"IMGIMG" + "".join(chr(65 + int(d)) for d in f"{c:04d}") + "Z": first + order[c] for c in range(16)}
     shuffled.model.config.vocabulary_map = vocabulary | padded
+    shuffled.model.model.vqmodel = shuffled.vqmodel  # as transformers has it
     again = ChameleonVLM(shuffled.model, shuffled.decoder, shuffled.tokenizer, "shuffled")
     assert again.layout.image_ids_V.tolist() == [first + order[c] for c in range(16)]
     ids = again.encode([picture])
@@ -72,13 +73,13 @@ def test_text_logits_equal_transformers(tiny: ChameleonVLM) -> None:
 def test_encoding_equals_transformers(tiny: ChameleonVLM, picture: np.ndarray) -> None:
     pixels = to_pixels(torch.from_numpy(picture)[None])
     with torch.no_grad():
-        theirs = tiny.model.model.vqmodel.encode(pixels)
+        theirs = tiny.vqmodel.encode(pixels)
     assert tiny.encode([picture])[0].tolist() == tiny.layout.image_ids_V[theirs.image_tokens].tolist()
     features = tiny.features([picture])
     assert features.shape == (1, 4, 16)
-    latents = latents_before_quantisation(tiny.model.model.vqmodel, pixels)
+    latents = latents_before_quantisation(tiny.vqmodel, pixels)
     assert torch.allclose(features[0], latents[0].flatten(1).T, atol=1e-5)
-    codebook = tiny.model.model.vqmodel.quantize.embedding.weight
+    codebook = tiny.vqmodel.quantize.embedding.weight
     by_hand = torch.cdist(features[0], codebook).argmin(-1)
     assert nearest_codes(latents.flatten(2).transpose(1, 2), codebook)[0].tolist() == by_hand.tolist()
 

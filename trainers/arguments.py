@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser, get_peft_config
 
 from rl.errors import RewindError
+from trainers.sharding import without_compiler
 
 
 @dataclass
@@ -92,8 +94,23 @@ class DPOArguments(ImproveArguments):
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
 
 
+class StartsAnywhere:
+    """For TRL's configs: start, in one process or in several, where there is no GPU too."""
+
+    def __post_init__(self) -> None:
+        config: Any = self
+        if not torch.cuda.is_available():
+            config.use_cpu = True
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                config.ddp_backend = config.ddp_backend or "gloo"  # else accelerate believes in one process
+            config.bf16 = bool(config.bf16)  # TRL's default is bfloat16, which most CPUs only emulate
+            if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+                without_compiler()
+        super().__post_init__()  # type: ignore[misc]
+
+
 @dataclass
-class RewindGRPOConfig(GRPOConfig):
+class RewindGRPOConfig(StartsAnywhere, GRPOConfig):
     """TRL's `GRPOConfig` with defaults for image tokens under LoRA.
 
     Advantages are not divided by the group's standard deviation, which turns noise into signal where a group's rewards
@@ -106,15 +123,9 @@ class RewindGRPOConfig(GRPOConfig):
         default="tensorboard", metadata={"help": "Where to report to."}
     )
 
-    def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-            self.bf16: bool | None = bool(self.bf16)
-        super().__post_init__()
-
 
 @dataclass
-class RewindDPOConfig(DPOConfig):
+class RewindDPOConfig(StartsAnywhere, DPOConfig):
     """TRL's `DPOConfig` with defaults for LoRA, which also starts where there is no GPU."""
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -122,15 +133,9 @@ class RewindDPOConfig(DPOConfig):
         default="tensorboard", metadata={"help": "Where to report to."}
     )
 
-    def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-            self.bf16: bool | None = bool(self.bf16)
-        super().__post_init__()
-
 
 @dataclass
-class RoleConfig(SFTConfig):
+class RoleConfig(StartsAnywhere, SFTConfig):
     """TRL's `SFTConfig` with the defaults of arXiv 2506.06006 for an IDM, which also start where there is no GPU."""
 
     learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
@@ -139,12 +144,6 @@ class RoleConfig(SFTConfig):
         default="tensorboard", metadata={"help": "Where to report to."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
-
-    def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-            self.bf16: bool | None = bool(self.bf16)  # TRL's default is bfloat16, which most CPUs only emulate
-        super().__post_init__()
 
 
 @dataclass

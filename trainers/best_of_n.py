@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from rewards import Batch, Reward, score
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics, token_ids
-from rl.triplets import Scored, Triplet
+from rl.triplets import Candidate, Scored, Triplet
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,34 @@ def scored_groups(
     step: int = 0,
     chunk_size: int = 32,
 ) -> Iterator[tuple[Triplet, list[Scored]]]:
-    """Candidates of each triplet's source and action with their scores, drawn a chunk of triplets at a time."""
-    count = num_candidates
+    """Candidates of each triplet's source and action with their scores, drawn a chunk of triplets at a time.
+
+    Several processes share the triplets; each gets all groups, and the same ones as a single process would.
+    """
+    state, shares = PartialState(), []
+    share = list(range(state.process_index, len(triplets), state.num_processes))
+    drawn = _scored_share(
+        fdm, rewards, [triplets[n] for n in share], num_candidates, temperature, seed, step, chunk_size
+    )
+    if state.num_processes == 1:
+        yield from zip(triplets, drawn, strict=True)
+        return
+    for number, group in zip(share, drawn, strict=True):
+        shares.append((number, [(s.candidate.ids, s.candidate.logprobs, s.scores, s.total) for s in group]))
+    for number, group in sorted(gather_object(shares), key=lambda pair: pair[0]):
+        yield triplets[number], [Scored(Candidate(a, b, fdm.backbone), c, d) for a, b, c, d in group]
+
+
+def _scored_share(
+    fdm: ForwardDynamics,
+    rewards: Sequence[Reward],
+    triplets: Sequence[Triplet],
+    count: int,
+    temperature: float,
+    seed: int,
+    step: int,
+    chunk_size: int,
+) -> Iterator[list[Scored]]:
     for start in range(0, len(triplets), chunk_size):
         part = triplets[start : start + chunk_size]
         sources = [triplet.source for triplet in part]
@@ -76,8 +104,8 @@ def scored_groups(
             [t.task for t in part for _ in range(count)],
         )
         scored = score(rewards, batch)
-        for number, triplet in enumerate(part):
-            yield triplet, scored[number * count : (number + 1) * count]
+        for number in range(len(part)):
+            yield scored[number * count : (number + 1) * count]
 
 
 def best_candidates(

@@ -23,7 +23,9 @@ from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import token_ids
 from rl.triplets import Scored, Triplet
 from rl.unified import UnifiedVLM
+from trainers.checkpoints import WholeCheckpoints
 from trainers.scoring import score_under
+from trainers.sharding import ShardingCheck, keep_head_whole
 
 REFERENCE = "ref"
 """The adapter in which TRL keeps a copy of the policy's start."""
@@ -85,7 +87,7 @@ def preference_rows(vlm: UnifiedVLM, preferences: list[Preference]) -> Dataset:
     )
 
 
-class WorldModelDPOTrainer(DPOTrainer):
+class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
     """DPO of a forward dynamics model.
 
     Args:
@@ -116,6 +118,8 @@ class WorldModelDPOTrainer(DPOTrainer):
             callbacks=callbacks,
         )
         score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), entropy=True)
+        keep_head_whole(self, vlm)
+        self.add_callback(ShardingCheck(self))
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset

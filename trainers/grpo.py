@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
@@ -29,7 +30,9 @@ from rl.models.sampler import MAX_ROWS, sample_tokens
 from rl.report.grids import candidate_row, sheet
 from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
+from trainers.checkpoints import WholeCheckpoints
 from trainers.scoring import IGNORED, score_under
+from trainers.sharding import ShardingCheck, gathered, keep_head_whole
 
 VALIDATION_NOISE = 2**31 - 1
 """The step under which validation candidates are drawn: the same noise every time, and none of training's."""
@@ -40,7 +43,7 @@ GAP_TOLERANCE_HALF = 0.2
 """The same in half precision, where cached and uncached attention round differently."""
 
 
-class WorldModelGRPOTrainer(GRPOTrainer):
+class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     """GRPO of a forward dynamics model.
 
     Args:
@@ -74,6 +77,12 @@ class WorldModelGRPOTrainer(GRPOTrainer):
                 f"a step draws {needed} groups and there are {len(triplets)} sources and actions: give more, or lower "
                 "--per_device_train_batch_size"
             )
+        cycle = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+        if args.save_strategy == "steps" and args.save_steps % cycle:
+            raise RewindError(
+                f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
+                f"--save_steps a multiple of {cycle}, not {args.save_steps:g}"
+            )
         if (args.eval_strategy != "no") != bool(validation):
             raise RewindError(
                 "evaluation while training needs both sources and actions to evaluate on (--validation) and "
@@ -104,6 +113,8 @@ class WorldModelGRPOTrainer(GRPOTrainer):
             rollout_func=self._rollout,
         )
         score_under(vlm, self.distribution, entropy=True)
+        keep_head_whole(self, vlm)
+        self.add_callback(ShardingCheck(self))
 
     # ---- evaluation
 
@@ -115,45 +126,67 @@ class WorldModelGRPOTrainer(GRPOTrainer):
 
     def _draw_validation(self) -> None:
         """A grid for TensorBoard: a few validation rows with their candidates from best to worst."""
-        if not self._validated or not self.is_world_process_zero():
+        shown, self._validated = self._validated[:GRID_ROWS], []
+        if not shown or not self.is_world_process_zero():
             return
-        rows = [candidate_row(triplet, group) for triplet, group in self._validated[:GRID_ROWS]]
-        grid = np.asarray(sheet(rows, 96))
+        grid = np.asarray(sheet([candidate_row(triplet, group) for triplet, group in shown], 96))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 callback.tb_writer.add_image("validation", grid, self.state.global_step, dataformats="HWC")
-        self._validated = []
 
     # ---- rollouts and rewards
 
     def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        """Draw a group for each prompt; TRL repeats the prompts, so a group's rows stand together."""
-        group = self.num_generations if self.model.training else self.num_generations_eval
-        numbers = [int(prompt) for prompt in prompts[::group]]
-        if prompts != [str(number) for number in numbers for _ in range(group)]:
-            raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
-        token_prompts = [self.vlm.fdm_prompt(self.source_ids[n], self.triplets[n].action) for n in numbers]
-        with self.vlm.using("default", merged=True), self.accelerator.autocast():
-            drawn = sample_tokens(
-                self.vlm,
-                token_prompts,
-                self.distribution,
-                num_samples=group,
-                max_tokens=self.vlm.layout.tokens_per_image,
-                noise=Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE),
-                max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
-            )
-        ids, logprobs = drawn.ids_PGT.flatten(0, 1).cpu(), drawn.logprobs_PGT.flatten(0, 1).cpu()
-        self._score(numbers, ids, logprobs, group)
+        """Draw this process's part of the groups; TRL repeats the prompts, so a group's rows stand together."""
+        parts = self._parts(prompts)
+        noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
+        token_prompts = {n: self.vlm.fdm_prompt(self.source_ids[n], self.triplets[n].action) for n, _ in parts}
+        drawn: dict[tuple[int, range], tuple[Tensor, Tensor]] = {}
+        with gathered(self):
+            for members in dict.fromkeys(members for _, members in parts):
+                numbers = [n for n, those in parts if those == members]
+                with self.vlm.using("default", merged=True), self.accelerator.autocast():
+                    found = sample_tokens(
+                        self.vlm,
+                        [token_prompts[n] for n in numbers],
+                        self.distribution,
+                        num_samples=len(members),
+                        first_candidate=members.start,
+                        max_tokens=self.vlm.layout.tokens_per_image,
+                        noise=noise,
+                        max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
+                    )
+                groups = zip(found.ids_PGT.cpu(), found.logprobs_PGT.cpu(), strict=True)
+                drawn |= {(n, members): group for n, group in zip(numbers, groups, strict=True)}
+            ids, logprobs = (torch.cat([drawn[part][i] for part in parts]) for i in (0, 1))
+            self._score(parts, ids, logprobs)
         return {
-            "prompt_ids": [prompt for prompt in token_prompts for _ in range(group)],
+            "prompt_ids": [token_prompts[n] for n, members in parts for _ in members],
             "completion_ids": ids.tolist(),
             "logprobs": logprobs.tolist(),
         }
 
-    def _score(self, numbers: Sequence[int], ids_BK: Tensor, logprobs_BK: Tensor, group: int) -> None:
+    def _parts(self, prompts: list[str]) -> list[tuple[int, range]]:
+        """(number of the triplet, members of its group) of this process's rows: a group may span processes.
+
+        Raises:
+            RewindError: the rows of all processes, one after the other, are no whole groups.
+        """
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        everyone = gather_object(prompts) if self.accelerator.num_processes > 1 else prompts
+        if everyone != [prompt for prompt in everyone[::group] for _ in range(group)]:
+            raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
+        first = self.accelerator.process_index * len(prompts)
+        parts, row = [], first
+        while row < first + len(prompts):
+            stop = min(row - row % group + group, first + len(prompts))
+            parts.append((int(everyone[row]), range(row % group, row % group + stop - row)))
+            row = stop
+        return parts
+
+    def _score(self, parts: Sequence[tuple[int, range]], ids_BK: Tensor, logprobs_BK: Tensor) -> None:
         """Score a rollout once, under our contract; the columns that TRL asks for are then only read."""
-        rows = [self.triplets[number] for number in numbers for _ in range(group)]
+        rows = [self.triplets[number] for number, members in parts for _ in members]
         candidates = [Candidate(a, b, self.vlm) for a, b in zip(ids_BK.numpy(), logprobs_BK.numpy(), strict=True)]
         batch = Batch(
             [row.action for row in rows],
@@ -167,8 +200,8 @@ class WorldModelGRPOTrainer(GRPOTrainer):
         self.last_scored = score(self.rewards_of_ours, batch)
         if self.model.training:
             return
-        groups = [self.last_scored[start : start + group] for start in range(0, len(rows), group)]
-        self._validated += [(self.triplets[n], scored) for n, scored in zip(numbers, groups, strict=True)]
+        scored = iter(self.last_scored)
+        self._validated += [(self.triplets[n], [next(scored) for _ in members]) for n, members in parts]
         if self.oracle is not None:
             for name, value in self.oracle(rows, candidates).items():
                 self._log_metric(name, value)

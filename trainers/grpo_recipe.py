@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from dataclasses import asdict
 from pathlib import Path
 
 from transformers import set_seed
@@ -15,13 +13,15 @@ from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
-from rl.run_folder import claim
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
-from trainers.arguments import GRPOArguments, ImproveArguments, settings_of
+from trainers.arguments import GRPOArguments, ImproveArguments
+from trainers.checkpoints import fit
 from trainers.grpo import WorldModelGRPOTrainer
-from trainers.pretraining import MetricsFile, check_finite, last_checkpoint, require_one_process
+from trainers.pretraining import MetricsFile
 from trainers.sft import save_adapter
+from trainers.sharding import whole_weights
+from trainers.training_run import begin_run, check_output
 
 logger = logging.getLogger("rl")
 
@@ -44,13 +44,14 @@ def open_for_improvement(
     if arguments.fdm is None or not arguments.triplets:
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
     triplets = [triplet for file in arguments.triplets for triplet in read_triplets(Path(file), arguments.limit)]
-    fdm = load_fdm(arguments.fdm)
-    if fdm.adapter is None:
-        raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
-    vlm = fdm.backbone
-    idm = None
-    if arguments.idm is not None:
-        idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
+    with whole_weights():
+        fdm = load_fdm(arguments.fdm)
+        if fdm.adapter is None:
+            raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
+        vlm = fdm.backbone
+        idm = None
+        if arguments.idm is not None:
+            idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
     rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
     only_policy_trains(vlm)
     return fdm, idm, triplets, rewards
@@ -58,22 +59,13 @@ def open_for_improvement(
 
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
-    require_one_process("train_grpo.py")
-    if config.output_dir is None:
-        raise RewindError("give a folder for the run: --output_dir runs/my-run")
+    check_output(config)
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
     validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
-    output = claim(
-        Path(config.output_dir),
-        "train_grpo.py",
-        {**asdict(arguments), "training": settings_of(config)},
-        inputs=[arguments.fdm, arguments.idm, *arguments.triplets, *arguments.validation],
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-    )
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
+    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.validation]
+    output = begin_run("train_grpo.py", arguments, config, inputs)
     trainer = WorldModelGRPOTrainer(
         vlm,
         triplets,
@@ -82,8 +74,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         validation=validation,
         callbacks=[MetricsFile(output / "metrics.jsonl")],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if arguments.resume else None)
-    check_finite(trainer.model, output)
+    fit(trainer, output, arguments.resume)
     folder = save_adapter(vlm, output)
     logger.warning("%d steps; the adapter is in %s", trainer.state.global_step, folder)
     return output

@@ -20,7 +20,8 @@ from transformers import Trainer
 from rl.data.pretraining import PretrainingPool
 from rl.errors import RewindError
 from rl.unified import UnifiedVLM
-from trainers.pretraining import MetricsFile, fit, training_arguments
+from trainers.checkpoints import WholeCheckpoints, fit
+from trainers.pretraining import MetricsFile, training_arguments
 
 MIXTURE = {"describe": 0.25, "draw": 0.1, "compare": 0.3, "illustrate": 0.1, "continue": 0.15, "text": 0.1}
 """Usual share of each kind of sequence; a kind for which a pool has nothing leaves its share to the others."""
@@ -135,7 +136,7 @@ class Collator:
         }
 
 
-class LanguageTrainer(Trainer):
+class LanguageTrainer(WholeCheckpoints, Trainer):
     """`Trainer` with a loss that keeps the image logits which transformers' Chameleon forward erases.
 
     Pretraining uses the softmax over the whole vocabulary: here the model also has to learn which kind of token

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ProgressCallback
 
 from rl.errors import RewindError
+from trainers.checkpoints import WholeCheckpoints, fit
 
 
 class Images(Dataset):  # type: ignore[type-arg]
@@ -42,7 +43,7 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.path.exists():
+        if self.path.exists() and state.is_world_process_zero:
             kept = [
                 line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step
             ]
@@ -56,6 +57,8 @@ class MetricsFile(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        if not state.is_world_process_zero:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
@@ -122,22 +125,6 @@ def training_arguments(
     return TrainingArguments(**{**settings, **more})
 
 
-def fit(trainer: Trainer, output: Path, resume: bool) -> None:
-    """Train, from the last checkpoint in `output` if `resume` and there is one."""
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
-    check_finite(trainer.model, output)
-
-
-def check_finite(model: Any, output: Path) -> None:
-    """Raise if training left weights that are no numbers."""
-    wrong = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
-    if wrong:
-        raise RewindError(
-            f"training in {output} diverged: {len(wrong)} weights are not finite, e.g. '{wrong[0]}'; start again with "
-            "--overwrite and a smaller learning rate"
-        )
-
-
 def require_one_process(script: str) -> None:
     """Refuse to start on several processes what is not yet right there.
 
@@ -154,10 +141,8 @@ def show_quietly(trainer: Trainer) -> None:
     trainer.add_callback(QuietProgress)
 
 
-def last_checkpoint(output: Path) -> str | None:
-    """The last whole checkpoint of a run; one that a kill cut short lacks its last file and is passed over."""
-    found = [p.parent for p in output.glob("checkpoint-*/trainer_state.json")]
-    return str(max(found, key=lambda folder: int(folder.name.rpartition("-")[2]))) if found else None
+class TokenizerTrainer(WholeCheckpoints, Trainer):
+    """transformers' `Trainer` with checkpoints that are whole or not there."""
 
 
 def train_tokenizer(
@@ -189,5 +174,5 @@ def train_tokenizer(
         MetricsFile(output / "metrics.jsonl"),
         ImageGrid("reconstruction", draw, max(1, steps // 10), output / "tensorboard"),
     ]
-    trainer = Trainer(model=model, args=arguments, train_dataset=Images(images_NHWC), callbacks=callbacks)
+    trainer = TokenizerTrainer(model=model, args=arguments, train_dataset=Images(images_NHWC), callbacks=callbacks)
     fit(trainer, output, resume)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from rl.models.distribution import TokenDistribution
 from rl.unified import UnifiedVLM
@@ -22,17 +23,17 @@ IGNORED = -100
 
 
 @dataclass
-class TokenScores:
+class TokenScores(ModelOutput):
     """What TRL reads of a fused forward, each [B, T - 1], 0 where the next token's label is -100.
 
     `log_probs` and `entropy` in nats, `mean_logits` the mean log-probability of the allowed tokens, `is_top1` whether
-    the label is the likeliest of them.
+    the label is the likeliest of them. A `ModelOutput`, because ZeRO-3 looks for the tensors in what a forward returns.
     """
 
-    log_probs: Tensor
-    entropy: Tensor | None
-    mean_logits: Tensor
-    is_top1: Tensor
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
     log_sum_sq_probs: Tensor | None = None
     aux_loss: Tensor | None = None
 

@@ -24,8 +24,10 @@ from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import token_ids
 from rl.triplets import Candidate, Triplet
 from rl.unified import UnifiedVLM
+from trainers.checkpoints import WholeCheckpoints
 from trainers.losses import weighted_nll
 from trainers.scoring import IGNORED, score_under
+from trainers.sharding import ShardingCheck, gathered_adapter, keep_head_whole, on_main
 
 Role = Literal["fdm", "idm"]
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -110,18 +112,26 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
 
 
 def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
-    """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder."""
+    """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
+
+    Every process must call it; the main one writes.
+    """
     folder = run / "adapter"
+    with gathered_adapter(vlm.model):
+        on_main(lambda: _write_adapter(vlm, folder, name))
+    return folder
+
+
+def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
     vlm.model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)  # type: ignore[operator]
     inner = folder / name
     if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
         for file in inner.iterdir():
             file.replace(folder / file.name)
         inner.rmdir()
-    return folder
 
 
-class RoleSFTTrainer(SFTTrainer):
+class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
     """TRL's `SFTTrainer` with the loss of a role.
 
     Seams of TRL 1.16 / transformers 5.23 that it touches: `compute_loss`, and `_get_num_items_in_batch`, which counts
@@ -163,6 +173,8 @@ class RoleSFTTrainer(SFTTrainer):
             callbacks=callbacks,
         )
         score_under(vlm, TokenDistribution(ids))
+        keep_head_whole(self, vlm)
+        self.add_callback(ShardingCheck(self))
         self.loss_is_scaled_for_ga = True  # our divisor already covers all accumulation steps
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:

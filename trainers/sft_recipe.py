@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,23 @@ from rl.data.importance import Importance
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.models.bases import load_base
-from rl.run_folder import claim
 from rl.triplets import Triplet
-from trainers.arguments import FDMArguments, IDMArguments, lora_config, settings_of
-from trainers.pretraining import MetricsFile, check_finite, last_checkpoint, require_one_process
+from trainers.arguments import FDMArguments, IDMArguments, lora_config
+from trainers.checkpoints import fit
+from trainers.pretraining import MetricsFile
 from trainers.sft import LINEAR_LAYERS, Role, RoleSFTTrainer, add_adapter, role_rows, save_adapter
+from trainers.sharding import whole_weights
+from trainers.training_run import begin_run, check_output
 
 logger = logging.getLogger("rl")
 
 
 def train_role(role: Role, arguments: IDMArguments, config: SFTConfig, model_config: ModelConfig) -> Path:
     """Train one role on files of triplets; returns the run folder, which `load_fdm` or `load_idm` opens."""
-    require_one_process(f"train_{role}.py")
     files = [*arguments.triplets, *getattr(arguments, "synthetic", [])]
     if not arguments.triplets:
         raise RewindError("give at least one file of triplets: --triplets data/triplets.json")
-    if config.output_dir is None:
-        raise RewindError("give a folder for the run: --output_dir runs/my-run")
+    check_output(config)
     lora, importance = lora_config(model_config, LINEAR_LAYERS), None
     if isinstance(arguments, FDMArguments) and arguments.token_weights:
         settings: Any = arguments.importance_normalise
@@ -40,18 +39,12 @@ def train_role(role: Role, arguments: IDMArguments, config: SFTConfig, model_con
     for file in files:
         triplets += read_triplets(Path(file), arguments.limit)
     set_seed(config.seed)  # before the adapter is drawn
-    vlm = load_base(arguments.base)
-    rows = role_rows(vlm, role, triplets, importance)
-    output = claim(
-        Path(config.output_dir),
-        f"train_{role}.py",
-        {**asdict(arguments), "training": settings_of(config), "model": asdict(model_config)},
-        inputs=[arguments.base, *files],
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-    )
-    add_adapter(vlm, lora)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
+    with whole_weights():
+        vlm = load_base(arguments.base)
+        rows = role_rows(vlm, role, triplets, importance)
+        script = f"train_{role}.py"
+        output = begin_run(script, arguments, config, [arguments.base, *files], model=asdict(model_config))
+        add_adapter(vlm, lora)
     trainer = RoleSFTTrainer(
         vlm,
         role,
@@ -60,8 +53,7 @@ def train_role(role: Role, arguments: IDMArguments, config: SFTConfig, model_con
         use_weights=importance is not None,
         callbacks=[MetricsFile(output / "metrics.jsonl")],
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if arguments.resume else None)
-    check_finite(trainer.model, output)
+    fit(trainer, output, arguments.resume)
     folder = save_adapter(vlm, output)
     logger.warning("%d triplets, %d steps; the adapter is in %s", len(triplets), trainer.state.global_step, folder)
     return output

@@ -68,43 +68,48 @@ class ChameleonVLM(UnifiedVLM):
         )
         self.known_words = frozenset(known_words) if known_words is not None else None
         self._chameleon = model  # stays the transformers model when peft wraps `self.model`
-        model.model.vqmodel.requires_grad_(False)
+        # Pictures are encoded outside of the decoder stack's forward, so what wraps the model must not shard this part.
+        self.vqmodel = model.model.vqmodel.requires_grad_(False)
+        del model.model.vqmodel
         self.layout = _layout(model.config, tokenizer, name)
         self.image_size = model.config.vq_config.resolution
 
     def transformer(self) -> nn.Module:
         return self._chameleon.model  # type: ignore[no-any-return]
 
-    def head_weight(self) -> Tensor:
+    def _head(self) -> Tensor:
         return self._chameleon.lm_head.weight  # type: ignore[no-any-return]
-
-    @property
-    def _vq(self) -> Any:
-        return self._chameleon.model.vqmodel
 
     def quantise(self, features_BKD: Tensor) -> Tensor:
         codes = nearest_codes(features_BKD, self._codebook)
         return self.layout.image_ids_V.to(codes.device)[codes]
 
     def decode_ids(self, ids_BK: Tensor) -> Tensor:
+        self.vqmodel.to(self.device)
         order = self.layout.image_ids_V.to(ids_BK.device)
         ranked, rank = order.sort()
         codes = rank[torch.searchsorted(ranked, ids_BK.contiguous())]
         self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
-        return to_uint8(decode_codes(self._vq, self.decoder, codes))
+        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes))
 
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
-        latents = latents_before_quantisation(self._vq, to_pixels(images_BHWC).to(self._codebook))
+        self.vqmodel.to(self.device)  # follows the decoder stack wherever a trainer moves that
+        latents = latents_before_quantisation(self.vqmodel, to_pixels(images_BHWC).to(self._codebook))
         return latents.flatten(2).transpose(1, 2)
 
     @property
     def _codebook(self) -> Tensor:
-        return self._vq.quantize.embedding.weight  # type: ignore[no-any-return]
+        return self.vqmodel.quantize.embedding.weight  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet_transformers():
-            self._chameleon.save_pretrained(folder)
+        inner = self._chameleon.model
+        inner.vqmodel = self.vqmodel
+        try:
+            with quiet_transformers():
+                self._chameleon.save_pretrained(folder)
+        finally:
+            del inner.vqmodel
         save_file(self.decoder.state_dict(), folder / DECODER_FILE)
         settings = json.dumps(asdict(self.decoder.config), indent=1)
         (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
@@ -112,8 +117,8 @@ class ChameleonVLM(UnifiedVLM):
 
     def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
         """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
-        self._vq.load_state_dict(vqmodel)
-        self._ids_of = None  # what was remembered belongs to the old weights
+        self.vqmodel.load_state_dict(vqmodel)
+        self._seen = None  # what was remembered belongs to the old weights
         self.decoder.load_state_dict(decoder)
 
     @classmethod

@@ -109,6 +109,7 @@ def sample_tokens(
     num_samples: int,
     max_tokens: int,
     noise: Noise,
+    first_candidate: int = 0,
     stop: int | None = None,
     unconditional: Sequence[Sequence[int]] | None = None,
     truncation: Truncation | None = None,
@@ -123,6 +124,7 @@ def sample_tokens(
         num_samples: candidates G a prompt.
         max_tokens: tokens T a candidate; exactly as many without `stop`.
         noise: seed and step; the rest of the noise is prompt, candidate and token.
+        first_candidate: number of the first candidate, to draw a part of a group on its own.
         stop: an id that ends a row.
         unconditional: for a guided distribution, the prompts without their condition.
         truncation: top-k and top-p, inference only; the returned log-probabilities include it.
@@ -140,7 +142,7 @@ def sample_tokens(
         for group in chunks(num_samples, samples_a_chunk):
             times = group.stop - group.start
             repeated = torch.arange(len(keys), device=vlm.device).repeat_interleave(times)
-            numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
+            numbers = (torch.arange(group.start, group.stop, device=vlm.device) + first_candidate).repeat(len(keys))
             drawn = _decode(
                 [stream.rows(repeated) for stream in streams],
                 distribution,

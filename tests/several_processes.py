@@ -1,0 +1,194 @@
+"""Runs our trainers in this process group, one scenario after the other, and writes what it saw to OUTPUT/RANK.json.
+
+`test_sharding.py` starts it with `accelerate launch` on two processes, and once without a launcher to compare with.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from conftest import make_tiny  # sets what must be set before the libraries are imported
+from peft import LoraConfig
+from transformers import TrainerCallback, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from rewards import Reward, load_rewards
+from rl.data.importance import Importance
+from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.triplets import Triplet
+from trainers.arguments import RewindDPOConfig, RewindGRPOConfig, RoleConfig
+from trainers.best_of_n import scored_groups
+from trainers.dpo import Pairing, WorldModelDPOTrainer, preference_rows
+from trainers.grpo import WorldModelGRPOTrainer
+from trainers.grpo_recipe import only_policy_trains
+from trainers.sft import LINEAR_LAYERS, RoleSFTTrainer, add_adapter, role_rows, save_adapter
+
+ACTIONS = ["move the red circle left", "remove all rings", "paint the blue star green"]
+COMMON: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "max_grad_norm": 1.0,
+    "report_to": "none",
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "gradient_checkpointing": False,
+    "lr_scheduler_type": "constant",
+    "bf16": False,
+}
+WORLD = int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def triplets(count: int) -> list[Triplet]:
+    pictures = np.random.default_rng(0).integers(0, 256, (2 * count, 32, 32, 3), dtype=np.uint8)
+    return [Triplet(pictures[2 * i], ACTIONS[i % 3], pictures[2 * i + 1]) for i in range(count)]
+
+
+def even(predicted_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(np.mean([token % 2 == 0 for token in ids])) for ids in predicted_ids]
+
+
+def backbone() -> Any:
+    set_seed(0)
+    vlm = make_tiny()
+    for name in ("default", "idm"):
+        add_adapter(vlm, LoraConfig(r=4, target_modules=LINEAR_LAYERS, init_lora_weights=False), name)
+    only_policy_trains(vlm)
+    return vlm
+
+
+class Bytes(TrainerCallback):
+    """What a process holds in the middle and at the end of a step."""
+
+    def __init__(self, trainer: Any, found: dict[str, Any]) -> None:
+        self.trainer, self.found = trainer, found
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        engine = self.trainer.model_wrapped
+        if type(engine).__name__ != "DeepSpeedEngine" or "held_gradients" in self.found:
+            return
+        optimizer = engine.optimizer
+        if engine.zero_optimization_stage() == 3:
+            held = [g for gradients in optimizer.averaged_gradients.values() for g in gradients]
+        elif engine.zero_optimization_stage() == 2:
+            held = [g for group in optimizer.all_grad_tensors.values() if group for g in group]
+        else:
+            held = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        self.found["held_gradients"] = sum(g.numel() * g.element_size() for g in held if g is not None)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        engine = self.trainer.model_wrapped
+        parameters = list(self.trainer.model.parameters())
+        self.found["resident"] = sum(p.numel() * p.element_size() for p in parameters)
+        self.found["trainable"] = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in parameters if p.requires_grad)
+        self.found["whole"] = sum(getattr(p, "ds_numel", p.numel()) * 4 for p in parameters)
+        self.found["shard"] = sum(p.ds_tensor.numel() * 4 for p in parameters if hasattr(p, "ds_tensor"))
+        inner = engine.optimizer.optimizer if type(engine).__name__ == "DeepSpeedEngine" else None
+        if inner is not None:
+            state = [v for s in inner.state.values() for v in s.values() if torch.is_tensor(v) and v.numel() > 1]
+            self.found["optimizer"] = sum(v.numel() * v.element_size() for v in state)
+
+
+def finish(trainer: Any, vlm: Any, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    trainer.add_callback(Bytes(trainer, found))
+    trainer.train()
+    engine = trainer.model_wrapped
+    deep = type(engine).__name__ == "DeepSpeedEngine"
+    logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+    save_adapter(vlm, folder)
+    found |= {
+        "engine": type(engine).__name__,
+        "stage": int(engine.zero_optimization_stage()) if deep else None,
+        "processes": trainer.accelerator.num_processes,
+        "loss": [row["loss"] for row in logs],
+        "grad_norm": [float(row["grad_norm"]) for row in logs],
+        "reward": [row.get("reward") for row in logs],
+        "reward_std": [row.get("reward_std") for row in logs],
+    }
+    if deep:
+        engine.destroy()
+    del trainer, engine
+    gc.collect()
+    return found
+
+
+def sft(folder: Path, half_batch: bool = False) -> dict[str, Any]:
+    vlm = backbone()
+    batch = 4 // WORLD // (2 if half_batch else 1)
+    config = RoleConfig(
+        output_dir=str(folder), max_steps=3, per_device_train_batch_size=batch, gradient_accumulation_steps=2, **COMMON
+    )
+    rows = role_rows(vlm, "fdm", triplets(24), Importance())
+    return finish(RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=True), vlm, folder)
+
+
+def grpo(folder: Path, spanning: bool = False) -> dict[str, Any]:
+    vlm = backbone()
+    settings = {"max_steps": 2, "num_generations": 4, "per_device_train_batch_size": (4 if spanning else 8) // WORLD}
+    config = RewindGRPOConfig(output_dir=str(folder), beta=0.1, seed=3, **{**COMMON, **settings})
+    idm = InverseDynamics(vlm, "idm")
+    rewards = [Reward.of(even, weight=2.0), *load_rewards(["idm_likelihood=0.1"], idm)]
+    gathers = []
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed
+
+        enter = deepspeed.zero.GatheredParameters.__enter__
+
+        def counted(context: Any) -> Any:
+            gathers.append(len(list(context.params)) if context.params else 0)
+            return enter(context)
+
+        deepspeed.zero.GatheredParameters.__enter__ = counted
+    trainer = WorldModelGRPOTrainer(vlm, triplets(12), rewards, config)
+    found = finish(trainer, vlm, folder)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        deepspeed.zero.GatheredParameters.__enter__ = enter
+    return found | {"gap": trainer.sampler_trainer_gap, "large_gathers": sum(count > 50 for count in gathers)}
+
+
+def dpo(folder: Path) -> dict[str, Any]:
+    vlm = backbone()
+    groups = list(scored_groups(ForwardDynamics(vlm, "default"), [Reward.of(even)], triplets(16), 4))
+    pairs = [pair for triplet, group in groups if (pair := Pairing(4, 0.1).pair(triplet, group)) is not None]
+    only_policy_trains(vlm)
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4 // WORLD}
+    config = RewindDPOConfig(output_dir=str(folder), **{**COMMON, **settings})
+    found = finish(WorldModelDPOTrainer(vlm, config, preference_rows(vlm, pairs)), vlm, folder)
+    return found | {"totals": [scored.total for _, group in groups for scored in group]}
+
+
+SCENARIOS = {
+    "sft": sft,
+    "half": lambda folder: sft(folder, half_batch=True),
+    "grpo": grpo,
+    "spanning": lambda folder: grpo(folder, spanning=True),
+    "dpo": dpo,
+}
+
+
+def main() -> None:
+    output, names = Path(sys.argv[1]), sys.argv[2:]
+    found: dict[str, Any] = {}
+    for spec in names:
+        name, _, stage = spec.partition(":")
+        if stage:
+            os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(output / f"{stage}.json")
+            unset_hf_deepspeed_config()
+        folder = output / spec.replace(":", "-")
+        found[spec] = SCENARIOS[name](folder)
+        AcceleratorState._reset_state(reset_partial_state=False)
+    rank = PartialState().process_index
+    (output / f"{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

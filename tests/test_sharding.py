@@ -1,0 +1,202 @@
+"""Two real processes: every trainer under DeepSpeed's ZeRO gives the numbers of one process, and the bytes are divided.
+
+deepspeed 0.19, accelerate 1.15, TRL 1.16, on gloo. All scenarios share one launch, since a launch takes longer than
+most of them (`several_processes.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from conftest import ROOT
+from safetensors.torch import load_file
+
+SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2", "dpo:zero2"]
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+}
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+
+
+def run(command: list[Any], timeout: int = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command, of which no rank survives the end."""
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env={**ENVIRONMENT, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        out, _ = process.communicate(timeout=timeout)
+    finally:
+        end(process)
+    return subprocess.CompletedProcess(command, process.returncode, out, "")
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill what is left of a launch; the ranks are in sessions of their own."""
+    if process.poll() is None:
+        for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait()
+
+
+def config(folder: Path, stage: str) -> Path:
+    """The shipped config of a stage for two processes, with every weight divided however small it is."""
+    settings = json.loads((ROOT / "configs/accelerate" / f"{stage}.json").read_text())
+    if "stage3_param_persistence_threshold" in settings["zero_optimization"]:
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (folder / f"{stage}.json").write_text(json.dumps(settings))
+    text = (ROOT / "configs/accelerate" / f"{stage}.yaml").read_text()
+    file = folder / f"{stage}.yaml"
+    file.write_text(text.replace(f"configs/accelerate/{stage}.json", str(folder / f"{stage}.json")))
+    return file
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Scenario -> what each process saw; those of one process under the scenario's bare name."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    names = sorted({spec.partition(":")[0] for spec in SCENARIOS} | {"half"})
+    done = run([sys.executable, "tests/several_processes.py", one, *names])
+    assert done.returncode == 0, done.stdout[-4000:]
+    for stage in ("zero1", "zero2", "zero3"):
+        launcher = config(two, stage)
+    done = run([*LAUNCH, "--config_file", launcher, "tests/several_processes.py", two, *SCENARIOS])
+    assert done.returncode == 0, done.stdout[-4000:]
+    found = {name: [values] for name, values in json.loads((one / "0.json").read_text()).items()}
+    ranks = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
+    found |= {spec: [rank[spec] for rank in ranks] for spec in SCENARIOS}
+    for spec in [*names, *SCENARIOS]:
+        folder = (one if spec in names else two) / spec.replace(":", "-")
+        found[spec][0]["adapter"] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("spec", SCENARIOS)
+def test_what_was_asked_for_runs(results: dict[str, list[dict[str, Any]]], spec: str) -> None:
+    for rank in results[spec]:
+        assert (rank["engine"], rank["stage"], rank["processes"]) == ("DeepSpeedEngine", int(spec[-1]), 2)
+
+
+@pytest.mark.parametrize("spec", SCENARIOS)
+def test_two_processes_give_the_numbers_of_one(results: dict[str, list[dict[str, Any]]], spec: str) -> None:
+    (one,), ranks = results[spec.partition(":")[0]], results[spec]
+    for rank in ranks:
+        assert rank["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-7)
+        assert rank["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        if spec.startswith(("grpo", "spanning")):
+            assert rank["reward"] == pytest.approx(one["reward"], rel=1e-5)
+            assert rank["reward_std"] == pytest.approx(one["reward_std"], rel=1e-5)
+        assert rank.get("totals") == one.get("totals")  # candidates are the same ones, whoever draws them
+    ours, theirs = ranks[0]["adapter"], one["adapter"]
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert np.allclose(weight, theirs[name], atol=2e-4), name
+
+
+def test_half_a_batch_gives_other_numbers(results: dict[str, list[dict[str, Any]]]) -> None:
+    """The control of the comparison: it would notice processes that do not exchange gradients."""
+    assert results["half"][0]["grad_norm"] != pytest.approx(results["sft"][0]["grad_norm"], rel=0.05)
+
+
+def test_bytes_are_divided(results: dict[str, list[dict[str, Any]]]) -> None:
+    for rank in range(2):
+        zero1, zero2, zero3 = (results[f"sft:zero{stage}"][rank] for stage in (1, 2, 3))
+        for found in (zero1, zero2, zero3):  # two moments of half of the trainable weights
+            assert found["optimizer"] == found["trainable"]
+        assert zero1["held_gradients"] == zero1["trainable"]
+        assert zero2["held_gradients"] == zero2["trainable"] // 2
+        assert zero3["held_gradients"] == zero3["trainable"] // 2
+        assert zero1["resident"] == zero2["resident"] == zero2["whole"]
+        assert zero3["resident"] == 0
+        assert zero3["shard"] == zero3["whole"] // 2
+
+
+def test_a_rollout_gathers_once(results: dict[str, list[dict[str, Any]]]) -> None:
+    for rank in results["grpo:zero3"]:
+        assert rank["large_gathers"] == len(rank["reward"])
+        assert rank["gap"] < 1e-4
+
+
+# ---- the scripts
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "out"
+    done = run([sys.executable, "scripts/make_world.py", "--num_triplets", 40, "--num_videos", 0, "--output", folder])
+    assert done.returncode == 0, done.stdout
+    return folder / "triplets.json"
+
+
+def fdm_flags(world: Path, output: Path, batch: int, steps: int) -> list[Any]:
+    flags = ["scripts/train_fdm.py", "--base", "tabletop-chameleon", "--triplets", world, "--output_dir", output]
+    flags += ["--max_steps", steps, "--per_device_train_batch_size", batch, "--save_steps", 2, "--learning_rate", 1e-3]
+    return [*flags, "--logging_steps", 1, "--lora_r", 4, "--lora_dropout", 0, "--gradient_checkpointing", "false"]
+
+
+def losses(run_folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `train_fdm.py` in one process."""
+    output = tmp_path_factory.mktemp("alone") / "fdm"
+    done = run([sys.executable, *fdm_flags(world, output, 4, 6)])
+    assert done.returncode == 0, done.stdout[-4000:]
+    return output
+
+
+def test_the_script_on_two_plain_processes(world: Path, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "fdm"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    done = run([*torchrun, *fdm_flags(world, output, 2, 6)])
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert losses(output) == pytest.approx(losses(alone), rel=1e-4)
+
+
+def test_a_killed_rank_ends_the_launch_and_the_run_is_resumed(world: Path, alone: Path, tmp_path: Path) -> None:
+    output, launcher = tmp_path / "fdm", config(tmp_path, "zero2")
+    command = [*LAUNCH, "--config_file", launcher, *fdm_flags(world, output, 2, 6)]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL, text=True)
+    try:
+        deadline = time.monotonic() + 200
+        while not (output / "checkpoint-2" / "checkpoint.json").is_file():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        psutil.Process(process.pid).children()[-1].kill()
+        began = time.monotonic()
+        assert process.wait(60) != 0
+        assert time.monotonic() - began < 60
+    finally:
+        end(process)
+    done = run([*command, "--resume", "true"])
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert losses(output) == pytest.approx(losses(alone), rel=1e-4)  # no step twice, none left out
+
+
+def test_a_launch_that_would_not_shard_is_stopped(world: Path, tmp_path: Path) -> None:
+    launcher = config(tmp_path, "zero2")
+    command = [*LAUNCH, "--config_file", launcher, *fdm_flags(world, tmp_path / "fdm", 2, 2)]
+    done = run(command, ACCELERATE_USE_CPU="true")
+    assert done.returncode != 0
+    assert "asks for DeepSpeed and the model is wrapped as" in done.stdout

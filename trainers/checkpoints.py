@@ -1,0 +1,126 @@
+"""Checkpoints that are whole or not there: written, sealed with a digest of every file, and looked at before resuming.
+
+A kill or a full disk may leave half a checkpoint. It has no seal, or one that does not fit, and the one before it is
+used. transformers keeps the older checkpoints until the new one is sealed.
+
+Seam of transformers 5.23 that it touches: `Trainer._save_checkpoint`, which writes a checkpoint and deletes old ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from rl.errors import RewindError
+from trainers.sharding import gathered_adapter, on_main
+
+logger = logging.getLogger("rl")
+SEAL_FILE = "checkpoint.json"
+
+
+class WholeCheckpoints:
+    """For a `Trainer`: seal a checkpoint when it is written, and only then delete older ones."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        trainer: Any = self
+        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            trainer.accelerator.wait_for_everyone()  # each process has written its own part
+            if trainer.args.should_save:
+                seal(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            before = sorted(str(p.parent) for p in folder.parent.glob(f"checkpoint-*/{SEAL_FILE}"))
+            kept = f"{before[-1]} is whole: --resume goes on from it" if before else "there is no earlier one"
+            raise RewindError(f"the checkpoint {folder} could not be written ({error}); {kept}") from error
+        finally:
+            trainer.args.save_total_limit = limit
+        if trainer.args.should_save:
+            best = trainer.state.best_model_checkpoint
+            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of a checkpoint's files into it, in one move."""
+    beside = folder / f"{SEAL_FILE}.partial"
+    beside.write_text(json.dumps(_digests(folder), indent=1) + "\n", encoding="utf-8")
+    beside.replace(folder / SEAL_FILE)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is as it was sealed."""
+    try:
+        sealed: dict[str, str] = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
+        found = _digests(folder)
+    except (OSError, ValueError):
+        return "it was not finished"
+    wrong = sorted(name for name, digest in sealed.items() if found.get(name) != digest)
+    return f"{wrong[0]} is missing or changed" if wrong else None
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The last whole checkpoint of a run; a damaged one is passed over and said."""
+    found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    for folder in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        wrong = damage(folder)
+        if wrong is None:
+            return str(folder)
+        logger.warning("%s cannot be used (%s): the one before is taken", folder, wrong)
+    return None
+
+
+def fit(trainer: Trainer, output: Path, resume: bool) -> None:
+    """Train, from the last whole checkpoint in `output` if `resume` and there is one.
+
+    Raises:
+        RewindError: training left weights that are no numbers.
+    """
+    checkpoint = on_main(lambda: last_checkpoint(output)) if resume else None
+    if checkpoint is not None:
+        _continue_tensorboard(trainer, Path(checkpoint))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    with gathered_adapter(trainer.model):
+        check_finite(trainer.model, output)
+
+
+def check_finite(model: Any, output: Path) -> None:
+    """Raise if training left weights that are no numbers."""
+    import torch
+
+    wrong = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if wrong:
+        raise RewindError(
+            f"training in {output} diverged: {len(wrong)} weights are not finite, e.g. '{wrong[0]}'; start again with "
+            "--overwrite and a smaller learning rate"
+        )
+
+
+def _continue_tensorboard(trainer: Trainer, checkpoint: Path) -> None:
+    """Let TensorBoard drop what a killed run logged after its last checkpoint: those steps are run again."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    step = int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and trainer.is_world_process_zero():
+            callback.tb_writer = SummaryWriter(callback.logging_dir, purge_step=step + 1)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(SEAL_FILE)]
+    return {str(p.relative_to(folder)): _digest(p) for p in files}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
