@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from rewards import Reward
 from rl.errors import RewindError
@@ -18,6 +18,7 @@ from rl.models.chameleon import ChameleonVLM
 from rl.models.distribution import TokenDistribution
 from rl.triplets import Triplet
 from trainers.arguments import RewindGRPOConfig
+from trainers.checkpoints import fit
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.sft import LINEAR_LAYERS, add_adapter
 
@@ -128,6 +129,81 @@ def test_the_best_checkpoint_by_validation_reward_is_kept(tmp_path: Path) -> Non
 def test_evaluation_needs_something_to_evaluate_on(tmp_path: Path) -> None:
     with pytest.raises(RewindError, match="evaluation while training needs both"):
         trainer(tmp_path, [Reward.of(low_tokens)], eval_strategy="steps", eval_steps=1)
+
+
+def of_source(predicted_ids: list[list[int]], source_ids: list[list[int]], **_: Any) -> list[float]:
+    """Alike for all candidates of half of the sources."""
+    alive = [sum(source) % 2 for source in source_ids]
+    return [share if live else 0.5 for share, live in zip(low_tokens(predicted_ids), alive, strict=True)]
+
+
+def test_dead_groups_are_replaced_and_never_trained_on(tmp_path: Path) -> None:
+    rows = [{"prompt": str(number)} for number in range(8) for _ in range(4)]
+    seen = {}
+    for retries in (0, 4):
+        reward = Reward.of(of_source)
+        run = trainer(tmp_path, [reward], extra={"dead_group_retries": retries}, per_device_train_batch_size=32)
+        output = run._generate_and_score_completions(rows)
+        by_group = np.array([scored.total for scored in run.last_scored]).reshape(8, 4)
+        dead = np.ptp(by_group, axis=1) == 0
+        assert (output["completion_mask"].sum(1) == 0).tolist() == dead.repeat(4).tolist()
+        numbers = [number for number, _ in run.last_rows]
+        prompts = [run._prompt_ids(number) for number in numbers]
+        for ids, mask, prompt in zip(output["prompt_ids"], output["prompt_mask"], prompts, strict=True):
+            assert ids[mask.bool()].tolist() == prompt
+        seen[retries] = (int(dead.sum()), numbers, run._pending_metrics["dead_groups"])
+    assert seen[0][1] == [number for number in range(8) for _ in range(4)]
+    assert seen[0][0] > seen[4][0]
+    assert seen[0][2] == seen[4][2]  # the share before anything is replaced is what is logged
+
+
+def test_advantages_are_divided_and_weighed(tmp_path: Path) -> None:
+    rows = [{"prompt": "0"}] * 4 + [{"prompt": "1"}] * 4
+    plain = trainer(tmp_path, [Reward.of(low_tokens)])._generate_and_score_completions(rows)["advantages"]
+    extra = {"spread_floor": 1.0, "importance_advantages": "group"}
+    run = trainer(tmp_path, [Reward.of(low_tokens)], extra=extra)
+    found = run._generate_and_score_completions(rows)["advantages"]
+    assert found.shape == (8, 4)
+    assert torch.allclose(found.mean(1), plain, atol=1e-6)  # the spread is below the floor of 1; weights have mean 1
+    assert float((found - plain[:, None]).abs().max()) > 0.01
+    run.train()  # TRL takes an advantage a token
+    with pytest.raises(RewindError, match="needs the true target of every source"):
+        trainer(tmp_path, [Reward.of(low_tokens)], extra={"importance_advantages": "target"})
+    with pytest.raises(RewindError, match="takes the place of --scale_rewards"):
+        trainer(tmp_path, [Reward.of(low_tokens)], extra={"spread_floor": 0.1}, scale_rewards="group")
+
+
+def test_checkpoints_stand_where_a_rollout_has_been_used_up(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "num_iterations": 2, "save_steps": 3}
+    with pytest.raises(RewindError, match="make --save_steps a multiple of 2, not 3"):
+        trainer(tmp_path, [Reward.of(low_tokens)], **settings)
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "beta": 0.1, "learning_rate": 0.01}
+    whole = trainer(tmp_path / "whole", [Reward.of(low_tokens)], **settings)
+    whole.train()
+    cut = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
+    cut.add_callback(StopAfter(3))
+    cut.train()
+    (tmp_path / "cut" / "checkpoint-4").mkdir()  # what a kill in the middle of saving leaves
+    again = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
+    fit(again, tmp_path / "cut", resume=True)
+    for name, weight in whole.model.named_parameters():
+        assert torch.equal(weight, again.model.get_parameter(name)), name
+    rewards = [[row["reward"] for row in run.state.log_history if "reward" in row] for run in (whole, again)]
+    assert rewards[0] == rewards[1]
+
+
+class StopAfter(TrainerCallback):
+    """Ends a run early, between two checkpoints."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+        control.should_save = control.should_save and state.global_step < self.step
 
 
 @pytest.mark.slow

@@ -71,6 +71,23 @@ class GRPOArguments(ImproveArguments):
         default_factory=list,
         metadata={"help": "JSON lists to evaluate on while training, with --eval_strategy steps --eval_steps N"},
     )
+    dead_group_retries: int = field(
+        default=0, metadata={"help": "how often a group whose rewards are all alike is replaced by another"}
+    )
+    spread_floor: float | None = field(
+        default=None, metadata={"help": "divide advantages by their group's standard deviation, at least by this"}
+    )
+    importance_advantages: str = field(
+        default="none",
+        metadata={
+            "help": "weigh a token's advantage by whether it changes: in the true target, in the group's other "
+            "candidates, or (to compare) in the candidate itself",
+            "choices": ["none", "target", "group", "own"],
+        },
+    )
+    early_stop: int = field(
+        default=0, metadata={"help": "stop after so many evaluations without a better one; 0 never does"}
+    )
 
 
 @dataclass

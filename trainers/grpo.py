@@ -25,11 +25,13 @@ from trl import GRPOConfig, GRPOTrainer
 from rewards import Batch, Reward, score
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
+from rl.models.dynamics import token_ids
 from rl.models.noise import Noise
 from rl.models.sampler import MAX_ROWS, sample_tokens
 from rl.report.grids import candidate_row, sheet
 from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
+from trainers.advantages import Importance, dead_rows, shaped, token_weights
 from trainers.checkpoints import WholeCheckpoints
 from trainers.scoring import IGNORED, score_under
 from trainers.sharding import ShardingCheck, gathered, keep_head_whole
@@ -53,6 +55,11 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
             them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
         oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
+        dead_group_retries: how often a group whose rewards are all alike is replaced by one of another source and
+            action; what is then still alike stays out of the loss.
+        spread_floor: divide a group's advantages by its standard deviation, or by this where it is smaller; None
+            leaves them to `scale_rewards`.
+        importance_advantages: weigh a token's advantage by whether it changes (`trainers.advantages.token_weights`).
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
 
@@ -65,6 +72,9 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         *,
         validation: Sequence[Triplet] = (),
         oracle: Callable[[Sequence[Triplet], Sequence[Candidate]], dict[str, float]] | None = None,
+        dead_group_retries: int = 0,
+        spread_floor: float | None = None,
+        importance_advantages: Importance = "none",
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.top_k or args.top_p != 1.0 or args.min_p:
@@ -83,16 +93,25 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
                 f"--save_steps a multiple of {cycle}, not {args.save_steps:g}"
             )
+        if spread_floor is not None and (spread_floor <= 0 or args.scale_rewards not in ("none", False)):
+            raise RewindError(
+                "--spread_floor must be above 0 and takes the place of --scale_rewards: leave that 'none'"
+            )
+        if importance_advantages == "target" and any(triplet.target is None for triplet in triplets):
+            raise RewindError("--importance_advantages target needs the true target of every source: use 'group'")
         if (args.eval_strategy != "no") != bool(validation):
             raise RewindError(
                 "evaluation while training needs both sources and actions to evaluate on (--validation) and "
                 "--eval_strategy steps"
             )
         self.vlm, self.triplets, self.rewards_of_ours = vlm, [*triplets, *validation], list(rewards)
-        self.oracle = oracle
+        self.oracle, self.num_training = oracle, len(triplets)
+        self.dead_group_retries, self.spread_floor = dead_group_retries, spread_floor
+        self.importance_advantages: Importance = importance_advantages
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
         self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
         self.last_scored: list[Scored] = []
+        self.last_rows: list[tuple[int, int]] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
         args.max_completion_length = vlm.layout.tokens_per_image
@@ -137,34 +156,81 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     # ---- rollouts and rewards
 
     def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        """Draw this process's part of the groups; TRL repeats the prompts, so a group's rows stand together."""
+        """Draw and score this process's part of the groups, whose rows stand together: TRL repeats prompts."""
         parts = self._parts(prompts)
-        noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
-        token_prompts = {n: self.vlm.fdm_prompt(self.source_ids[n], self.triplets[n].action) for n, _ in parts}
-        drawn: dict[tuple[int, range], tuple[Tensor, Tensor]] = {}
         with gathered(self):
-            for members in dict.fromkeys(members for _, members in parts):
-                numbers = [n for n, those in parts if those == members]
-                with self.vlm.using("default", merged=True), self.accelerator.autocast():
-                    found = sample_tokens(
-                        self.vlm,
-                        [token_prompts[n] for n in numbers],
-                        self.distribution,
-                        num_samples=len(members),
-                        first_candidate=members.start,
-                        max_tokens=self.vlm.layout.tokens_per_image,
-                        noise=noise,
-                        max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
-                    )
-                groups = zip(found.ids_PGT.cpu(), found.logprobs_PGT.cpu(), strict=True)
-                drawn |= {(n, members): group for n, group in zip(numbers, groups, strict=True)}
-            ids, logprobs = (torch.cat([drawn[part][i] for part in parts]) for i in (0, 1))
-            self._score(parts, ids, logprobs)
+            rows = self._draw_and_score(parts)
+            if self.model.training:
+                self._replace_dead_groups(parts, rows, self.accelerator.process_index * len(prompts))
+        self.last_scored = [scored for part in rows for scored in part]
+        self.last_rows = [(number, member) for number, members in parts for member in members]
+        if not self.model.training:
+            self._note_validation(parts, rows)
         return {
-            "prompt_ids": [token_prompts[n] for n, members in parts for _ in members],
-            "completion_ids": ids.tolist(),
-            "logprobs": logprobs.tolist(),
+            "prompt_ids": [self._prompt_ids(number) for number, _ in self.last_rows],
+            "completion_ids": [scored.candidate.ids.tolist() for scored in self.last_scored],
+            "logprobs": [scored.candidate.logprobs.tolist() for scored in self.last_scored],
         }
+
+    def _prompt_ids(self, number: int) -> list[int]:
+        return self.vlm.fdm_prompt(self.source_ids[number], self.triplets[number].action)
+
+    def _draw_and_score(self, parts: Sequence[tuple[int, range]]) -> list[list[Scored]]:
+        """Candidates of each part of a group, scored once under our contract; TRL's reward columns only read that."""
+        noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
+        drawn: dict[tuple[int, range], list[Candidate]] = {}
+        for members in dict.fromkeys(members for _, members in parts):
+            numbers = [number for number, those in parts if those == members]
+            with self.vlm.using("default", merged=True), self.accelerator.autocast():
+                found = sample_tokens(
+                    self.vlm,
+                    [self._prompt_ids(number) for number in numbers],
+                    self.distribution,
+                    num_samples=len(members),
+                    first_candidate=members.start,
+                    max_tokens=self.vlm.layout.tokens_per_image,
+                    noise=noise,
+                    max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
+                )
+            groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)
+            for number, (ids, logprobs) in zip(numbers, groups, strict=True):
+                drawn[number, members] = [Candidate(a, b, self.vlm) for a, b in zip(ids, logprobs, strict=True)]
+        rows = [self.triplets[number] for number, members in parts for _ in members]
+        batch = Batch(
+            [row.action for row in rows],
+            [candidate for part in parts for candidate in drawn[part]],
+            [row.source for row in rows],
+            [row.target for row in rows],
+            [row.task for row in rows],
+            log_metric=self._log_metric,
+            trainer_state=self.state,
+        )
+        scored = iter(score(self.rewards_of_ours, batch))
+        return [[next(scored) for _ in members] for _, members in parts]
+
+    def _replace_dead_groups(self, parts: list[tuple[int, range]], rows: list[list[Scored]], first_row: int) -> None:
+        """Draw other sources and actions in the place of groups whose totals are all alike, within the budget.
+
+        The replacement depends on seed, step and the group's number alone, so that every process takes the same.
+        """
+        group, rng_of = self.num_generations, (self.args.seed, self.state.global_step)
+        starts = np.cumsum([0, *(len(members) for _, members in parts[:-1])]) + first_row
+        for attempt in range(self.dead_group_retries + 1):
+            totals = [scored.total for part in rows for scored in part]
+            everyone = gather_object(totals) if self.accelerator.num_processes > 1 else totals
+            known = np.array([np.nan if total is None else total for total in everyone]).reshape(-1, group)
+            # A total that is missing teaches nothing either.
+            dead = ~(np.nan_to_num(known, nan=-np.inf).max(1) - np.nan_to_num(known, nan=np.inf).min(1) > 1e-6)
+            if attempt == 0:
+                self._log_metric("dead_groups", float(dead.mean()))
+            if attempt == self.dead_group_retries or not dead.any():
+                return
+            again = [i for i, start in enumerate(starts) if dead[start // group]]
+            for i in again:
+                drawn = np.random.default_rng((*rng_of, attempt, int(starts[i]) // group)).integers(self.num_training)
+                parts[i] = (int(drawn), parts[i][1])
+            for i, part in zip(again, self._draw_and_score([parts[i] for i in again]), strict=True) if again else ():
+                rows[i] = part
 
     def _parts(self, prompts: list[str]) -> list[tuple[int, range]]:
         """(number of the triplet, members of its group) of this process's rows: a group may span processes.
@@ -184,26 +250,11 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             row = stop
         return parts
 
-    def _score(self, parts: Sequence[tuple[int, range]], ids_BK: Tensor, logprobs_BK: Tensor) -> None:
-        """Score a rollout once, under our contract; the columns that TRL asks for are then only read."""
-        rows = [self.triplets[number] for number, members in parts for _ in members]
-        candidates = [Candidate(a, b, self.vlm) for a, b in zip(ids_BK.numpy(), logprobs_BK.numpy(), strict=True)]
-        batch = Batch(
-            [row.action for row in rows],
-            candidates,
-            [row.source for row in rows],
-            [row.target for row in rows],
-            [row.task for row in rows],
-            log_metric=self._log_metric,
-            trainer_state=self.state,
-        )
-        self.last_scored = score(self.rewards_of_ours, batch)
-        if self.model.training:
-            return
-        scored = iter(self.last_scored)
-        self._validated += [(self.triplets[n], [next(scored) for _ in members]) for n, members in parts]
+    def _note_validation(self, parts: Sequence[tuple[int, range]], rows: Sequence[list[Scored]]) -> None:
+        self._validated += [(self.triplets[number], part) for (number, _), part in zip(parts, rows, strict=True)]
         if self.oracle is not None:
-            for name, value in self.oracle(rows, candidates).items():
+            triplets = [self.triplets[number] for number, _ in self.last_rows]
+            for name, value in self.oracle(triplets, [scored.candidate for scored in self.last_scored]).items():
                 self._log_metric(name, value)
 
     def _column(self, reward: Reward) -> Any:
@@ -248,9 +299,34 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        if self.state.global_step == 0 and self.model.training:
-            self._check_identity(output)
+        if self.model.training:
+            if self.state.global_step == 0:
+                self._check_identity(output)
+            self._shape_advantages(output)
         return output
+
+    def _shape_advantages(self, output: dict[str, Any]) -> None:
+        """Leave groups that are all alike out of the loss, their KL term too; divide and weigh as configured."""
+        group, here = self.num_generations, output["advantages"]
+        first = self.accelerator.process_index * len(here)
+        part = slice(first, first + len(here))
+        everyone = self.accelerator.gather(here)
+        output["completion_mask"] = output["completion_mask"].masked_fill(dead_rows(everyone, group)[part, None], 0)
+        weights = None
+        if self.importance_advantages != "none":
+            weights = token_weights(
+                self.accelerator.gather(self._changed().to(here.device)), group, self.importance_advantages
+            )
+        output["advantages"] = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)[part]
+
+    def _changed(self) -> Tensor:
+        """Where a row's candidate (or, for `target`, its true target) differs from its source, bool [B, K]."""
+        sources = torch.tensor([self.source_ids[number] for number, _ in self.last_rows])
+        if self.importance_advantages == "target":
+            targets = [self.triplets[number].target for number, _ in self.last_rows]
+            known = token_ids(self.vlm, [target for target in targets if target is not None])
+            return torch.tensor(known) != sources
+        return torch.tensor(np.stack([scored.candidate.ids for scored in self.last_scored])) != sources
 
     def _check_identity(self, output: dict[str, Any]) -> None:
         """At step 0 the loss must see the very distribution that was sampled from, in train mode.

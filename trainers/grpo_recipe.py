@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from transformers import set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from trl import GRPOConfig
 
 from rewards import Reward, load_rewards
@@ -60,19 +61,26 @@ def open_for_improvement(
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
     check_output(config)
+    if arguments.early_stop and not config.load_best_model_at_end:
+        raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
     validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs)
+    kind: Any = arguments.importance_advantages
+    early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     trainer = WorldModelGRPOTrainer(
         vlm,
         triplets,
         rewards,
         config,
         validation=validation,
-        callbacks=[MetricsFile(output / "metrics.jsonl")],
+        dead_group_retries=arguments.dead_group_retries,
+        spread_floor=arguments.spread_floor,
+        importance_advantages=kind,
+        callbacks=[MetricsFile(output / "metrics.jsonl"), *early],
     )
     fit(trainer, output, arguments.resume)
     folder = save_adapter(vlm, output)
