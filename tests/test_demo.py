@@ -166,6 +166,7 @@ def test_differences_in_words() -> None:
     assert how_sure([0.05, 0.01, 0.09]).startswith("better: +5.0 points")
     assert how_sure([-0.05, -0.09, -0.01]).startswith("worse: -5.0")
     assert how_sure([0.05, -0.01, 0.11]).startswith("no difference shown")
+    assert how_sure([-0.05, -0.09, -0.01], less_is_better=True).startswith("better: -5.0")
 
 
 def test_area_under_the_curve_by_hand() -> None:

@@ -53,13 +53,15 @@ def text_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def how_sure(entry: Sequence[float], unit: str = "points of success", times: float = 100.0) -> str:
+def how_sure(
+    entry: Sequence[float], unit: str = "points of success", times: float = 100.0, less_is_better: bool = False
+) -> str:
     """A paired difference in words that fit it."""
     difference, low, high = (times * value for value in entry)
     amount = f"{difference:+.1f} {unit} (95 % interval {low:+.1f} to {high:+.1f})"
-    if low > 0:
-        return f"better: {amount}"
-    return f"worse: {amount}" if high < 0 else f"no difference shown: {amount}"
+    if low <= 0 <= high:
+        return f"no difference shown: {amount}"
+    return f"{'better' if (low > 0) != less_is_better else 'worse'}: {amount}"
 
 
 def report(story: Story, results: dict[str, Any], test: Cases) -> str:

@@ -207,7 +207,12 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
     comparisons = _table(
         ["comparison", "what it asks", "measure", "paired on the same cases and noise, mean of the seeds"],
         [
-            [f"`{name}`", COMPARISONS[name], key.replace("_", " "), how_sure(entry, *units.get(key, ("points", 100.0)))]
+            [
+                f"`{name}`",
+                COMPARISONS[name],
+                key.replace("_", " "),
+                how_sure(entry, *units.get(key, ("points", 100.0)), less_is_better=key == "copy_rate"),
+            ]
             for name, measures in mean["paired"].items()
             for key, entry in measures.items()
         ],
