@@ -107,8 +107,7 @@ class Endpoint:
             raise RewindError("the judge was stopped")
         tries = "once" if self.retries == 0 else f"{self.retries + 1} times"
         raise RewindError(
-            f"the judge at {self.url} failed {tries}, at last: {last}; see to the server or try again later: answers "
-            "so far are kept in the cache"
+            f"the judge at {self.url} failed {tries}, at last: {last}; see to the server or try again later"
         ) from None
 
     def clean(self, text: str) -> str:
