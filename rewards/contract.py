@@ -2,24 +2,30 @@
 
 A reward is any callable with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`. Here
 `prompts` are action texts and `completions` predicted pictures (PIL). It receives only the parameters that it names,
-so `def bright(completions, **_)` has pictures decoded and `def f(predicted_ids, source_ids, **_)` does not. None means
-that a candidate cannot be scored; NaN, a wrong count and exceptions stop the run with the reward's name.
+so `def bright(completions, **_)` has pictures decoded and `def f(predicted_ids, source_ids, **_)` does not. It may be
+`async`. None means that a candidate cannot be scored; NaN, a wrong count and exceptions stop the run with the reward's
+name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from rl.errors import RewindError
 from rl.images import Picture
-from rl.triplets import Candidate, Scored
+from rl.triplets import Candidate
 
-RewardFunction = Callable[..., "list[float | None]"]
+RewardFunction = Callable[..., "list[float | None] | Awaitable[list[float | None]]"]
 
 COLUMNS = (
     "prompts",
@@ -62,7 +68,7 @@ class Batch:
     @cached_property
     def completions(self) -> list[Any]:
         """The predicted pictures, decoded once for all rewards."""
-        return [candidate.image for candidate in self.candidates]
+        return pictures_of(self.candidates)
 
     @cached_property
     def predicted_ids(self) -> list[list[int]]:
@@ -77,6 +83,30 @@ class Batch:
         from rl.models.dynamics import token_ids
 
         return token_ids(self.candidates[0].backbone, self.source_image)
+
+    def only(self, number: int) -> Batch:
+        """One candidate as a batch of its own, which logs nothing."""
+        one = slice(number, number + 1)
+        assert self.target_image is not None
+        assert self.task is not None
+        return Batch(
+            self.prompts[one],
+            self.candidates[one],
+            self.source_image[one],
+            self.target_image[one],
+            self.task[one],
+            trainer_state=self.trainer_state,
+        )
+
+
+def pictures_of(candidates: Sequence[Candidate]) -> list[Image.Image]:
+    """The pictures of candidates of one backbone; those that nobody has looked at are decoded together."""
+    fresh = [candidate for candidate in candidates if "image" not in vars(candidate)]
+    if fresh:
+        decoded = fresh[0].backbone.decode(np.stack([candidate.ids for candidate in fresh]))
+        for candidate, array in zip(fresh, decoded, strict=True):
+            vars(candidate)["image"] = Image.fromarray(array)  # where `Candidate.image` keeps it, too
+    return [candidate.image for candidate in candidates]
 
 
 @dataclass(frozen=True)
@@ -93,8 +123,8 @@ class Reward:
         """Check a function's signature once.
 
         Raises:
-            RewindError: no callable, a parameter that nothing can fill, positional-only parameters, a weight that is no
-                number.
+            RewindError: no callable or one without a signature, a parameter that nothing can fill, positional-only
+                parameters, a weight that is no number.
         """
         own = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
         name = name or str(own)
@@ -102,8 +132,12 @@ class Reward:
             raise RewindError(f"the reward '{name}' cannot be called: it is a {type(function).__name__}")
         if not math.isfinite(weight):
             raise RewindError(f"the weight of the reward '{name}' must be a number, not {weight}")
+        try:
+            signature = inspect.signature(function)
+        except ValueError as error:  # some functions that are written in C
+            raise RewindError(f"the reward '{name}' does not say what it asks for: wrap it in a function") from error
         asks_for = []
-        for parameter in inspect.signature(function).parameters.values():
+        for parameter in signature.parameters.values():
             if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 continue
             if parameter.kind is parameter.POSITIONAL_ONLY:
@@ -124,13 +158,17 @@ class Reward:
             RewindError: an exception inside (kept as its cause), a wrong count, NaN or something that is no number.
         """
         try:
-            scores = self.function(**{column: getattr(batch, column) for column in self.asks_for})
-        except RewindError:
-            raise
+            scores = self._ask(batch)
+        except RewindError as error:
+            raise RewindError(f"the reward '{self.name}' failed: {error}") from error
         except Exception as error:  # whatever a user's function raises stops the run; it never becomes a number
-            raise RewindError(f"the reward '{self.name}' failed: {type(error).__name__}: {error}") from error
+            where, what = self._where_it_fails(batch), f"{type(error).__name__}: {error}"
+            raise RewindError(f"the reward '{self.name}' failed{where}: {what}") from error
         try:
-            found = [None if score is None else float(score) for score in scores]
+            listed: list[Any] = [scores] if isinstance(scores, str | Mapping) else list(scores)
+            if any(isinstance(score, str | Mapping) for score in listed):
+                raise TypeError(f"not {scores!r:.80}")
+            found = [None if score is None else float(score) for score in listed]
         except (TypeError, ValueError) as error:
             raise RewindError(f"the reward '{self.name}' must return a list of numbers or None: {error}") from error
         if len(found) != len(batch.candidates):
@@ -144,17 +182,30 @@ class Reward:
                 )
         return found
 
+    def _ask(self, batch: Batch) -> Any:
+        """What the function returns, waited for if it is `async`."""
+        answer = self.function(**{column: getattr(batch, column) for column in self.asks_for})
+        return _wait_for(answer) if inspect.isawaitable(answer) else answer
 
-def score(rewards: Sequence[Reward], batch: Batch) -> list[Scored]:
-    """Every candidate with its scores by name and their weighted sum.
+    def _where_it_fails(self, batch: Batch) -> str:
+        """The first candidate that fails alone too, in words: the function sees the batch as a whole."""
+        for number in range(len(batch.candidates)):
+            try:
+                self._ask(batch.only(number))
+            except Exception:  # the first exception is the one that is reported
+                return f" on candidate {number} ('{batch.prompts[number]}')"
+        return f" on {len(batch.candidates)} candidates together, though on none of them alone"
 
-    A candidate for which a reward with a weight other than 0 gives None has no total (None): it cannot be scored.
-    """
-    by_name = {reward.name: reward(batch) for reward in rewards}
-    scored = []
-    for number, candidate in enumerate(batch.candidates):
-        terms = [(reward.weight, by_name[reward.name][number]) for reward in rewards if reward.weight != 0]
-        known = [weight * value for weight, value in terms if value is not None]
-        total = sum(known) if len(known) == len(terms) else None
-        scored.append(Scored(candidate, {name: scores[number] for name, scores in by_name.items()}, total))
-    return scored
+
+def _wait_for(answer: Awaitable[Any]) -> Any:
+    """The result of an awaitable; in a notebook, where a loop runs already, from a thread with a loop of its own."""
+
+    async def wait() -> Any:
+        return await answer
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()

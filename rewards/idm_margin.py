@@ -13,38 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from rewards.rivals import pick_rivals, word_edits
 from rl.errors import RewindError
 from rl.images import Picture
 from rl.models.dynamics import InverseDynamics
 from rl.triplets import Candidate
-from rl.unified import words_of
-
-SWAPS = (
-    ("left", "right"),
-    ("up", "down"),
-    ("above", "under"),
-    ("above", "below"),
-    ("add", "remove"),
-    ("open", "close"),
-    ("into", "out of"),
-    ("red", "blue"),
-    ("blue", "yellow"),
-    ("green", "purple"),
-    ("white", "black"),
-    ("circle", "square"),
-    ("star", "cross"),
-    ("triangle", "ring"),
-)
-"""Words whose exchange names another action in the same phrasing."""
-
-
-def word_edits(action: str) -> list[str]:
-    """The action with one word exchanged for its counterpart, for each word of `SWAPS` in it."""
-    words, found = action.split(), []
-    for one, other in [*SWAPS, *((b, a) for a, b in SWAPS)]:
-        if one in words:
-            found.append(" ".join(other if word == one else word for word in words))
-    return list(dict.fromkeys(found))
 
 
 class IDMMargin:
@@ -118,16 +91,5 @@ class IDMMargin:
         }
 
     def _rivals(self, source: Picture, action: str, said: Sequence[str]) -> list[str]:
-        seen: set[tuple[str, ...]] = {tuple(words_of(action))}
-        rivals: list[str] = []
-        for number, rival in enumerate((*said, *word_edits(action), *self.actions)):
-            if number >= len(said) and len(rivals) >= self.num_rivals:
-                break
-            key = tuple(words_of(rival))
-            if not key or key in seen:
-                continue
-            seen.add(key)
-            if self.same_outcome is not None and self.same_outcome(source, action, rival):
-                continue
-            rivals.append(rival)
-        return rivals
+        offered = (*said, *word_edits(action), *self.actions)
+        return pick_rivals(source, action, offered, self.num_rivals, self.same_outcome, always=len(said))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.contract import Reward, RewardFunction
+from rewards.contract import COLUMNS, Reward, RewardFunction
+from rewards.rivals import SameOutcome
+from rl.arguments import mapping
 from rl.errors import RewindError
 
 
@@ -16,59 +20,98 @@ def load_rewards(
     specifications: Sequence[str | RewardFunction | Reward],
     idm: Any = None,
     actions: Sequence[str] = (),
+    *,
+    same_outcome: SameOutcome | None = None,
+    arguments: Mapping[str, Mapping[str, Any]] | str | None = None,
 ) -> list[Reward]:
     """Rewards in the order given, with unique names.
 
+    A class, built in or of one's own, is made here: where its constructor names `idm`, `actions` or `same_outcome`, it
+    is given what stands here.
+
     Args:
         specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', or a callable.
-        idm: the inverse model that the built-ins which need one are given.
-        actions: sentences of the data set, from which `idm_margin` takes rivals.
+        idm: the inverse model.
+        actions: sentences of the data set, from which rivals are taken.
+        same_outcome: `(source_picture, a, b) -> bool`, whether two sentences name one outcome.
+        arguments: by the reward's name, e.g. {"keep_unchanged": {"default": 3}}, or that as JSON.
 
     Raises:
-        RewindError: an unknown name, a file that does not import, a missing attribute, a name twice.
+        RewindError: an unknown name, a file that does not import, a missing attribute, a name twice, arguments that do
+            not fit or belong to no reward.
     """
-    loaded = [item if isinstance(item, Reward) else _one(item, idm, actions) for item in specifications]
+    given = mapping(arguments) if isinstance(arguments, str) else dict(arguments or {})
+    for name, values in given.items():
+        if not isinstance(values, Mapping):
+            raise RewindError(f"the arguments of the reward '{name}' must be a mapping of names to values")
+    offered = {"idm": idm, "actions": actions, "same_outcome": same_outcome}
+    loaded = [_one(item, offered, given) for item in specifications]
     if not loaded:
         raise RewindError("give at least one reward")
     names = [reward.name for reward in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise RewindError(f"the reward '{twice[0]}' is given twice")
+    unused = sorted(set(given) - set(names))
+    if unused:
+        raise RewindError(f"there are arguments for the reward '{unused[0]}' and no such reward among {names}")
     return loaded
 
 
-def _one(item: str | RewardFunction, idm: Any, actions: Sequence[str]) -> Reward:
+def _one(
+    item: str | RewardFunction | Reward, offered: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
+) -> Reward:
     from rewards import BUILT_IN
 
+    if isinstance(item, Reward):
+        if item.name in given:
+            raise RewindError(f"the reward '{item.name}' is ready and takes no arguments: set them where it is made")
+        return item
     if not isinstance(item, str):
-        return Reward.of(item)
+        name = str(getattr(item, "name", None) or getattr(item, "__name__", type(item).__name__))
+        return Reward.of(_made(item, name, offered, given), name)
     path, _, number = item.partition("=")
     try:
         weight = float(number) if number else 1.0
     except ValueError as error:
         raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error
-    if path in BUILT_IN:
-        return Reward.of(_built_in(path, idm, actions), path, weight)
-    if ":" not in path:
+    if path not in BUILT_IN and ":" not in path:
         raise RewindError(
             f"there is no reward '{path}': the built-in ones are {', '.join(sorted(BUILT_IN))}; one of your own is "
             "'file.py:function' or 'package.module:function'"
         )
-    found = _attribute(path)
-    return Reward.of(found() if isinstance(found, type) else found, path.rpartition(":")[2], weight)
+    found, name = (BUILT_IN[path], path) if path in BUILT_IN else (_attribute(path), path.rpartition(":")[2])
+    return Reward.of(_made(found, name, offered, given), name, weight)
 
 
-def _built_in(name: str, idm: Any, actions: Sequence[str]) -> RewardFunction:
-    from rewards import BUILT_IN, NEEDS_IDM
-
-    made: type[Any] = BUILT_IN[name]
-    if name in NEEDS_IDM:
-        if idm is None:
-            raise RewindError(f"the reward '{name}' needs an inverse model: give --idm")
-        if name == "idm_margin":
-            return made(idm, actions)  # type: ignore[no-any-return]
-        return made(idm)  # type: ignore[no-any-return]
-    return made()  # type: ignore[no-any-return]
+def _made(found: Any, name: str, offered: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> RewardFunction:
+    """A class as an object, a function with its arguments filled in; anything else as it is."""
+    arguments = dict(given.get(name, {}))
+    if not isinstance(found, type) and not arguments:
+        return found  # type: ignore[no-any-return]
+    if not (isinstance(found, type) or inspect.isfunction(found)):
+        raise RewindError(f"the reward '{name}' is ready and takes no arguments: set them where it is made")
+    rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = {key: p for key, p in inspect.signature(found).parameters.items() if p.kind not in rest}
+    taken = {key for key in parameters if isinstance(found, type) or key not in COLUMNS}
+    unknown = sorted(set(arguments) - taken)
+    if unknown:
+        raise RewindError(f"the reward '{name}' has no argument '{unknown[0]}': it has {sorted(taken) or 'none'}")
+    if not isinstance(found, type):
+        return functools.partial(found, **arguments)
+    arguments = {key: offered[key] for key in parameters if offered.get(key)} | arguments
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            what = "an inverse model: give --idm" if key == "idm" else f"the argument '{key}': see --reward_arguments"
+            raise RewindError(f"the reward '{name}' needs {what}")
+    make: Callable[..., RewardFunction] = found
+    try:
+        return make(**arguments)
+    except RewindError:
+        raise
+    except Exception as error:  # a constructor may raise anything at values that do not fit
+        why = f"{type(error).__name__}: {error}"
+        raise RewindError(f"the reward '{name}' cannot be made with {arguments}: {why}") from error
 
 
 def _attribute(path: str) -> Any:

@@ -29,9 +29,14 @@ def load_fdm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> For
     return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER))
 
 
-def load_idm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> InverseDynamics:
-    """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights."""
-    return InverseDynamics(*_open(base_or_run, backbone, IDM_ADAPTER))
+def load_idm(
+    base_or_run: str | Path, backbone: UnifiedVLM | None = None, adapter: str = IDM_ADAPTER
+) -> InverseDynamics:
+    """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights.
+
+    A second inverse model on one backbone needs another name for its `adapter`.
+    """
+    return InverseDynamics(*_open(base_or_run, backbone, adapter))
 
 
 def rerank(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,21 @@ def plain(arguments: Any) -> Any:
     return str(arguments) if isinstance(arguments, Path) else arguments
 
 
+def mapping(text: str) -> dict[str, Any]:
+    """A mapping that is written as JSON on the command line; in a YAML file it is one already.
+
+    Raises:
+        RewindError: not JSON, or something else than a mapping.
+    """
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RewindError(f'{text!r} is not JSON ({error}): write \'{{"name": {{"argument": 1}}}}\'') from error
+    if not isinstance(found, dict):
+        raise RewindError(f'{text!r} is no mapping: write \'{{"name": {{"argument": 1}}}}\'')
+    return found
+
+
 def _only_config() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", type=Path)
@@ -87,6 +103,8 @@ def _convert(action: argparse.Action, value: Any, path: Path) -> Any:
     if isinstance(action, argparse.BooleanOptionalAction | argparse._StoreTrueAction):
         if not isinstance(value, bool):
             raise RewindError(f"{path}: '{action.dest}' must be true or false, not {value!r}")
+        return value
+    if action.type is mapping and isinstance(value, dict):
         return value
     many = action.nargs in ("+", "*")
     items = value if isinstance(value, list) else [value]

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
 
 if TYPE_CHECKING:
+    from rewards import Reward
     from rl.evaluation.oracle import Task
     from rl.models.dynamics import ForwardDynamics, InverseDynamics
     from rl.unified import UnifiedVLM
@@ -35,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="test", help="a split of the world, if it has any")
     p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
     p.add_argument("--num_ceiling", type=int, default=2000, help="scenes for the tokenizer's ceiling")
-    p.add_argument("--best_of", type=int, default=1, help="also best of 1, 2, 4, ... N by idm_likelihood; needs --idm")
+    p.add_argument("--best_of", type=int, default=1, help="also best of 1, 2, 4, ... N by --rewards")
+    p.add_argument("--rewards", nargs="+", default=["idm_likelihood"], help="what best of N goes by, as in rerank.py")
+    p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, required=True)
@@ -56,8 +59,8 @@ def main() -> None:
 
     if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
-    if arguments.best_of < 1 or (arguments.best_of > 1 and arguments.idm is None):
-        raise RewindError("--best_of must be at least 1, and above 1 it needs --idm to choose by")
+    if arguments.best_of < 1:
+        raise RewindError(f"--best_of must be at least 1, not {arguments.best_of}")
     if arguments.triplets is not None:
         return _on_triplets(arguments)
     world = load_split(arguments.world, arguments.split)
@@ -68,6 +71,8 @@ def main() -> None:
         idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
         _check_size(arguments.idm, idm.backbone, world)
     fdm.check(temperature=arguments.temperature)
+    tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
+    rewards = _rewards(idm, world, tasks, arguments) if arguments.best_of > 1 else []
     inputs = [arguments.fdm, arguments.idm]
     output = claim(
         arguments.output, "evaluate.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite
@@ -76,7 +81,6 @@ def main() -> None:
     def keep() -> None:  # after every part, so that an interruption loses one part at most
         (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
     results: dict[str, object] = {
         "ceiling": oracle.tokenizer_ceiling(fdm.backbone, world, tasks[: arguments.num_ceiling])
     }
@@ -94,9 +98,9 @@ def main() -> None:
         results["idm"] = oracle.idm_descriptions(idm, world, tasks)
         keep()
         results["idm_prefers_truth"] = prefers_truth(idm.score, world, tasks, arguments.seed)
-    if idm is not None and arguments.best_of > 1:
+    if rewards:
         keep()
-        results["best_of_n"] = _best_of_n(fdm, idm, world, tasks, arguments)
+        results["best_of_n"] = _best_of_n(fdm, rewards, world, tasks, arguments)
     keep()
     rows = [
         [(task.source, "source"), (task.target, task.action), (image, "predicted")]
@@ -140,9 +144,27 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     print(f"results and sheet.png in {output}")
 
 
+def _rewards(
+    idm: InverseDynamics | None, world: World, tasks: list[Task], arguments: argparse.Namespace
+) -> list[Reward]:
+    """What best of N goes by; which sentences name one outcome is the world's to say."""
+    from rewards import load_rewards
+
+    scenes = {id(task.source): task.scene for task in tasks}
+    same = getattr(world, "same_outcome", None)
+    return load_rewards(
+        arguments.rewards,
+        idm,
+        [task.action for task in tasks],
+        same_outcome=None if same is None else lambda source, a, b: bool(same(scenes[id(source)], a, b)),
+        arguments=arguments.reward_arguments,
+    )
+
+
 def _best_of_n(
-    fdm: ForwardDynamics, idm: InverseDynamics, world: World, tasks: list[Task], arguments: argparse.Namespace
+    fdm: ForwardDynamics, rewards: list[Reward], world: World, tasks: list[Task], arguments: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
+    from rewards import Batch, score
     from rl.evaluation import oracle
     from rl.search.best_of_n import expected_best
 
@@ -152,8 +174,9 @@ def _best_of_n(
     groups = fdm.sample([t.source for t in tasks], [t.action for t in tasks], drawn, **settings)
     sources = [task.source for task in tasks for _ in range(drawn)]
     actions = [task.action for task in tasks for _ in range(drawn)]
-    flat = idm.score(sources, [candidate for group in groups for candidate in group], actions)
-    scores = [flat[start : start + drawn] for start in range(0, len(flat), drawn)]
+    targets = [task.target for task in tasks for _ in range(drawn)]
+    flat = score(rewards, Batch(actions, [candidate for group in groups for candidate in group], sources, targets))
+    scores = [[s.total for s in flat[start : start + drawn]] for start in range(0, len(flat), drawn)]
     numbers = [2**k for k in range(arguments.best_of.bit_length()) if 2**k <= arguments.best_of]
     return oracle.best_of_n(groups, scores, world, tasks, expected_best, numbers)
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.arguments import mapping, parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
         default=["idm_likelihood"],
         help="built-in names, file.py:function or package.module:function, each with =WEIGHT if it is not 1",
     )
+    p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--min_score", type=float, help="abstain below this total")
     p.add_argument("--min_lead", type=float, help="abstain below this lead over the runner-up")
@@ -67,7 +68,8 @@ def main() -> None:
     idm = None
     if arguments.idm is not None:
         idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
-    rewards = load_rewards(arguments.rewards, idm)
+    actions = [triplet.action for triplet in triplets]
+    rewards = load_rewards(arguments.rewards, idm, actions, arguments=arguments.reward_arguments)
     output = claim(
         arguments.output,
         "rerank.py",

@@ -12,6 +12,7 @@ from conftest import make_tiny
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from rewards.ensemble import Ensemble
 from rl import load_fdm, load_idm
 from rl.errors import RewindError
 from rl.models.bases import load_base, save_base
@@ -55,6 +56,18 @@ def test_each_role_uses_its_own_adapter(runs: tuple[Path, Path, Path], picture: 
         hidden = fdm.backbone.hidden_states(torch.tensor([[0, 40, 41]]), use_cache=False).last_hidden_state
     expected = plain.backbone.hidden_states(torch.tensor([[0, 40, 41]]), use_cache=False).last_hidden_state
     assert torch.allclose(hidden, expected, atol=1e-6)
+
+
+def test_an_ensemble_shares_one_backbone(runs: tuple[Path, Path, Path], picture: np.ndarray) -> None:
+    base, fdm_run, idm_run = runs
+    action = "move the red circle left"
+    alone = [load_idm(run).score(picture, [255 - picture], action)[0] for run in (idm_run, fdm_run, base)]
+    idm = load_idm(idm_run)
+    ensemble = Ensemble(idm, [fdm_run, str(base)])
+    assert all(member.backbone is idm.backbone for member in ensemble.members)
+    found = ensemble.by_member([action], [picture], [255 - picture])  # type: ignore[list-item]
+    assert found[:, 0].tolist() == pytest.approx(alone, abs=1e-5)
+    assert Ensemble(idm, [fdm_run]).members[1].adapter != ensemble.members[1].adapter  # a second one may be made
 
 
 def test_scoring_leaves_the_trainable_set_and_the_mode(runs: tuple[Path, Path, Path], picture: np.ndarray) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT
 
-from rewards import BUILT_IN
+from rewards import BUILT_IN, load_rewards
 from rewards.contract import COLUMNS
 from rl import rerank
 from rl.data.pretraining import pool_from_world
@@ -85,6 +86,19 @@ def test_the_reward_of_the_docs(tmp_path: Path, tiny: ChameleonVLM, picture: np.
         assert scored.total == pytest.approx((scored.scores["idm_likelihood"] or 0.0) + 0.1 * bright)
     page = (ROOT / "docs" / "rewards.md").read_text()
     assert all(f"`{name}`" in page for name in [*BUILT_IN, *COLUMNS])
+
+
+def test_the_yaml_of_the_rewards_page(tiny: ChameleonVLM) -> None:
+    names = {field.name for field in dataclasses.fields(GRPOArguments)}
+    found = [yaml.safe_load(block) for block in blocks("docs/rewards.md", "yaml")]
+    assert len(found) == 2
+    for config in found:
+        assert set(config) <= names
+        others = config["reward_arguments"].get("ensemble", {})
+        if others:
+            others["others"] = [InverseDynamics(tiny) for _ in others["others"]]  # the page's folders need a demo
+        loaded = load_rewards(config["rewards"], InverseDynamics(tiny), arguments=config["reward_arguments"])
+        assert {reward.name for reward in loaded} == set(config["reward_arguments"])
 
 
 def test_commands_of_the_docs_name_real_flags() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl.arguments import parse_with_config
+from rl.arguments import mapping, parse_with_config
 from rl.data.frames import pool_from_frames, read_captions, read_texts, video_frames
 from rl.data.pretraining import pool_from_world
 from rl.data.triplets_io import read_triplets, write_triplets
@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--frames", type=Path, nargs="+")
     p.add_argument("--family", choices=["a", "b"], default="a")
     p.add_argument("--resume", action="store_true")
+    p.add_argument("--settings", type=mapping)
     return p
 
 
@@ -117,6 +118,10 @@ def test_flags_win_over_the_config(tmp_path: Path) -> None:
     assert (found.steps, found.output, found.frames, found.resume) == (7, Path("flag"), [Path("x"), Path("y")], True)
     assert parse_with_config(parser(), ["--config", str(config)]).output == Path("from_file")
     assert parse_with_config(parser(), ["--output", "o"]).steps == 5
+    config.write_text("output: o\nsettings: {keep: {free: {move: 2}}}\n")
+    assert parse_with_config(parser(), ["--config", str(config)]).settings == {"keep": {"free": {"move": 2}}}
+    found = parse_with_config(parser(), ["--config", str(config), "--settings", '{"keep": {"default": 1}}'])
+    assert found.settings == {"keep": {"default": 1}}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,8 @@ def test_flags_win_over_the_config(tmp_path: Path) -> None:
         ("a: [", "is not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("output: null", "'output'"),
+        ("settings: [1]", "'settings' takes one value"),
+        ("settings: 'a=1'", "'a=1' is not JSON"),
     ],
 )
 def test_wrong_configs(tmp_path: Path, text: str, sentence: str) -> None:

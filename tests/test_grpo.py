@@ -12,13 +12,17 @@ from conftest import make_tiny
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 
-from rewards import Reward
+from rewards import Batch, Reward, load_rewards, score
+from rl import rerank
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.distribution import TokenDistribution
+from rl.models.dynamics import ForwardDynamics
 from rl.triplets import Triplet
-from trainers.arguments import RewindGRPOConfig
+from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
+from trainers.best_of_n import Keep, best_candidates, scored_groups
 from trainers.checkpoints import fit
+from trainers.dpo import Pairing
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.sft import LINEAR_LAYERS, add_adapter
 
@@ -80,6 +84,71 @@ def test_a_candidate_without_a_total_teaches_nothing(tmp_path: Path) -> None:
     advantages = output["advantages"].tolist()
     assert advantages[0] == advantages[4] == 0.0
     assert advantages[1:4] == pytest.approx([-1.0, 0.0, 1.0])
+
+
+class Watched:
+    """A reward that is an object: what it was asked and what it said."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted, self.said = wanted, {}  # type: ignore[var-annotated]
+
+    def __call__(
+        self, prompts: list[str], completions: list[Any], predicted_ids: list[list[int]], source_image: list[Any]
+    ) -> list[float]:
+        assert len(prompts) == len(completions) == len(source_image)
+        found = [float(np.mean([token % self.wanted == 0 for token in ids])) for ids in predicted_ids]
+        self.said.update(zip(map(tuple, predicted_ids), found, strict=True))
+        return found
+
+
+def test_one_object_serves_everywhere(tmp_path: Path) -> None:
+    watched = Watched(3)
+    reward = Reward.of(watched, "watched")
+    run = trainer(tmp_path, [reward], max_steps=2)
+    fdm, rows = ForwardDynamics(run.vlm, "default"), triplets(8)
+    best = rerank(fdm, None, rows[0].source, rows[0].action, 6, rewards=[watched], seed=4)
+    assert best.best.score == max(watched.said.values())
+    groups = list(scored_groups(fdm, [reward], rows[:1], 6, seed=4))
+    assert sorted(s.total for s in groups[0][1]) == sorted(s.total for s in best.candidates)  # type: ignore[type-var]
+    kept, _ = best_candidates(fdm, [reward], rows[:1], Keep(6), seed=4)
+    assert [b.total for _, b in kept] == [best.best.total]
+    pair = Pairing(6, min_gap=0.0).pair(*groups[0])
+    assert pair is not None
+    assert (pair.chosen.total, pair.rejected.total) == (best.best.total, best.candidates[-1].total)
+    watched.said.clear()
+    run.train()
+    logs = [row for row in run.state.log_history if "reward" in row]
+    assert [row["rewards/watched/mean"] for row in logs] == pytest.approx([row["reward"] for row in logs])
+    assert logs[1]["reward"] == pytest.approx(np.mean([s.total for s in run.last_scored]), abs=1e-5)
+    assert all(s.total == watched.said[tuple(s.candidate.ids.tolist())] for s in run.last_scored)
+
+
+def test_terms_can_be_normalised_before_they_are_summed(tmp_path: Path) -> None:
+    """TRL 1.16's `normalize_then_sum` and our `score(..., normalise=True)` are the same sum."""
+    large = Reward.of(lambda predicted_ids: [100.0 * ids[0] for ids in predicted_ids], "large")
+    small = Reward.of(lambda predicted_ids: [0.01 * (ids[1] % 5) for ids in predicted_ids], "small", 2.0)
+    part = Reward.of(lambda prompts: [None if i == 2 else 0.0 for i in range(len(prompts))], "part")
+    rewards = [large, small, part]
+    run = trainer(tmp_path, rewards, multi_objective_aggregation="normalize_then_sum")
+    output = run._generate_and_score_completions([{"prompt": str(n)} for n in (0, 0, 0, 0, 1, 1, 1, 1)])
+    sources = [run.triplets[n].source for n in (0, 0, 0, 0, 1, 1, 1, 1)]
+    candidates = [s.candidate for s in run.last_scored]
+    found = score(rewards, Batch([str(i // 4) for i in range(8)], candidates, sources), normalise=True)
+    totals = torch.tensor([float("nan") if s.total is None else s.total for s in found])
+    known = ~totals.isnan()
+    advantages = (totals - totals[known].mean()) / (totals[known].std() + 1e-4)  # TRL's last step, over the batch
+    assert output["advantages"].tolist() == pytest.approx(advantages.nan_to_num(0.0).tolist(), abs=1e-3)
+    assert output["advantages"][2] == 0.0
+
+
+def test_reward_arguments_from_yaml_and_from_flags(tmp_path: Path) -> None:
+    config = tmp_path / "grpo.yaml"
+    config.write_text("rewards: [keep_unchanged=0.5]\nreward_arguments: {keep_unchanged: {free: {move: 2}}}\n")
+    for flags, default in (([], None), (["--reward_arguments", '{"keep_unchanged": {"default": 3}}'], 3)):
+        found, _ = parse((GRPOArguments, RewindGRPOConfig), ["--config", str(config), "--output_dir", "x", *flags])
+        (keep,) = load_rewards(found.rewards, arguments=found.reward_arguments)
+        assert (keep.function.default, keep.weight) == (default, 0.5)  # type: ignore[attr-defined]
+        assert keep.function.free == ({} if flags else {"move": 2})  # type: ignore[attr-defined]
 
 
 def test_log_probs_by_hand(tmp_path: Path) -> None:

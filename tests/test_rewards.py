@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_tiny
 
 from rewards import BUILT_IN, NEEDS_IDM, Batch, Reward, load_rewards, score
 from rewards.idm_likelihood import IDMLikelihood
-from rewards.idm_margin import IDMMargin, word_edits
+from rewards.idm_margin import IDMMargin
 from rewards.keep_unchanged import KeepUnchanged
+from rewards.rivals import word_edits
+from rewards.target_distance import TargetDistance
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
@@ -52,6 +58,11 @@ def test_a_batch_fits_together(batch: Batch, picture: np.ndarray) -> None:
         Batch([ACTION] * 3, batch.candidates, [picture] * 2)
 
 
+def _idm_needed(made: Any) -> bool:
+    parameter = inspect.signature(made).parameters.get("idm")
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def raises(prompts: Any, **_: Any) -> list[float]:
     raise ZeroDivisionError("boom")
 
@@ -59,11 +70,15 @@ def raises(prompts: Any, **_: Any) -> list[float]:
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (raises, "the reward 'raises' failed: ZeroDivisionError: boom"),
+        (raises, r"the reward 'raises' failed on candidate 0 \('move the red circle left'\): ZeroDivisionError: boom"),
         (lambda prompts: [1.0], "gave 1 scores for 3 candidates"),
         (lambda prompts: [1.0, math.nan, 0.0], "gave nan for candidate 1"),
         (lambda prompts: ["high"] * 3, "must return a list of numbers or None"),
         (lambda prompts: 3, "must return a list of numbers or None"),
+        (lambda prompts: None, "must return a list of numbers or None"),
+        (lambda prompts: "123", "must return a list of numbers or None: not '123'"),
+        (lambda prompts: {0: 1.0, 1: 1.0, 2: 1.0}, "must return a list of numbers or None"),
+        (lambda prompts: [0.0, 0.0, -math.inf], "gave -inf for candidate 2"),
     ],
 )
 def test_a_failure_never_becomes_a_number(batch: Batch, function: Any, sentence: str) -> None:
@@ -77,11 +92,99 @@ def test_a_failure_never_becomes_a_number(batch: Batch, function: Any, sentence:
         (lambda pictures: [], "asks for 'pictures', which there is not; it may ask for prompts"),
         (lambda prompts, /: [], "takes 'prompts' by position"),
         ("word", "cannot be called"),
+        (max, "does not say what it asks for"),
     ],
 )
 def test_a_signature_that_cannot_be_met(function: Any, sentence: str) -> None:
     with pytest.raises(RewindError, match=sentence):
         Reward.of(function)
+
+
+def test_a_failure_names_the_sample_and_keeps_the_traceback(batch: Batch) -> None:
+    last = batch.predicted_ids[2]
+    assert last not in batch.predicted_ids[:2]
+
+    def picky(predicted_ids: list[list[int]], log_metric: Any) -> list[float]:
+        log_metric("asked", float(len(predicted_ids)))
+        return [{True: 1.0}[ids != last] for ids in predicted_ids]
+
+    def refuses(prompts: list[str]) -> list[float]:
+        raise RewindError("no endpoint answers: start it")
+
+    logged: list[float] = []
+    batch.log_metric = lambda name, value: logged.append(value)
+    with pytest.raises(
+        RewindError, match=r"the reward 'picky' failed on candidate 2 \('move .*'\): KeyError"
+    ) as caught:
+        Reward.of(picky)(batch)
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert caught.value.__cause__.__traceback__ is not None
+    assert logged == [3.0]  # looking for the sample logs nothing
+    with pytest.raises(RewindError, match="failed on 3 candidates together, though on none of them alone: Mem"):
+        Reward.of(large)(batch)
+    with pytest.raises(RewindError, match="the reward 'refuses' failed: no endpoint answers: start it"):
+        Reward.of(refuses)(batch)
+
+
+def test_scores_may_come_as_any_sequence_of_numbers(batch: Batch) -> None:
+    for answer in ((0.0, 1.0, 2.0), np.arange(3), torch.arange(3.0), (float(i) for i in range(3))):
+        assert Reward.of(lambda prompts, answer=answer: answer, "numbers")(batch) == [0.0, 1.0, 2.0]
+
+
+def large(prompts: list[str]) -> list[float]:
+    if len(prompts) > 1:
+        raise MemoryError("too many at once")
+    return [0.0]
+
+
+def test_async_rewards(batch: Batch) -> None:
+    async def slow(prompts: list[str]) -> list[float]:
+        return list(await asyncio.gather(*(one(number) for number in range(len(prompts)))))
+
+    async def one(number: int) -> float:
+        await asyncio.sleep(0.01 * (3 - number))
+        return float(number)
+
+    class Judge:
+        async def __call__(self, completions: list[Any]) -> list[float]:
+            return await slow([""] * len(completions))
+
+    async def broken(prompts: list[str]) -> list[float]:
+        raise TimeoutError("no answer")
+
+    async def in_a_notebook() -> list[float | None]:
+        return Reward.of(slow)(batch)  # a loop is running
+
+    assert Reward.of(slow)(batch) == Reward.of(Judge())(batch) == [0.0, 1.0, 2.0]
+    assert asyncio.run(in_a_notebook()) == [0.0, 1.0, 2.0]
+    with pytest.raises(RewindError, match=r"the reward 'broken' failed on candidate 0 .*TimeoutError: no answer"):
+        Reward.of(broken)(batch)
+
+
+def test_pictures_are_decoded_once_and_together(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    vlm = batch.candidates[0].backbone
+    whole = type(vlm).decode
+    monkeypatch.setattr(type(vlm), "decode", lambda self, ids: decoded.append(len(ids)) or whole(self, ids))
+    rewards = [Reward.of(lambda completions: [0.0] * 3, name) for name in ("first", "second")]
+    score([*rewards, Reward.of(TargetDistance("pixels"))], batch)
+    assert decoded == [3]
+    assert all(c.image is picture for c, picture in zip(batch.candidates, batch.completions, strict=True))
+
+
+def test_terms_are_normalised_within_their_group(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    drawn = ForwardDynamics(tiny).sample([picture, picture], [ACTION, "remove all rings"], 3)
+    batch = Batch([ACTION] * 3 + ["remove all rings"] * 3, [*drawn[0], *drawn[1]], [picture] * 6)
+    large = Reward.of(lambda prompts: [100.0, 200.0, 300.0, 7.0, 7.0, 7.0], "large")
+    small = Reward.of(lambda prompts: [0.03, 0.02, 0.01, 0.0, 0.4, None], "small", 2.0)
+    found = [s.total for s in score([large, small], batch, normalise=True)]
+    # Standard deviations 100, 0.01 and, of the two that can be scored, 0.4 / sqrt(2); 1e-4 is added to each.
+    one, two, three = 100 / (100 + 1e-4), 0.01 / (0.01 + 1e-4), 0.2 / (0.4 / math.sqrt(2) + 1e-4)
+    assert found[:5] == pytest.approx([-one + 2 * two, 0.0, one - 2 * two, -2 * three, 2 * three], abs=1e-6)
+    assert found[5] is None
+    plain = score([large, small], batch)
+    assert [s.total for s in plain] == pytest.approx([100.06, 200.04, 300.02, 7.0, 7.8, None])
+    assert [s.scores for s in plain] == [s.scores for s in score([large, small], batch, normalise=True)]
 
 
 def test_none_in_one_term_makes_a_candidate_unscorable(batch: Batch) -> None:
@@ -110,13 +213,13 @@ def test_names_paths_and_weights(tmp_path: Path, tiny: ChameleonVLM, batch: Batc
     ]
     assert found[2](batch) == [2.0] * 3
     assert found[3](batch) == [4.0] * 3
-    assert set(BUILT_IN) > NEEDS_IDM
+    assert {name for name, made in BUILT_IN.items() if _idm_needed(made)} == NEEDS_IDM
 
 
 @pytest.mark.parametrize(
     ("specification", "sentence"),
     [
-        ("idm_margins", "there is no reward 'idm_margins': the built-in ones are idm_likelihood"),
+        ("idm_margins", "there is no reward 'idm_margins': the built-in ones are copy_penalty, "),
         ("idm_margin=much", "the weight in 'idm_margin=much' is no number"),
         ("idm_margin=nan", "must be a number, not nan"),
         ("idm_likelihood", "needs an inverse model: give --idm"),
@@ -132,6 +235,74 @@ def test_rewards_that_cannot_be_loaded(specification: str, sentence: str, tmp_pa
         load_rewards(
             [specification.replace("FILE", str(tmp_path / "bad.py"))], idm=None if "like" in specification else 1
         )
+
+
+OWN = """
+class Own:
+    def __init__(self, scale=1.0, idm=None, actions=()):
+        self.scale, self.idm, self.actions = scale, idm, actions
+    def __call__(self, prompts):
+        return [self.scale] * len(prompts)
+
+class Strict:
+    def __init__(self, scale):
+        self.scale = float(scale)
+    def __call__(self, prompts):
+        return [self.scale] * len(prompts)
+
+def flat(prompts, level=1.0, **_):
+    return [level] * len(prompts)
+
+ready = Own()
+"""
+
+
+def test_arguments_of_rewards(tmp_path: Path, batch: Batch) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    path = tmp_path / "own.py"
+    names = ["keep_unchanged=0.5", f"{path}:Own", f"{path}:Strict=2", f"{path}:flat"]
+    arguments = {"keep_unchanged": {"free": {"move": 1}, "default": 3}, "Own": {"scale": 4.0}}
+    arguments |= {"Strict": {"scale": 2}, "flat": {"level": 0.25}}
+    for given in (arguments, json.dumps(arguments)):
+        keep, own, strict, flat = load_rewards(names, idm="model", actions=["go"], arguments=given)
+        assert (keep.function.free, keep.function.default, keep.weight) == ({"move": 1}, 3, 0.5)  # type: ignore[attr-defined]
+        assert (own(batch), strict(batch), strict.weight, flat(batch)) == ([4.0] * 3, [2.0] * 3, 2.0, [0.25] * 3)
+        assert (own.function.idm, own.function.actions) == ("model", ["go"])  # type: ignore[attr-defined]
+    assert load_rewards([IDMLikelihood], idm="model")[0].function.idm == "model"  # type: ignore[attr-defined]
+
+    def same(source: Any, a: str, b: str) -> bool:
+        return True
+
+    (margin,) = load_rewards(
+        ["idm_margin"], "model", ["go"], same_outcome=same, arguments={"idm_margin": {"num_rivals": 3, "floor": None}}
+    )
+    made: Any = margin.function
+    assert (made.actions, made.num_rivals, made.same_outcome, made.floor) == (["go"], 3, same, -np.inf)
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "sentence"),
+    [
+        (["copy_penalty"], {"keep_unchanged": {}}, "arguments for the reward 'keep_unchanged' and no such reward"),
+        (["copy_penalty"], {"copy_penalty": {"most": 1}}, r"has no argument 'most': it has \['least'\]"),
+        (["copy_penalty"], {"copy_penalty": {"least": "x"}}, "'copy_penalty' cannot be made with .*TypeError"),
+        (["copy_penalty"], {"copy_penalty": 3}, "must be a mapping of names to values"),
+        (["copy_penalty"], "least=3", "'least=3' is not JSON .*: write"),
+        (["copy_penalty"], "[1]", "is no mapping: write"),
+        (["FILE:Strict"], {}, "the reward 'Strict' needs the argument 'scale': see --reward_arguments"),
+        (["FILE:Strict"], {"Strict": {"scale": "x"}}, "'Strict' cannot be made with .*ValueError: could not convert"),
+        (["FILE:flat"], {"flat": {"prompts": 1}}, r"has no argument 'prompts': it has \['level'\]"),
+        (["FILE:ready"], {"ready": {"scale": 1}}, "is ready and takes no arguments"),
+        ([KeepUnchanged()], {"keep_unchanged": {"default": 1}}, "is ready"),
+        ([Reward.of(KeepUnchanged())], {"keep_unchanged": {"default": 1}}, "is ready"),
+        (["ensemble"], {}, "the reward 'ensemble' needs the argument 'others'"),
+    ],
+)
+def test_arguments_that_do_not_fit(names: list[Any], arguments: Any, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    names = [n.replace("FILE", str(tmp_path / "own.py")) if isinstance(n, str) else n for n in names]
+    with pytest.raises(RewindError, match=sentence):
+        load_rewards(names, idm="model", arguments=arguments)
 
 
 def test_a_reward_twice() -> None:

@@ -203,7 +203,8 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     for name in ("grpo", "best_of_n", "dpo"):
         command = ["--fdm", tmp_path / name, *triplets, "--limit", 1, "--num_samples", 1]
         run("sample", *command, "--output", tmp_path / f"from-{name}")
-    few = ["--num_scenes", 3, "--num_ceiling", 3, "--best_of", 2]
+    few = ["--num_scenes", 3, "--num_ceiling", 3, "--best_of", 2, "--rewards", "idm_margin", "copy_penalty=0.5"]
+    few += ["--reward_arguments", '{"idm_margin": {"num_rivals": 2}, "copy_penalty": {"least": 2}}']
     run("evaluate", *models, *few, "--output", tmp_path / "evaluation")
     results = json.loads((tmp_path / "evaluation" / "results.json").read_text())
     assert set(results["best_of_n"]["by_score"]) == {"1", "2"}
@@ -254,6 +255,10 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
             "'idm_likelihood' needs an inverse model",
         ),
         (["scripts/evaluate.py", "--fdm", "tabletop-chameleon", "--num_scenes", "1", "--output", "OUT"], "at least 2"),
+        (
+            ["scripts/rerank.py", *SAMPLE[1:], "PICTURE", "--reward_arguments", "least=2", "--output", "OUT"],
+            "'least=2' is not JSON",
+        ),
     ],
 )
 def test_bad_input(arguments: list[str], sentence: str, tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ class ImproveArguments(RunArguments):
         default_factory=lambda: ["idm_margin=1.0", "keep_unchanged=0.25"],
         metadata={"help": "built-in names, file.py:function or package.module:function, each with =WEIGHT"},
     )
+    reward_arguments: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'by reward, JSON on the command line: \'{"keep_unchanged": {"default": 3}}\''}
+    )
+    normalise_rewards: bool = field(
+        default=False, metadata={"help": "measure each reward in its group's standard deviations before summing"}
+    )
     limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
 
 

@@ -63,15 +63,17 @@ def scored_groups(
     seed: int = 0,
     step: int = 0,
     chunk_size: int = 32,
+    normalise: bool = False,
 ) -> Iterator[tuple[Triplet, list[Scored]]]:
     """Candidates of each triplet's source and action with their scores, drawn a chunk of triplets at a time.
 
     Several processes share the triplets; each gets all groups, and the same ones as a single process would.
+    `normalise` is `rewards.score`'s.
     """
     state, shares = PartialState(), []
     share = list(range(state.process_index, len(triplets), state.num_processes))
     drawn = _scored_share(
-        fdm, rewards, [triplets[n] for n in share], num_candidates, temperature, seed, step, chunk_size
+        fdm, rewards, [triplets[n] for n in share], num_candidates, temperature, seed, step, chunk_size, normalise
     )
     if state.num_processes == 1:
         yield from zip(triplets, drawn, strict=True)
@@ -91,6 +93,7 @@ def _scored_share(
     seed: int,
     step: int,
     chunk_size: int,
+    normalise: bool,
 ) -> Iterator[list[Scored]]:
     for start in range(0, len(triplets), chunk_size):
         part = triplets[start : start + chunk_size]
@@ -103,7 +106,7 @@ def _scored_share(
             [t.target for t in part for _ in range(count)],
             [t.task for t in part for _ in range(count)],
         )
-        scored = score(rewards, batch)
+        scored = score(rewards, batch, normalise)
         for number in range(len(part)):
             yield scored[number * count : (number + 1) * count]
 
@@ -118,11 +121,13 @@ def best_candidates(
     seed: int = 0,
     step: int = 0,
     chunk_size: int = 32,
+    normalise: bool = False,
 ) -> tuple[list[tuple[Triplet, Scored]], list[float]]:
     """Triplets with the candidate that is kept of each, and the total of every candidate that could be scored."""
     kept: list[tuple[Triplet, Scored]] = []
     totals: list[float] = []
     settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "step": step, "chunk_size": chunk_size}
+    settings["normalise"] = normalise
     drawn = scored_groups(fdm, rewards, triplets, keep.num_candidates, **settings)
     for triplet, group in drawn:
         totals += [s.total for s in group if s.total is not None]

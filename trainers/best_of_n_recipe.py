@@ -31,7 +31,14 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     output = begin_run("train_best_of_n.py", arguments, config, [arguments.fdm, arguments.idm, *arguments.triplets])
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         kept, totals = best_candidates(
-            fdm, rewards, triplets, keep, temperature=arguments.temperature, seed=config.seed, step=number
+            fdm,
+            rewards,
+            triplets,
+            keep,
+            temperature=arguments.temperature,
+            seed=config.seed,
+            step=number,
+            normalise=arguments.normalise_rewards,
         )
         if not kept:
             raise RewindError(

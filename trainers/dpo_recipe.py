@@ -40,6 +40,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
                 temperature=arguments.temperature,
                 seed=config.seed,
                 step=number,
+                normalise=arguments.normalise_rewards,
             )
         )
         pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]

@@ -53,7 +53,8 @@ def open_for_improvement(
         idm = None
         if arguments.idm is not None:
             idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
-    rewards = load_rewards(arguments.rewards, idm, [triplet.action for triplet in triplets])
+        actions = [triplet.action for triplet in triplets]
+        rewards = load_rewards(arguments.rewards, idm, actions, arguments=arguments.reward_arguments)
     only_policy_trains(vlm)
     return fdm, idm, triplets, rewards
 
@@ -71,6 +72,8 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     output = begin_run("train_grpo.py", arguments, config, inputs)
     kind: Any = arguments.importance_advantages
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
+    if arguments.normalise_rewards:
+        config.multi_objective_aggregation = "normalize_then_sum"
     trainer = WorldModelGRPOTrainer(
         vlm,
         triplets,

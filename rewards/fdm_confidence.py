@@ -1,0 +1,38 @@
+"""How sure the forward model is of its own prediction (Vista's reward, arXiv 2405.17398).
+
+Vista takes the agreement of a diffusion model's draws. Image tokens have a likelihood, so here it is the mean
+log-probability a token of the picture itself: no inverse model, no judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rl.images import Picture
+from rl.models.dynamics import ForwardDynamics
+from rl.triplets import Candidate
+
+
+class FDMConfidence:
+    """`fdm_confidence`: mean log-probability a token of the candidate, 0 or less, in nats.
+
+    None where a candidate carries no log-probabilities: drawn greedily, or not drawn at all.
+
+    Args:
+        fdm: from Python, another forward model that is asked instead, e.g. the one that training started from; the one
+            that drew a candidate is surest of what it draws anyway.
+    """
+
+    name = "fdm_confidence"
+
+    def __init__(self, fdm: ForwardDynamics | None = None) -> None:
+        self.fdm = fdm
+
+    def __call__(
+        self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
+    ) -> list[float | None]:
+        if self.fdm is not None:
+            return list(self.fdm.score(source_image, candidates, list(prompts)))
+        return [float(c.logprobs.mean()) if np.any(c.logprobs) else None for c in candidates]
