@@ -91,7 +91,7 @@ def test_the_reward_of_the_docs(tmp_path: Path, tiny: ChameleonVLM, picture: np.
 def test_the_yaml_of_the_rewards_page(tiny: ChameleonVLM) -> None:
     names = {field.name for field in dataclasses.fields(GRPOArguments)}
     found = [yaml.safe_load(block) for block in blocks("docs/rewards.md", "yaml")]
-    assert len(found) == 2
+    assert len(found) == 3
     for config in found:
         assert set(config) <= names
         others = config["reward_arguments"].get("ensemble", {})
