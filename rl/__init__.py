@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl.api import load_fdm, load_idm, rerank
+    from rl.api import load_fdm, load_idm, rerank, rollout
     from rl.errors import RewindError
     from rl.triplets import Candidate, Scored, Triplet
     from rl.worlds import load_world
@@ -17,6 +17,7 @@ _PUBLIC = {
     "load_fdm": "rl.api",
     "load_idm": "rl.api",
     "rerank": "rl.api",
+    "rollout": "rl.api",
     "load_world": "rl.worlds",
     "Candidate": "rl.triplets",
     "Scored": "rl.triplets",
@@ -24,7 +25,7 @@ _PUBLIC = {
     "RewindError": "rl.errors",
 }
 
-__all__ = ["Candidate", "RewindError", "Scored", "Triplet", "load_fdm", "load_idm", "load_world", "rerank"]
+__all__ = ["Candidate", "RewindError", "Scored", "Triplet", "load_fdm", "load_idm", "load_world", "rerank", "rollout"]
 
 
 def __getattr__(name: str) -> Any:

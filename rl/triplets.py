@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -54,6 +54,10 @@ class Candidate:
     def logprob(self) -> float:
         """Log-probability of the whole picture."""
         return float(self.logprobs.sum())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """`np.asarray(candidate)` is its picture, uint8 [H, W, 3]: a candidate can be a source (`rollout`)."""
+        return np.array(self.image, dtype=dtype)
 
 
 @dataclass(frozen=True, eq=False)

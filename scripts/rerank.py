@@ -7,7 +7,6 @@ python scripts/rerank.py --fdm runs/fdm --idm runs/idm --triplets runs/world/tri
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
@@ -33,18 +32,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--min_score", type=float, help="abstain below this total")
     p.add_argument("--min_lead", type=float, help="abstain below this lead over the runner-up")
+    p.add_argument("--good_enough", type=float, help="draw 1, 2, 4, ... and stop at a best total of this or more")
+    p.add_argument("--refine", type=int, default=0, help="rounds that draw the best one's doubtful tokens anew")
+    p.add_argument("--max_rows", type=int, default=256, help="candidates decoded at once: bounds the memory")
+    p.add_argument("--shard", help="I/N (from 0/N): every N-th triplet, into OUTPUT/shard-I-of-N")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--resume", action="store_true", help="go on behind the last complete triplet in --output")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
 
 
-SHOWN_ROWS, SHOWN_CANDIDATES = 12, 6
-
-
 def main() -> None:
     arguments = parse_with_config(parser())
-    from tqdm.auto import tqdm
+    from collections.abc import Sequence
 
     from rewards import load_rewards
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
@@ -52,63 +53,65 @@ def main() -> None:
     from rl.data.triplets_io import read_triplets
     from rl.images import load_image
     from rl.models.dynamics import check_actions
-    from rl.report.grids import sheet
     from rl.run_folder import claim
+    from rl.search.best_of_n import Reranked
+    from trainers.rerank_recipe import rerank_all, shard_of, summary, take_own_gpu
 
-    one = arguments.source is not None and arguments.action is not None
-    if one == (arguments.triplets is not None) or (arguments.source is None) != (arguments.action is None):
+    a = arguments
+    one = a.source is not None and a.action is not None
+    if one == (a.triplets is not None) or (a.source is None) != (a.action is None):
         raise RewindError("give either --source and --action, or --triplets")
+    if a.max_rows < 1:
+        raise RewindError(f"--max_rows must be at least 1, not {a.max_rows}")
+    shard = shard_of(a.shard)
     if one:
-        check_actions([arguments.action])
-        triplets = [Triplet(load_image(arguments.source), arguments.action)]
+        check_actions([a.action])
+        triplets = [Triplet(load_image(a.source), a.action)]
     else:
-        triplets = read_triplets(arguments.triplets, arguments.limit)
-    fdm = load_fdm(arguments.fdm)
-    fdm.check(arguments.num_candidates, arguments.temperature, seed=arguments.seed)
+        triplets = read_triplets(a.triplets, a.limit)
+    numbers = range(len(triplets))[shard[0] :: shard[1]] if shard else range(len(triplets))
+    if not len(numbers):
+        raise RewindError(f"there are only {len(triplets)} triplets for {shard[1] if shard else 1} shards")
+    take_own_gpu()
+    fdm = load_fdm(a.fdm)
+    fdm.check(a.num_candidates, a.temperature, seed=a.seed)
     idm = None
-    if arguments.idm is not None:
-        idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
+    if a.idm is not None:
+        idm = load_idm(a.idm, fdm.backbone if shares_base(a.idm, fdm.backbone) else None)
+        idm.max_rows = min(idm.max_rows, a.max_rows)
     actions = [triplet.action for triplet in triplets]
-    rewards = load_rewards(arguments.rewards, idm, actions, arguments=arguments.reward_arguments)
+    rewards = load_rewards(a.rewards, idm, actions, arguments=a.reward_arguments)
+    if a.refine < 0 or (a.refine and a.num_candidates < 2):
+        raise RewindError("--refine takes 0 or more rounds, and needs at least 2 candidates to share out")
     output = claim(
-        arguments.output,
+        a.output / f"shard-{shard[0]}-of-{shard[1]}" if shard else a.output,
         "rerank.py",
-        plain(vars(arguments)),
-        inputs=[arguments.fdm, arguments.idm, arguments.source, arguments.triplets],
-        overwrite=arguments.overwrite,
+        plain(vars(a)),
+        inputs=[a.fdm, a.idm, a.source, a.triplets],
+        resume=a.resume,
+        overwrite=a.overwrite,
     )
-    rows = []
-    with (output / "candidates.jsonl").open("w", encoding="utf-8") as file:
-        for number, triplet in enumerate(tqdm(triplets, desc="rerank", disable=one)):
-            found = rerank(
-                fdm,
-                idm,
-                triplet.source,
-                triplet.action,
-                arguments.num_candidates,
-                rewards,
-                temperature=arguments.temperature,
-                seed=arguments.seed,
-                task=triplet.task,
-                min_score=arguments.min_score,
-                min_lead=arguments.min_lead,
-            )
-            name = f"{number:04d}-best.png"
-            found.best.image.save(output / name)
-            for rank, scored in enumerate(found.candidates):
-                row = {"triplet": number, "action": triplet.action, "rank": rank, "total": scored.total}
-                row |= {"scores": scored.scores, "logprob": scored.candidate.logprob}
-                row |= {"ids": scored.candidate.ids.tolist(), "image": name if rank == 0 else None}
-                row |= {"lead": found.lead, "abstained": found.abstained} if rank == 0 else {}
-                file.write(json.dumps(row) + "\n")
-            if number < SHOWN_ROWS:
-                cells = [(triplet.source, triplet.action)]
-                cells += [(triplet.target, "true target")] if triplet.target is not None else []
-                shown = found.candidates[:SHOWN_CANDIDATES]
-                cells += [(s.image, "no score" if s.total is None else f"{s.total:.3f}") for s in shown]
-                rows.append(cells)
-    sheet(rows).save(output / "sheet.png")
-    print(f"best of {arguments.num_candidates} for {len(triplets)} sources; look at {output / 'sheet.png'}")
+
+    def best_of(part: Sequence[Triplet]) -> list[Reranked]:
+        return rerank(
+            fdm,
+            idm,
+            [triplet.source for triplet in part],
+            [triplet.action for triplet in part],
+            a.num_candidates,
+            rewards,
+            temperature=a.temperature,
+            seed=a.seed,
+            task=[triplet.task for triplet in part],
+            min_score=a.min_score,
+            min_lead=a.min_lead,
+            good_enough=a.good_enough,
+            refine=a.refine,
+            max_rows=a.max_rows,
+        )
+
+    rerank_all(output, triplets, numbers, best_of, block=max(1, a.max_rows // a.num_candidates))
+    print(f"best of {a.num_candidates}: {summary(output, triplets, fdm.backbone)}")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,15 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2].startswith("Judgement(")
 
 
+def test_the_python_of_the_search_page(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("docs/search.md", "python")
+    exec(compile(code, "docs/search.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("(64, 64) {'idm_margin': ")
+    assert lines[0].endswith(" 128")
+    assert lines[1:] == ["1 drawn, 7 saved", "True", "[(64, 64), (64, 64)]"]
+
+
 def test_the_reward_of_the_docs(tmp_path: Path, tiny: ChameleonVLM, picture: np.ndarray) -> None:
     (code,) = blocks("docs/rewards.md", "python")
     assert len(code.strip().splitlines()) < 15

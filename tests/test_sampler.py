@@ -97,6 +97,30 @@ def test_batch_padding_and_chunks_do_not_change_a_sample(tiny: ChameleonVLM) -> 
 
 
 @torch.no_grad()
+def test_kept_tokens_are_scored_by_the_same_distribution(tiny: ChameleonVLM) -> None:
+    """Kept tokens stand in their places, those drawn before them are the free sampler's, all are scored."""
+    distribution, noise = TokenDistribution(tiny.layout.image_ids_V, temperature=0.8), Noise(seed=2)
+    free = sample_tokens(tiny, PROMPTS, distribution, num_samples=6, max_tokens=4, noise=noise)
+    kept = torch.full((3, 4), -1)
+    kept[0, 2], kept[1, 0], kept[1, 3] = tiny.layout.image_ids_V[[3, 1, 7]]
+    settings = {"num_samples": 6, "max_tokens": 4, "noise": noise, "kept_PT": kept}
+    drawn = sample_tokens(tiny, PROMPTS, distribution, max_rows=7, **settings)  # type: ignore[arg-type]
+    assert (drawn.ids_PGT[0, :, 2] == kept[0, 2]).all()
+    assert (drawn.ids_PGT[1, :, [0, 3]] == kept[1, [0, 3]]).all()
+    assert (drawn.ids_PGT[0, :, :2] == free.ids_PGT[0, :, :2]).all()
+    assert (drawn.ids_PGT[2] == free.ids_PGT[2]).all()
+    prompts = [prompt for prompt in PROMPTS for _ in range(6)]
+    found = span_log_probs(tiny, prompts, drawn.ids_PGT.flatten(0, 1).tolist(), distribution)
+    assert torch.stack(found).numpy() == pytest.approx(drawn.logprobs_PGT.flatten(0, 1).numpy(), abs=1e-5)
+    settings = {"num_samples": 2, "max_tokens": 4, "noise": noise}
+    later = sample_tokens(tiny, PROMPTS, distribution, first=4, **settings)  # type: ignore[arg-type]
+    assert (later.ids_PGT == free.ids_PGT[:, 4:]).all()
+    kept[0, 0] = tiny.layout.end_text
+    with pytest.raises(RewindError, match="cannot occur"):
+        sample_tokens(tiny, PROMPTS, distribution, num_samples=1, max_tokens=4, noise=noise, kept_PT=kept)
+
+
+@torch.no_grad()
 def test_a_stop_token_ends_a_row(tiny: ChameleonVLM) -> None:
     distribution = TokenDistribution(tiny.layout.image_ids_V)
     stop, pad = int(tiny.layout.image_ids_V[5]), tiny.layout.pad

@@ -107,6 +107,20 @@ def test_sample_on_the_world(world_folder: Path, tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()] == rows
 
 
+def test_rerank_shards_and_resume(world_folder: Path, tmp_path: Path) -> None:
+    base = ["--fdm", "tabletop-chameleon", "--idm", "tabletop-chameleon", "--num_candidates", 4, "--max_rows", 8]
+    command = ["scripts/rerank.py", *base, "--triplets", world_folder / "triplets.json", "--shard", "0/2"]
+    said = succeed(*command, "--good_enough", -99, "--output", tmp_path / "out")
+    assert "2 candidates for 2 sources, 6 saved by stopping early" in said
+    folder = tmp_path / "out" / "shard-0-of-2"
+    whole = (folder / "candidates.jsonl").read_bytes()
+    assert [json.loads(line)["triplet"] for line in whole.splitlines()] == [0, 2]
+    assert Image.open(folder / "0002-grid.png").width > 64
+    (folder / "candidates.jsonl").write_bytes(whole[:-30])
+    succeed(*command, "--good_enough", -99, "--output", tmp_path / "out", "--resume")
+    assert (folder / "candidates.jsonl").read_bytes() == whole
+
+
 def test_sample_a_file_of_triplets(world_folder: Path, tmp_path: Path) -> None:
     command = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--triplets", world_folder / "triplets.json"]
     succeed(*command, "--limit", 2, "--num_samples", 3, "--output", tmp_path / "out")
@@ -253,6 +267,20 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (
             ["scripts/rerank.py", "--fdm", "tabletop-chameleon", *SAMPLE[3:], "PICTURE", "--output", "OUT"],
             "'idm_likelihood' needs an inverse model",
+        ),
+        (
+            [
+                "scripts/rerank.py",
+                "--fdm",
+                "tabletop-chameleon",
+                *SAMPLE[3:],
+                "PICTURE",
+                "--output",
+                "OUT",
+                "--shard",
+                "2/2",
+            ],
+            "--shard takes I/N",
         ),
         (["scripts/evaluate.py", "--fdm", "tabletop-chameleon", "--num_scenes", "1", "--output", "OUT"], "at least 2"),
         (

@@ -1,25 +1,34 @@
-"""Best of N: order, lead, abstention, duplicates; and the unbiased estimate against all subsets."""
+"""Search at inference: best of N, early stop, rollouts, refinement; by hand with fakes and on real bases."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 
-from rl import rerank
+from rl import load_world, rerank, rollout
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
-from rl.search.best_of_n import expected_best
+from rl.search.best_of_n import Reranked, expected_best, order
 from rl.search.best_of_n import rerank as rerank_candidates
+from rl.search.refinement import refine, tokens_to_draw
+from rl.search.rollout import rollout as roll_out
 from rl.triplets import Candidate, Scored
+from rl.unified import UnifiedVLM
 
 ACTION = "move the red circle left"
 
 
-def candidate(number: int, logprob: float) -> Candidate:
+def candidate(number: int, logprob: float = 0.0) -> Candidate:
     return Candidate(np.array([number]), np.array([logprob], np.float32), None)  # type: ignore[arg-type]
+
+
+def scored(c: Candidate, total: float | None) -> Scored:
+    return Scored(c, {"r": total}, total)
 
 
 def test_order_lead_and_ties() -> None:
@@ -27,22 +36,124 @@ def test_order_lead_and_ties() -> None:
     totals = {0: 1.0, 1: 5.0, 2: 5.0, 3: None}
     seen: list[int] = []
 
-    def judge(candidates):  # type: ignore[no-untyped-def]
+    def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
         seen.extend(int(c.ids[0]) for c in candidates)
-        return [Scored(c, {"r": totals[int(c.ids[0])]}, totals[int(c.ids[0])]) for c in candidates]
+        assert list(numbers) == [0] * len(candidates)
+        return [scored(c, totals[int(c.ids[0])]) for c in candidates]
 
-    found = rerank_candidates(lambda: drawn, judge)
+    def best(some: list[Candidate], **rules: Any) -> Reranked:
+        return rerank_candidates(lambda numbers, first, count: [some], judge, 1, len(some), **rules)[0]
+
+    found = best(drawn)
     assert seen == [0, 1, 2, 3]  # equal pictures are scored once
     assert [int(s.candidate.ids[0]) for s in found.candidates] == [1, 1, 2, 0, 3]  # ties by likelihood, None last
     assert found.best.score == 5.0
-    assert (found.lead, found.abstained) == (0.0, False)
-    assert rerank_candidates(lambda: drawn, judge, min_lead=0.1).abstained
-    assert rerank_candidates(lambda: drawn[:1], judge, min_score=2.0).abstained
-    assert not rerank_candidates(lambda: drawn[:1], judge, min_score=1.0).abstained
-    assert rerank_candidates(lambda: drawn[4:], judge).abstained  # nothing could be scored
-    assert rerank_candidates(lambda: drawn[:2], judge).lead == 4.0
+    assert (found.lead, found.abstained, found.sampled_tokens) == (0.0, False, 5)
+    assert best(drawn, min_lead=0.1).abstained
+    assert best(drawn[:1], min_score=2.0).abstained
+    assert not best(drawn[:1], min_score=1.0).abstained
+    assert best(drawn[4:]).abstained  # nothing could be scored
+    assert best(drawn[:2]).lead == 4.0
     with pytest.raises(RewindError, match="no candidate"):
-        rerank_candidates(list, judge)
+        order([])
+
+
+def test_an_early_stop_draws_no_more_than_twice_what_it_needs() -> None:
+    """Candidate n of source s scores n + 10 s; both stop at the first power of two that holds a good one."""
+    drawn: list[tuple[list[int], int, int]] = []
+
+    def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
+        drawn.append((list(numbers), first, count))
+        return [[candidate(n, 0.0) for n in range(first, first + count)] for _ in numbers]
+
+    def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
+        return [scored(c, float(c.ids[0]) + 10 * n) for n, c in zip(numbers, candidates, strict=True)]
+
+    found = rerank_candidates(draw, judge, 3, 12, good_enough=3.0)
+    assert drawn == [([0, 1, 2], 0, 1), ([0], 1, 1), ([0], 2, 2)]  # source 0 has a 3 among its first 4
+    assert [len(one.candidates) for one in found] == [4, 1, 1]
+    assert [one.saved for one in found] == [8, 11, 11]
+    assert [one.best.total for one in found] == [3.0, 10.0, 20.0]
+    (never,) = rerank_candidates(draw, judge, 1, 12, good_enough=99.0)
+    assert (len(never.candidates), never.saved) == (12, 0)
+    (led,) = rerank_candidates(draw, judge, 1, 12, good_enough=0.0, min_lead=1.0)
+    assert len(led.candidates) == 2  # one candidate alone leads nobody
+
+
+def test_a_beam_finds_a_better_sum_than_the_best_of_each_step() -> None:
+    """From 0, picture 1 scores 1.0 and 2 scores 0.9; from 1 only 0.0 can be reached, from 2 also 0.5."""
+    graph = {0: {1: 1.0, 2: 0.9, 3: 0.1}, 1: {4: 0.0, 5: -1.0}, 2: {4: -0.3, 6: 0.5}, 3: {6: 0.2}}
+    cost: list[int] = []
+
+    def number_of(source: Any) -> int:
+        return int(source.ids[0]) if isinstance(source, Candidate) else 0
+
+    def draw(step: int, sources: Sequence[Any]) -> list[list[Candidate]]:
+        cost.append(len(sources))
+        return [[candidate(n) for n in graph[number_of(source)]] for source in sources]
+
+    def judge(step: int, sources: Sequence[Any], candidates: Sequence[Candidate]) -> list[Scored]:
+        return [scored(c, graph[number_of(s)][int(c.ids[0])]) for s, c in zip(sources, candidates, strict=True)]
+
+    start = np.zeros((2, 2, 3), np.uint8)
+    path = lambda steps: [(int(step.best.candidate.ids[0]), step.score) for step in steps]  # noqa: E731
+    assert path(roll_out(draw, judge, start, ["a", "b"])) == [(1, 1.0), (4, 0.0)]
+    steps = roll_out(draw, judge, start, ["a", "b"], beam=2)
+    assert path(steps) == [(2, 0.9), (6, 0.5)]
+    assert cost == [1, 1, 1, 2]
+    assert [int(s.candidate.ids[0]) for s in steps[0].candidates] == [1, 2, 3]  # the best of the step was another
+    assert steps[0].lead == pytest.approx(0.1)
+    assert [step.abstained for step in roll_out(draw, judge, start, ["a", "b"], min_score=0.5)] == [False, True]
+    assert not roll_out(draw, None, start, ["a"])[0].abstained  # nobody was asked
+    for wrong in ({"actions": []}, {"actions": ["a"], "beam": 0}):
+        with pytest.raises(RewindError):
+            roll_out(draw, judge, start, **wrong)  # type: ignore[arg-type]
+
+
+def test_of_trajectories_that_meet_only_the_best_goes_on() -> None:
+    seen: list[list[int]] = []
+
+    def draw(step: int, sources: Sequence[Any]) -> list[list[Candidate]]:
+        seen.append([int(s.ids[0]) if isinstance(s, Candidate) else 0 for s in sources])
+        return [[candidate(7), candidate(7), candidate(8)] for _ in sources]
+
+    def judge(step: int, sources: Sequence[Any], candidates: Sequence[Candidate]) -> list[Scored]:
+        return [scored(c, -float(c.ids[0])) for c in candidates]
+
+    roll_out(draw, judge, np.zeros((2, 2, 3), np.uint8), ["a", "b", "c"], beam=2)
+    assert seen == [[0], [7, 8], [7, 8]]
+
+
+def row(ids: list[int]) -> Candidate:
+    return Candidate(np.array(ids), np.zeros(len(ids), np.float32), None)  # type: ignore[arg-type]
+
+
+def test_refinement_keeps_what_the_total_needs_and_draws_the_rest() -> None:
+    """The truth is [0, 5, 0, 6]; a right change earns 1, a wrong one costs 1. Place 0 is changed by nobody."""
+    source, truth = np.zeros(4, int), np.array([0, 5, 0, 6])
+
+    def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
+        gain = lambda ids: float(((ids == truth) & (ids != 0)).sum() - ((ids != truth) & (ids != 0)).sum())  # noqa: E731
+        return [scored(c, gain(c.ids)) for c in candidates]
+
+    start = order(judge([0, 0], [row([0, 5, 9, 0]), row([0, 9, 9, 9])]))
+    assert tokens_to_draw(judge, [0], [start], [source])[0].tolist() == [False, False, True, True]
+    kept: list[list[int]] = []
+
+    def draw_rest(number, numbers, keeps, counts):  # type: ignore[no-untyped-def]
+        kept.append([number, *keeps[0].tolist(), counts[0]])
+        return [[row([0, 5, 0, 3]), row([0, 5, 0, 6]), row([0, 5, 9, 9])][: counts[0]]]
+
+    limits = {"rounds": 2, "max_candidates": 3}
+    (found,) = refine(draw_rest, judge, [start], [source], 16, **limits)  # type: ignore[arg-type]
+    assert found.best.candidate.ids.tolist() == truth.tolist()
+    # 16 // 2 rounds // 2 free places = 4, at most 3; then both right changes stay.
+    assert kept == [[1, 0, 5, -1, -1, 3], [2, 0, 5, -1, 6, 3]]
+    assert found.sampled_tokens == 8 + 3 * 2 + 3 * 1
+    assert len(found.candidates) == 2 + 3 + 3
+    again = refine(draw_rest, judge, [start], [source], 16, good_enough=-1.0, **limits)  # type: ignore[arg-type]
+    assert again == [start]
+    assert refine(draw_rest, judge, [start], [source], 1, **limits) == [start]  # type: ignore[arg-type]
 
 
 def test_the_estimate_is_the_mean_over_all_subsets() -> None:
@@ -80,3 +191,54 @@ def test_rerank_from_python(tiny: ChameleonVLM, picture: np.ndarray) -> None:
     assert set(mixed.best.scores) == {"idm_likelihood", "bright"}
     alone = rerank(fdm, None, picture, ACTION, 4, rewards=[bright])
     assert alone.best.score == mixed.best.score
+
+
+def test_many_sources_and_any_memory_bound_give_the_same(tiny: ChameleonVLM) -> None:
+    pictures = list(np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
+    fdm, idm = ForwardDynamics(tiny), InverseDynamics(tiny)
+    ids = lambda found: [s.candidate.ids.tolist() for s in found.candidates]  # noqa: E731
+    many = rerank(fdm, idm, pictures, [ACTION] * 3, 9)
+    for max_rows in (4, 512):
+        alone = [rerank(fdm, idm, picture, ACTION, 9, max_rows=max_rows) for picture in pictures]
+        assert [ids(found) for found in alone] == [ids(found) for found in many]
+        totals = [[s.total for s in found.candidates] for found in many]
+        assert [[s.total for s in found.candidates] for found in alone] == [pytest.approx(x, abs=1e-5) for x in totals]
+    stopped = rerank(fdm, idm, pictures[0], ACTION, 9, good_enough=-1e9)
+    assert (len(stopped.candidates), stopped.saved) == (1, 8)
+    assert ids(rerank(fdm, idm, pictures[0], ACTION, 9, good_enough=0.0)) == ids(many[0])  # nothing is good enough
+    with pytest.raises(RewindError, match="do not fit together"):
+        rerank(fdm, idm, pictures, [ACTION] * 2, 3)
+    with pytest.raises(RewindError, match="at least 2 candidates"):
+        rerank(fdm, idm, pictures[0], ACTION, 1, refine=1)
+
+
+def test_rollout_and_refinement_on_the_shipped_base(shipped: UnifiedVLM) -> None:
+    world, rng = load_world("tabletop"), np.random.default_rng(0)
+    scene, action = world.sample_task(rng)  # type: ignore[attr-defined]
+    picture = world.render(scene, rng)
+    fdm, idm = ForwardDynamics(shipped), InverseDynamics(shipped)
+    asked: list[Any] = []
+
+    def bright(completions, source_image, **_):  # type: ignore[no-untyped-def]
+        asked.extend(np.asarray(source).shape for source in source_image)
+        return [float(np.asarray(image).mean()) for image in completions]
+
+    steps = rollout(fdm, picture, [action, action], idm, num_candidates=3, rewards=["idm_likelihood=0", bright])
+    assert set(asked) == {(64, 64, 3)}
+    assert [len(step.candidates) for step in steps] == [3, 3]
+    assert all(step.score == max(s.total or 0 for s in step.candidates) for step in steps)
+    second = fdm.sample(steps[0].best.candidate, action, 3, step=1)  # goes on from the tokens, with noise of its own
+    assert {tuple(c.ids) for c in second} == {tuple(s.candidate.ids) for s in steps[1].candidates}
+    plain = rollout(fdm, picture, [action])
+    assert plain[0].best.candidate.ids.tolist() == fdm.sample(picture, action)[0].ids.tolist()
+    assert plain[0].score is None
+    with pytest.raises(RewindError, match="something to choose by"):
+        rollout(fdm, picture, [action], num_candidates=2)
+
+    source_ids = shipped.encode([picture])[0].tolist()
+    found = rerank(fdm, idm, picture, action, 6, refine=2)
+    first = rerank(fdm, idm, picture, action, 3)
+    assert (found.best.total or 0) >= (first.best.total or 0) - 1e-5
+    assert len(found.candidates) > 3
+    assert 3 * 16 < found.sampled_tokens <= 6 * 16
+    assert len(source_ids) == 16

@@ -187,7 +187,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                     [self._prompt_ids(number) for number in numbers],
                     self.distribution,
                     num_samples=len(members),
-                    first_candidate=members.start,
+                    first=members.start,
                     max_tokens=self.vlm.layout.tokens_per_image,
                     noise=noise,
                     max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory

@@ -19,6 +19,9 @@ from rl.unified import UnifiedVLM
 
 
 class _Role:
+    max_rows: int = 64
+    """Sequences that are scored at once; lower it where memory is short."""
+
     def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
         self.backbone = backbone
         self.adapter = adapter
@@ -62,16 +65,18 @@ class ForwardDynamics(_Role):
         Noise(seed)
 
     @overload
-    def sample(self, source: Picture, action: str, num_samples: int = ..., **settings: Any) -> list[Candidate]: ...
+    def sample(
+        self, source: Picture | Candidate, action: str, num_samples: int = ..., **settings: Any
+    ) -> list[Candidate]: ...
 
     @overload
     def sample(
-        self, source: Sequence[Picture], action: Sequence[str], num_samples: int = ..., **settings: Any
+        self, source: Sequence[Picture | Candidate], action: Sequence[str], num_samples: int = ..., **settings: Any
     ) -> list[list[Candidate]]: ...
 
     def sample(  # type: ignore[misc]
         self,
-        source: Picture | Sequence[Picture],
+        source: Picture | Candidate | Sequence[Picture | Candidate],
         action: str | Sequence[str],
         num_samples: int = 1,
         temperature: float = 1.0,
@@ -81,11 +86,13 @@ class ForwardDynamics(_Role):
         seed: int = 0,
         step: int = 0,
         max_rows: int = MAX_ROWS,
+        first: int = 0,
+        kept: Sequence[np.ndarray] | None = None,
     ) -> list[Candidate] | list[list[Candidate]]:
         """Draw predicted targets.
 
         Args:
-            source: a picture (uint8 RGB [H, W, 3] or PIL), or a list of them.
+            source: a picture (uint8 RGB [H, W, 3] or PIL), or a list of them; a `Candidate` stands for its own ids.
             action: a sentence for each source.
             num_samples: candidates a source.
             temperature: 1 is the model's distribution; low ones tend to copy the source; 0 is greedy.
@@ -95,6 +102,8 @@ class ForwardDynamics(_Role):
             seed: same seed, same candidates, in any batch.
             step: a second number beside the seed, for callers that draw again and again.
             max_rows: candidates decoded at once; bounds memory, changes nothing else.
+            first: number of the first candidate: 4 samples, and then 4 with `first=4`, are the 8 of one call.
+            kept: int64 [K] a source: image-token ids that its candidates must have there, -1 where one is drawn.
 
         Returns:
             A list of candidates for one source, a list of lists for a list of sources.
@@ -106,13 +115,18 @@ class ForwardDynamics(_Role):
         single = isinstance(action, str)
         if single == isinstance(source, list | tuple):
             raise RewindError("give one source and one action, or a list of sources and a list of actions")
-        sources: Sequence[Picture] = [source] if single else source  # type: ignore[assignment,list-item]
+        sources: Sequence[Any] = [source] if single else source  # type: ignore[assignment]
         actions: Sequence[str] = [action] if isinstance(action, str) else action
         if len(sources) != len(actions):
             raise RewindError(f"{len(sources)} sources and {len(actions)} actions: give one action a source")
         check_actions(actions)
+        if not len(sources):
+            raise RewindError("there is no picture to start from")
         vlm = self.backbone
-        source_ids = vlm.encode(sources).tolist()
+        source_ids = token_ids(vlm, sources)
+        kept_PT = None if kept is None else torch.from_numpy(np.stack(kept))
+        if kept_PT is not None and kept_PT.shape != (len(sources), vlm.layout.tokens_per_image):
+            raise RewindError(f"'kept' must hold {vlm.layout.tokens_per_image} ids (or -1) for each source")
         distribution = self.distribution(temperature, guidance)
         with vlm.using(self.adapter, merged=True):
             drawn = sample_tokens(
@@ -125,6 +139,8 @@ class ForwardDynamics(_Role):
                 unconditional=[vlm.fdm_prompt(ids, "") for ids in source_ids] if distribution.guided else None,
                 truncation=Truncation(top_k, top_p) if top_k is not None or top_p is not None else None,
                 max_rows=max_rows,
+                first=first,
+                kept_PT=kept_PT,
             )
         groups = [
             [Candidate(ids, logprobs, vlm) for ids, logprobs in zip(*group, strict=True)]
@@ -155,7 +171,7 @@ class ForwardDynamics(_Role):
         source_ids, target_ids, actions = _rows(vlm, source, targets, action)
         prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)]
         with vlm.using(self.adapter, merged=True):
-            found = span_log_probs(vlm, prompts, target_ids, self.distribution(temperature))
+            found = span_log_probs(vlm, prompts, target_ids, self.distribution(temperature), max_rows=self.max_rows)
         return [x.cpu().numpy() for x in found]
 
 
@@ -224,7 +240,8 @@ class InverseDynamics(_Role):
         source_ids, target_ids, actions = _rows(vlm, source, targets, action)
         prompts = [vlm.idm_prompt(a, b) for a, b in zip(source_ids, target_ids, strict=True)]
         with vlm.using(self.adapter, merged=True):
-            found = span_log_probs(vlm, prompts, [vlm.action_ids(words) for words in actions], self.distribution())
+            spans = [vlm.action_ids(words) for words in actions]
+            found = span_log_probs(vlm, prompts, spans, self.distribution(), max_rows=self.max_rows)
         return [x.cpu().numpy() for x in found]
 
     @overload

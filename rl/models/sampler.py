@@ -109,11 +109,12 @@ def sample_tokens(
     num_samples: int,
     max_tokens: int,
     noise: Noise,
-    first_candidate: int = 0,
     stop: int | None = None,
     unconditional: Sequence[Sequence[int]] | None = None,
     truncation: Truncation | None = None,
     max_rows: int = MAX_ROWS,
+    first: int = 0,
+    kept_PT: Tensor | None = None,
 ) -> Drawn:
     """Draw `num_samples` continuations of each prompt under the active adapter.
 
@@ -124,11 +125,13 @@ def sample_tokens(
         num_samples: candidates G a prompt.
         max_tokens: tokens T a candidate; exactly as many without `stop`.
         noise: seed and step; the rest of the noise is prompt, candidate and token.
-        first_candidate: number of the first candidate, to draw a part of a group on its own.
         stop: an id that ends a row.
         unconditional: for a guided distribution, the prompts without their condition.
         truncation: top-k and top-p, inference only; the returned log-probabilities include it.
         max_rows: rows decoded at once; bounds the memory of the cache.
+        first: number of the first candidate, for callers that draw some and later more: candidate g is the same.
+        kept_PT: int64 [P, T], ids that every candidate of a prompt has at a position, -1 where it is drawn. A kept id
+            gets its log-probability from the same distribution, so a row's sum is still that of the whole sequence.
     """
     prompts_a_chunk, samples_a_chunk = max(1, max_rows // num_samples), min(num_samples, max_rows)
     rows_P: list[tuple[Tensor, ...]] = []
@@ -142,7 +145,8 @@ def sample_tokens(
         for group in chunks(num_samples, samples_a_chunk):
             times = group.stop - group.start
             repeated = torch.arange(len(keys), device=vlm.device).repeat_interleave(times)
-            numbers = (torch.arange(group.start, group.stop, device=vlm.device) + first_candidate).repeat(len(keys))
+            numbers = first + torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
+            kept = None if kept_PT is None else kept_PT[part].to(vlm.device).repeat_interleave(times, 0)
             drawn = _decode(
                 [stream.rows(repeated) for stream in streams],
                 distribution,
@@ -150,6 +154,7 @@ def sample_tokens(
                 max_tokens,
                 stop,
                 truncation,
+                kept,
             )
             rows_G.append(tuple(x.view(len(keys), times, -1) for x in drawn))
         rows_P.append(_joined(rows_G, 1, vlm.layout.pad))
@@ -171,6 +176,7 @@ def _decode(
     max_tokens: int,
     stop: int | None,
     truncation: Truncation | None,
+    kept_RT: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The decoding loop: ids int64 and log-probabilities float32 [rows, T]."""
     vlm = streams[0].vlm
@@ -183,6 +189,9 @@ def _decode(
         if truncation is not None:
             log_probs = truncation.apply(log_probs)
         chosen = _invert(log_probs, uniform(t))
+        if kept_RT is not None:
+            kept = kept_RT[:, t]
+            chosen = torch.where(kept < 0, chosen, distribution.positions(torch.where(kept < 0, allowed[0], kept)))
         token = torch.where(running, allowed[chosen], vlm.layout.pad)
         ids.append(token)
         logprobs.append(torch.where(running, log_probs.gather(-1, chosen[:, None])[:, 0], 0.0))

@@ -1,1 +1,1 @@
-"""Search at inference: best-of-N reranking. Takes functions, never a trainer or a config."""
+"""Search at inference: best of N, rollouts, refinement. Takes functions, never a trainer or a config."""
