@@ -13,8 +13,8 @@ from test_scripts import start, succeed
 
 from rl import load_fdm, load_idm
 from rl.data.triplets_io import read_triplets
+from rl.evaluation.ranking import auc
 from trainers.demo_report import how_sure
-from trainers.demo_results import auc
 
 TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 4, "--idm_steps", 2]
 TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_steps", 2]

@@ -94,6 +94,13 @@ class GRPOArguments(ImproveArguments):
     early_stop: int = field(
         default=0, metadata={"help": "stop after so many evaluations without a better one; 0 never does"}
     )
+    monitors: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "'all', 'none', NAME=WARN:STOP: how far it may move from its start (docs/reward-hacking.md)"},
+    )
+    judge_idm: str | None = field(
+        default=None, metadata={"help": "an inverse model that never trains and does not reward, to be watched"}
+    )
 
 
 @dataclass

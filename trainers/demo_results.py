@@ -15,6 +15,7 @@ from rewards import Batch, score
 from rl.evaluation import oracle
 from rl.evaluation.intervals import mean_of_runs
 from rl.evaluation.probes import prefers_truth
+from rl.evaluation.ranking import auc
 from rl.search.best_of_n import expected_best
 from rl.triplets import Candidate
 from rl.world import Judgement
@@ -192,12 +193,3 @@ def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
     if np.isfinite(areas).any():
         found["within_group_auc"] = float(np.nanmean(areas))
     return found
-
-
-def auc(scores_N: np.ndarray, right_N: np.ndarray) -> float:
-    """Chance that a right candidate scores above a wrong one; ties count half, NaN where there are not both."""
-    known = np.isfinite(scores_N)
-    good, bad = scores_N[right_N & known], scores_N[~right_N & known]
-    if not len(good) or not len(bad):
-        return float("nan")
-    return float((good[:, None] > bad[None]).mean() + 0.5 * (good[:, None] == bad[None]).mean())

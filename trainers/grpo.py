@@ -33,6 +33,7 @@ from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
 from trainers.advantages import Importance, dead_rows, shaped, token_weights
 from trainers.checkpoints import WholeCheckpoints
+from trainers.monitors import Monitors
 from trainers.scoring import IGNORED, score_under
 from trainers.sharding import ShardingCheck, gathered, keep_head_whole
 
@@ -54,6 +55,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         rewards: loaded rewards with their weights.
         validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
             them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
+        monitors: watch every rollout of training, and may stop the run.
         oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
         dead_group_retries: how often a group whose rewards are all alike is replaced by one of another source and
             action; what is then still alike stays out of the loss.
@@ -75,6 +77,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         dead_group_retries: int = 0,
         spread_floor: float | None = None,
         importance_advantages: Importance = "none",
+        monitors: Monitors | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.top_k or args.top_p != 1.0 or args.min_p:
@@ -108,6 +111,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.oracle, self.num_training = oracle, len(triplets)
         self.dead_group_retries, self.spread_floor = dead_group_retries, spread_floor
         self.importance_advantages: Importance = importance_advantages
+        self.monitors = monitors
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
         self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
         self.last_scored: list[Scored] = []
@@ -128,7 +132,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             train_dataset=rows.select(range(len(triplets))),
             eval_dataset=rows.select(range(len(triplets), len(rows))) if validation else None,
             processing_class=vlm.tokenizer,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), *([monitors] if monitors is not None else [])],
             rollout_func=self._rollout,
         )
         score_under(vlm, self.distribution, entropy=True)
@@ -166,6 +170,10 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.last_rows = [(number, member) for number, members in parts for member in members]
         if not self.model.training:
             self._note_validation(parts, rows)
+        elif self.monitors is not None:
+            triplets = [self.triplets[number] for number, _ in self.last_rows]
+            group, step = self.num_generations, self.state.global_step
+            self.monitors.observe(triplets, self.last_scored, group, self._log_metric, step)
         return {
             "prompt_ids": [self._prompt_ids(number) for number, _ in self.last_rows],
             "completion_ids": [scored.candidate.ids.tolist() for scored in self.last_scored],

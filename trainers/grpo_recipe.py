@@ -19,6 +19,7 @@ from rl.unified import UnifiedVLM
 from trainers.arguments import GRPOArguments, ImproveArguments
 from trainers.checkpoints import fit
 from trainers.grpo import WorldModelGRPOTrainer
+from trainers.monitors import Monitors, rules_of
 from trainers.pretraining import MetricsFile
 from trainers.sft import save_adapter
 from trainers.sharding import whole_weights
@@ -68,12 +69,16 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
     validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
-    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.validation]
+    rules = rules_of(arguments.monitors, arguments.judge_idm is not None)
+    with whole_weights():
+        judge = load_idm(arguments.judge_idm) if arguments.judge_idm is not None else None
+    inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs)
     kind: Any = arguments.importance_advantages
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
+    monitors = Monitors(rules, output / "monitors.json", judge)
     trainer = WorldModelGRPOTrainer(
         vlm,
         triplets,
@@ -83,9 +88,11 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         dead_group_retries=arguments.dead_group_retries,
         spread_floor=arguments.spread_floor,
         importance_advantages=kind,
+        monitors=monitors,
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early],
     )
     fit(trainer, output, arguments.resume)
+    monitors.check(output)
     folder = save_adapter(vlm, output)
     logger.warning("%d steps; the adapter is in %s", trainer.state.global_step, folder)
     return output

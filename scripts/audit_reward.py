@@ -1,0 +1,199 @@
+"""Try a reward before training on it: does anything else score as well as the true target?
+
+python scripts/audit_reward.py --idm runs/idm --triplets data/test.json --rewards idm_margin keep_unchanged=0.25 \\
+    --output runs/audit
+
+With --fdm also against the model's own samples and against tokens optimised for the reward; with --world the world's
+oracle says which of them are right, and whether more selection by the reward still helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, plain, run
+from rl.errors import RewindError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from rewards import Reward
+    from rl.evaluation.oracle import Task
+    from rl.evaluation.reward_probes import Case
+    from rl.unified import UnifiedVLM
+
+AT_ONCE = 8
+"""Groups scored in one call."""
+SHOWN = 6
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--idm", help="a base or a run folder for the rewards that need an inverse model")
+    p.add_argument("--fdm", help="the forward model to be trained: its samples are tried too")
+    p.add_argument("--triplets", type=Path, help="held-out triplets, a JSON list in AURORA's format; or --world alone")
+    p.add_argument("--limit", type=int, default=200, help="only the first triplets; with --world alone, so many scenes")
+    p.add_argument(
+        "--rewards",
+        nargs="+",
+        required=True,
+        help="built-in names, file.py:function or package.module:function, each with =WEIGHT if it is not 1",
+    )
+    p.add_argument("--world", help="a world's name or file.py:Class, whose oracle tells right from wrong; needs --fdm")
+    p.add_argument("--split", default="test", help="a split of the world, if it has any")
+    p.add_argument("--num_scenes", type=int, default=40, help="cases on which adversaries and selection are tried")
+    p.add_argument("--best_of", type=int, default=64, help="the largest N of the selection")
+    p.add_argument("--queries", type=int, default=256, help="scores that the optimised tokens may ask for a case")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return p
+
+
+def main() -> None:
+    a = parse_with_config(parser())
+    _check(a)
+    from rewards import load_rewards
+    from rewards.rivals import word_edits
+    from rl.data.triplets_io import read_triplets
+    from rl.evaluation import reward_probes
+    from rl.evaluation.adversaries import adversaries
+    from rl.evaluation.audit import audit, score_probes, worst_first
+    from rl.evaluation.oracle import sample_tasks
+    from rl.report.audit_page import audit_page, lines
+    from rl.run_folder import claim
+    from rl.search.attack import greedy
+    from rl.search.best_of_n import expected_best
+    from rl.triplets import Triplet
+    from rl.worlds import load_split
+
+    fdm, idm = _models(a)
+    vlm = (fdm or idm).backbone
+    world = load_split(a.world, a.split) if a.world is not None else None
+    tasks = sample_tasks(world, max(a.limit if a.triplets is None else 0, a.num_scenes), a.seed) if world else []
+    from_world = [Triplet(t.source, t.action, t.target, _family(world, t.action)) for t in tasks]
+    triplets = read_triplets(a.triplets, a.limit) if a.triplets is not None else from_world[: a.limit]
+    rewards = load_rewards(a.rewards, idm, [triplet.action for triplet in triplets])
+    inputs = [a.idm, a.fdm, a.triplets]
+    output = claim(a.output, "audit_reward.py", plain(vars(a)), inputs=inputs, overwrite=a.overwrite)
+
+    score = scorer(rewards, vlm, fdm)
+    leads_there = _leads_there(world, tasks) if a.triplets is None else None
+    cases = reward_probes.build(triplets, vlm, word_edits, leads_there, a.seed)
+    scores = score_probes(cases, score)
+    found: dict[str, Any] = {"rewards": a.rewards, **audit(scores, [t.task for t in triplets])}
+    pictures = _pictures(vlm, cases[:SHOWN], scores)
+    if fdm is not None:
+        tried = (from_world if world else triplets)[: a.num_scenes]
+        settings: dict[str, Any] = {
+            "threshold": found["threshold"],
+            "best_of": a.best_of,
+            "queries": a.queries,
+            "seed": a.seed,
+        }
+        settings |= {"world": world, "tasks": tasks[: a.num_scenes]}
+        more, rows = adversaries(fdm, tried, score, greedy, expected_best, **settings)
+        found["probes"] |= more.pop("probes")
+        found |= more
+        pictures += rows[:SHOWN]
+    found["verdict"] = worst = worst_first(found)
+    (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    title = f"Audit of {' '.join(a.rewards)}"
+    (output / "report.html").write_text(audit_page(title, found, worst, pictures), encoding="utf-8")
+    print(lines(found))
+    print("\n" + "\n".join(f"- {sentence}" for sentence in worst or ["no probe scores as well as the truth too often"]))
+    if "selection" in found:
+        print(f"- {found['selection']['verdict']}")
+    print(f"\nresults.json and report.html in {output}")
+
+
+def _check(a: argparse.Namespace) -> None:
+    if a.triplets is None and a.world is None:
+        raise RewindError("give something to audit on: --triplets data/test.json, or --world with --fdm")
+    if a.world is not None and a.fdm is None:
+        raise RewindError("--world judges what a forward model draws: give --fdm too")
+    if a.fdm is None and a.idm is None:
+        raise RewindError("pictures are tried as image tokens, so give a model whose tokens they are: --idm or --fdm")
+    if a.best_of < 2 or a.num_scenes < 2 or a.limit < 2:
+        raise RewindError("--best_of, --num_scenes and --limit must be at least 2")
+
+
+def _models(a: argparse.Namespace) -> tuple[Any, Any]:
+    """The forward and the inverse model that were given, on one backbone where they can share it; None for neither."""
+    from rl import load_fdm, load_idm
+    from rl.api import shares_base
+
+    fdm = load_fdm(a.fdm) if a.fdm is not None else None
+    if a.idm is None:
+        return fdm, None
+    return fdm, load_idm(a.idm, fdm.backbone if fdm is not None and shares_base(a.idm, fdm.backbone) else None)
+
+
+def _leads_there(world: Any, tasks: Sequence[Task]) -> Callable[[int, str], bool]:
+    return lambda number, action: tasks[number].outcome in world.outcomes(tasks[number].scene, action)
+
+
+def scorer(rewards: Sequence[Reward], vlm: UnifiedVLM, fdm: Any) -> Any:
+    """Scores of groups of cases, as in training: what shares a source stands in one batch, side by side."""
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    from rewards import Batch
+    from rewards import score as score_all
+    from rl.triplets import Candidate
+
+    def candidates(cases: Sequence[Case]) -> list[Candidate]:
+        # Without a forward model nobody knows how likely a picture is, so a reward that asks is told NaN, never 0.
+        made = [Candidate(case.ids_K, np.full(len(case.ids_K), np.nan, np.float32), vlm) for case in cases]
+        if fdm is None or not any("candidates" in reward.asks_for for reward in rewards):
+            return made
+        likely = fdm.log_probs([case.source for case in cases], made, [case.action for case in cases])
+        return [Candidate(case.ids_K, logprobs, vlm) for case, logprobs in zip(cases, likely, strict=True)]
+
+    def score(groups: Sequence[Sequence[Case]]) -> list[list[float | None]]:
+        found: list[list[float | None]] = []
+        for start in tqdm(range(0, len(groups), AT_ONCE), desc="score", disable=len(groups) < 4 * AT_ONCE):
+            part = groups[start : start + AT_ONCE]
+            cases = [case for group in part for case in group]
+            batch = Batch(
+                [case.action for case in cases],
+                candidates(cases),
+                [case.source for case in cases],
+                [case.target for case in cases],
+                [case.task for case in cases],
+            )
+            totals = iter(score_all(rewards, batch))
+            found += [[next(totals).total for _ in group] for group in part]
+        return found
+
+    return score
+
+
+def _family(world: Any, action: str) -> str | None:
+    family = getattr(world, "family", None)
+    return None if family is None else family(action)
+
+
+def _pictures(vlm: UnifiedVLM, cases: Sequence[dict[str, Case]], scores: dict[str, np.ndarray]) -> list[Any]:
+    """For the first triplets: the source with its action, then every probe with its score."""
+    import numpy as np
+
+    rows = []
+    for number, row in enumerate(cases):
+        images = vlm.decode(np.stack([case.ids_K for case in row.values()]))
+        first = next(iter(row.values()))
+        cells: list[Any] = [(first.source, first.action)]
+        for kind, case, image in zip(row, row.values(), images, strict=True):
+            asked = f" '{case.action}'" if case.action != first.action else ""
+            cells.append((image, f"{kind}{asked} {scores[kind][number]:.2f}"))
+        rows.append(cells)
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)
