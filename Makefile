@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo reproduce test test-slow lint format base judge clean
+.PHONY: help install demo reproduce bench test test-slow lint format base judge clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -33,6 +33,9 @@ demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (about 
 
 reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2; writes docs/results and docs/results.md
 	$(BIN)/python scripts/reproduce.py --output runs/reproduce --results docs/results
+
+bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json
+	$(BIN)/python scripts/bench.py --preset full --output runs/bench
 
 test: $(STAMP)  ## the test-suite
 	$(BIN)/python -m pytest -m 'not slow'

@@ -13,8 +13,13 @@ from typing import Any
 from rl.errors import RewindError
 
 
-def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse flags over the values of an optional `--config` YAML file; an unknown key in the file is an error."""
+def parse_with_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None, others: list[str] | None = None
+) -> argparse.Namespace:
+    """Parse flags over the values of an optional `--config` YAML file.
+
+    An unknown key in the file is an error; with `others` it is put there, for a file that another script shares.
+    """
     parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; flags win over it")
     known, _ = argparse.ArgumentParser(add_help=False, parents=[_only_config()]).parse_known_args(argv)
     required = [action for action in parser._actions if action.required]
@@ -22,6 +27,9 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
         values = _read_yaml(known.config)
         actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
         for key, value in values.items():
+            if key not in actions and others is not None:
+                others.append(key)
+                continue
             if key not in actions:
                 raise RewindError(f"{known.config}: unknown key '{key}'{_closest(key, list(actions))}")
             parser.set_defaults(**{key: _convert(actions[key], value, known.config)})

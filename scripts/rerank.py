@@ -50,6 +50,7 @@ def main() -> None:
     from rewards import load_rewards
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
     from rl.api import shares_base
+    from rl.data.store import CandidateStore
     from rl.data.triplets_io import read_triplets
     from rl.images import load_image
     from rl.models.dynamics import check_actions
@@ -92,8 +93,10 @@ def main() -> None:
         overwrite=a.overwrite,
     )
 
+    store = CandidateStore(output / "candidates", a.idm)
+
     def best_of(part: Sequence[Triplet]) -> list[Reranked]:
-        return rerank(
+        found = rerank(
             fdm,
             idm,
             [triplet.source for triplet in part],
@@ -109,6 +112,9 @@ def main() -> None:
             refine=a.refine,
             max_rows=a.max_rows,
         )
+        groups = [(triplet, one.candidates) for triplet, one in zip(part, found, strict=True)]
+        store.append(groups, seed=a.seed, step=0)
+        return found
 
     rerank_all(output, triplets, numbers, best_of, block=max(1, a.max_rows // a.num_candidates))
     print(f"best of {a.num_candidates}: {summary(output, triplets, fdm.backbone)}")

@@ -26,7 +26,7 @@ from rl.data.importance import Importance
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from trainers.arguments import RewindDPOConfig, RewindGRPOConfig, RoleConfig
-from trainers.best_of_n import scored_groups
+from trainers.candidates import scored_groups
 from trainers.dpo import Pairing, WorldModelDPOTrainer, preference_rows
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.grpo_recipe import only_policy_trains

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from test_scripts import start
 
-from rewards.idm_margin import word_edits
+from rewards.rivals import word_edits
 from rl.data.triplets_io import write_triplets
 from rl.errors import RewindError
 from rl.evaluation.adversaries import adversaries

@@ -20,7 +20,8 @@ from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import ForwardDynamics
 from rl.triplets import Triplet
 from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
-from trainers.best_of_n import Keep, best_candidates, scored_groups
+from trainers.best_of_n import Keep, best_candidates
+from trainers.candidates import scored_groups
 from trainers.checkpoints import fit
 from trainers.dpo import Pairing
 from trainers.grpo import WorldModelGRPOTrainer

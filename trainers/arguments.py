@@ -15,6 +15,8 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser, get_pe
 from rl.errors import RewindError
 from trainers.sharding import without_compiler
 
+STORED = "run folders, or their candidates, to train on instead of --triplets and drawing"
+
 
 @dataclass
 class RunArguments:
@@ -110,6 +112,7 @@ class BestOfNArguments(ImproveArguments):
     num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
     min_lead: float = field(default=0.0, metadata={"help": "keep the best only if it leads its group's mean so much"})
     min_changed: int = field(default=1, metadata={"help": "keep the best only if so many tokens changed"})
+    candidates: list[str] = field(default_factory=list, metadata={"help": STORED})
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and fine-tuning"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
 
@@ -120,6 +123,7 @@ class DPOArguments(ImproveArguments):
 
     num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
     min_gap: float = field(default=0.5, metadata={"help": "least difference of totals between chosen and rejected"})
+    candidates: list[str] = field(default_factory=list, metadata={"help": STORED})
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and training, each on fresh candidates"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
 

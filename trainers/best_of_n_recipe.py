@@ -10,7 +10,8 @@ from trl import SFTConfig
 
 from rl.errors import RewindError
 from trainers.arguments import BestOfNArguments
-from trainers.best_of_n import Keep, best_candidates
+from trainers.best_of_n import Keep, keep_best
+from trainers.candidates import groups_of_round, stored_triplets
 from trainers.checkpoints import fit
 from trainers.grpo_recipe import open_for_improvement
 from trainers.pretraining import MetricsFile
@@ -26,27 +27,20 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     check_rounds(arguments.rounds)
     keep = Keep(arguments.num_candidates, arguments.min_lead, arguments.min_changed)
     set_seed(config.seed)
-    fdm, _, triplets, rewards = open_for_improvement(arguments)
+    fdm, _, triplets, rewards = open_for_improvement(arguments, stored_triplets(arguments))
     vlm = fdm.backbone
-    output = begin_run("train_best_of_n.py", arguments, config, [arguments.fdm, arguments.idm, *arguments.triplets])
+    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
+    output = begin_run("train_best_of_n.py", arguments, config, inputs)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
-        kept, totals = best_candidates(
-            fdm,
-            rewards,
-            triplets,
-            keep,
-            temperature=arguments.temperature,
-            seed=config.seed,
-            step=number,
-            normalise=arguments.normalise_rewards,
-        )
+        groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
+        kept, totals = keep_best(vlm, groups, keep)
         if not kept:
             raise RewindError(
                 f"round {number}: no group had a best candidate that leads by {keep.min_lead} and changes "
                 f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
             )
         mean = sum(totals) / len(totals)
-        logger.warning("round %d: mean total %.4f, %d of %d groups kept", number, mean, len(kept), len(triplets))
+        logger.warning("round %d: mean total %.4f, %d of %d groups kept", number, mean, len(kept), len(groups))
         config.output_dir = str(folder)
         rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
         trainer = RoleSFTTrainer(vlm, "fdm", config, rows, callbacks=[MetricsFile(folder / "metrics.jsonl")])

@@ -10,7 +10,7 @@ from trl import DPOConfig
 
 from rl.errors import RewindError
 from trainers.arguments import DPOArguments
-from trainers.best_of_n import scored_groups
+from trainers.candidates import groups_of_round, stored_triplets
 from trainers.checkpoints import fit
 from trainers.dpo import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
 from trainers.grpo_recipe import only_policy_trains, open_for_improvement
@@ -27,22 +27,12 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     check_rounds(arguments.rounds)
     pairing = Pairing(arguments.num_candidates, arguments.min_gap)
     set_seed(config.seed)
-    fdm, _, triplets, rewards = open_for_improvement(arguments)
+    fdm, _, triplets, rewards = open_for_improvement(arguments, stored_triplets(arguments))
     vlm = fdm.backbone
-    output = begin_run("train_dpo.py", arguments, config, [arguments.fdm, arguments.idm, *arguments.triplets])
+    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
+    output = begin_run("train_dpo.py", arguments, config, inputs)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
-        groups = list(
-            scored_groups(
-                fdm,
-                rewards,
-                triplets,
-                pairing.num_candidates,
-                temperature=arguments.temperature,
-                seed=config.seed,
-                step=number,
-                normalise=arguments.normalise_rewards,
-            )
-        )
+        groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]
         totals = [s.total for _, group in groups for s in group if s.total is not None]
         if not totals:

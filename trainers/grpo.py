@@ -23,6 +23,7 @@ from transformers.integrations import TensorBoardCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Batch, Reward, score
+from rl.data.store import CandidateStore
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import token_ids
@@ -56,6 +57,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
             them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
         monitors: watch every rollout of training, and may stop the run.
+        store: gets every candidate that is drawn and scored in training.
         oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
         dead_group_retries: how often a group whose rewards are all alike is replaced by one of another source and
             action; what is then still alike stays out of the loss.
@@ -78,6 +80,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         spread_floor: float | None = None,
         importance_advantages: Importance = "none",
         monitors: Monitors | None = None,
+        store: CandidateStore | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         if args.top_k or args.top_p != 1.0 or args.min_p:
@@ -111,7 +114,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.oracle, self.num_training = oracle, len(triplets)
         self.dead_group_retries, self.spread_floor = dead_group_retries, spread_floor
         self.importance_advantages: Importance = importance_advantages
-        self.monitors = monitors
+        self.monitors, self.store = monitors, store
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
         self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
         self.last_scored: list[Scored] = []
@@ -174,11 +177,20 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             triplets = [self.triplets[number] for number, _ in self.last_rows]
             group, step = self.num_generations, self.state.global_step
             self.monitors.observe(triplets, self.last_scored, group, self._log_metric, step)
+        if self.model.training and self.store is not None:
+            self._keep(self.store, parts, rows)
         return {
             "prompt_ids": [self._prompt_ids(number) for number, _ in self.last_rows],
             "completion_ids": [scored.candidate.ids.tolist() for scored in self.last_scored],
             "logprobs": [scored.candidate.logprobs.tolist() for scored in self.last_scored],
         }
+
+    def _keep(self, store: CandidateStore, parts: Sequence[tuple[int, range]], rows: Sequence[list[Scored]]) -> None:
+        """Append what was drawn and scored; a process that drew a part of a group keeps that part's numbers."""
+        for first in dict.fromkeys(members.start for _, members in parts):
+            pairs = zip(parts, rows, strict=True)
+            groups = [(self.triplets[number], part) for (number, those), part in pairs if those.start == first]
+            store.append(groups, seed=self.args.seed, step=self.state.global_step, first=first)
 
     def _prompt_ids(self, number: int) -> list[int]:
         return self.vlm.fdm_prompt(self.source_ids[number], self.triplets[number].action)

@@ -11,6 +11,7 @@ from trl import GRPOConfig
 
 from rewards import Reward, load_rewards
 from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
+from rl.data.store import CandidateStore
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
@@ -36,16 +37,19 @@ def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
 
 
 def open_for_improvement(
-    arguments: ImproveArguments,
+    arguments: ImproveArguments, triplets: list[Triplet] | None = None
 ) -> tuple[ForwardDynamics, InverseDynamics | None, list[Triplet], list[Reward]]:
     """The forward model with its adapter alone trainable, the inverse model, what to try, and the rewards.
+
+    `triplets` are tried in place of those that the arguments name.
 
     Raises:
         RewindError: a missing argument, a bare base, a reward that cannot be loaded.
     """
-    if arguments.fdm is None or not arguments.triplets:
+    if arguments.fdm is None or not (triplets or arguments.triplets):
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
-    triplets = [triplet for file in arguments.triplets for triplet in read_triplets(Path(file), arguments.limit)]
+    if not triplets:
+        triplets = [triplet for file in arguments.triplets for triplet in read_triplets(Path(file), arguments.limit)]
     with whole_weights():
         fdm = load_fdm(arguments.fdm)
         if fdm.adapter is None:
@@ -89,6 +93,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         spread_floor=arguments.spread_floor,
         importance_advantages=kind,
         monitors=monitors,
+        store=CandidateStore(output / "candidates", arguments.idm),
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early],
     )
     fit(trainer, output, arguments.resume)

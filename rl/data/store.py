@@ -1,0 +1,249 @@
+"""The store of scored candidates: what was sampled and scored, in Parquet, for every stage that can learn from it.
+
+A folder holds `part-*.parquet`, one row a candidate (columns: `SCHEMA`), and `pictures/KEY.png`, each source and target
+once. A part is written beside and moved into place, so that a run that is cut off leaves whole parts behind.
+`datasets.load_dataset("parquet", data_files="FOLDER/part-*.parquet")` opens it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from rl.errors import RewindError
+from rl.images import Picture, load_image
+from rl.triplets import Candidate, Scored, Triplet
+from rl.unified import UnifiedVLM
+
+logger = logging.getLogger("rl")
+
+Group = tuple[Triplet, list[Scored]]
+Known = dict[tuple[str, str, bytes], dict[str, "float | None"]]
+"""(key of the source, action, token ids as int64 bytes) -> scores by the name of the reward."""
+
+SCHEMA = pa.schema(
+    [
+        ("base", pa.string()),  # whose vocabulary the ids belong to
+        ("idm", pa.string()),  # the inverse model that the rewards asked, null if none
+        ("seed", pa.int64()),
+        ("step", pa.int64()),
+        ("prompt", pa.string()),  # key of source and action
+        ("candidate", pa.int64()),  # its number in the group
+        ("source", pa.string()),  # key of the source picture: pictures/KEY.png
+        ("target", pa.string()),  # the same of the true target, null if unknown
+        ("action", pa.string()),
+        ("task", pa.string()),
+        ("ids", pa.list_(pa.int64())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("rewards", pa.list_(pa.string())),  # names, in the order of `scores`
+        ("scores", pa.list_(pa.float64())),
+        ("total", pa.float64()),
+    ]
+)
+
+
+def picture_key(picture: Picture) -> str:
+    """A key of a picture's size and pixels, 32 hexadecimal digits, the same for an array, a PIL image and a PNG."""
+    pixels = _pixels(picture)
+    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
+
+
+def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int]) -> tuple[str, str, bytes]:
+    """What a score belongs to: the source's key, the action and the tokens of the predicted target."""
+    return source, action, np.asarray(ids_K, dtype=np.int64).tobytes()
+
+
+class CandidateStore:
+    """Scored candidates in a folder; several processes may append at once.
+
+    Args:
+        folder: made with the first part.
+        idm: the inverse model that the rewards ask, by name or folder: scores of another one are not mixed with its.
+    """
+
+    def __init__(self, folder: str | Path, idm: str | None = None) -> None:
+        self.folder, self.idm = Path(folder), idm
+
+    def append(
+        self, groups: Sequence[tuple[Triplet, Sequence[Scored]]], *, seed: int, step: int, first: int = 0
+    ) -> None:
+        """Add the candidates of some sources and actions, as they were drawn under `seed` and `step`.
+
+        `first` is the number of a group's first candidate, for a process that drew only a part of it.
+
+        Appending the same (seed, step, prompt, candidate) again leaves one, the last.
+
+        Raises:
+            RewindError: the folder cannot be written to, e.g. a full disk; earlier parts stay as they are.
+        """
+        rows = [row for triplet, group in groups for row in self._rows_of(triplet, group, seed, step, first)]
+        if not rows:
+            return
+        numbers = [int(part.name.split("-")[1]) for part in self._parts()]
+        part = self.folder / f"part-{max(numbers, default=-1) + 1:06d}-{uuid4().hex[:8]}.parquet"
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        _write(part, lambda file: pq.write_table(table, file))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every candidate as a dict of the columns of `SCHEMA`, in the order of first appearance.
+
+        A damaged part is left out with a warning.
+
+        Raises:
+            RewindError: no part, or a Parquet file with other columns.
+        """
+        found: dict[tuple[int, int, str, int], dict[str, Any]] = {}
+        parts = self._parts()
+        if not parts:
+            raise RewindError(f"{self.folder} holds no scored candidates: give the folder 'candidates' of a run")
+        for part in parts:
+            for row in _read(part):
+                found[row["seed"], row["step"], row["prompt"], row["candidate"]] = row
+        return list(found.values())
+
+    def triplets(self) -> list[Triplet]:
+        """Each source and action once, with the true target where it is known."""
+        pictures = self._pictures()
+        return [self._triplet(row, pictures) for row in {row["prompt"]: row for row in self.rows()}.values()]
+
+    def groups(self, backbone: UnifiedVLM) -> list[Group]:
+        """The candidates of each draw together, as candidates of a backbone.
+
+        Raises:
+            RewindError: candidates of another base, or none that can be read.
+        """
+        groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+        for row in self.rows():
+            if row["base"] != backbone.name and Path(row["base"]).resolve() != Path(backbone.name).resolve():
+                raise RewindError(
+                    f"{self.folder} holds candidates of {row['base']}, whose tokens are not those of {backbone.name}"
+                )
+            groups.setdefault((row["seed"], row["step"], row["prompt"]), []).append(row)
+        pictures, found = self._pictures(), []
+        for rows in groups.values():
+            rows.sort(key=lambda row: row["candidate"])
+            found.append((self._triplet(rows[0], pictures), [_scored(row, backbone) for row in rows]))
+        return found
+
+    def known_scores(self) -> Known:
+        """The scores that each candidate has, so that none is scored twice; empty before the first part.
+
+        With `idm`, only those for which the rewards asked that inverse model.
+        """
+        found: Known = {}
+        for row in self.rows() if self._parts() else []:
+            if self.idm is None or (row["idm"] is not None and _same(row["idm"], self.idm)):
+                key = candidate_key(row["source"], row["action"], row["ids"])
+                found.setdefault(key, {}).update(zip(row["rewards"], row["scores"], strict=True))
+        return found
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _rows_of(
+        self, triplet: Triplet, group: Sequence[Scored], seed: int, step: int, first: int
+    ) -> Iterator[dict[str, Any]]:
+        source = self._keep(triplet.source)
+        target = None if triplet.target is None else self._keep(triplet.target)
+        prompt = hashlib.blake2b(f"{source} {triplet.action}".encode(), digest_size=16).hexdigest()
+        for number, scored in enumerate(group, first):
+            candidate = scored.candidate
+            yield {
+                "base": candidate.backbone.name,
+                "idm": self.idm,
+                "seed": seed,
+                "step": step,
+                "prompt": prompt,
+                "candidate": number,
+                "source": source,
+                "target": target,
+                "action": triplet.action,
+                "task": triplet.task,
+                "ids": candidate.ids,
+                "logprobs": candidate.logprobs,
+                "rewards": list(scored.scores),
+                "scores": list(scored.scores.values()),
+                "total": scored.total,
+            }
+
+    def _keep(self, picture: Picture) -> str:
+        """Write a picture unless it is there; returns its key."""
+        key = picture_key(picture)
+        file = self._picture_file(key)
+        if not file.is_file():
+            _write(file, lambda temporary: Image.fromarray(_pixels(picture)).save(temporary, format="PNG"))
+        return key
+
+    def _picture_file(self, key: str) -> Path:
+        return self.folder / "pictures" / f"{key}.png"
+
+    def _pictures(self) -> Callable[[str], Image.Image]:
+        """Pictures by key, each opened once, so that a source's groups share one."""
+        opened: dict[str, Image.Image] = {}
+
+        def picture(key: str) -> Image.Image:
+            if key not in opened:
+                opened[key] = load_image(self._picture_file(key))
+            return opened[key]
+
+        return picture
+
+    def _triplet(self, row: dict[str, Any], pictures: Callable[[str], Image.Image]) -> Triplet:
+        target = None if row["target"] is None else pictures(row["target"])
+        return Triplet(pictures(row["source"]), row["action"], target, row["task"])
+
+
+def store_of(folder: str | Path) -> CandidateStore:
+    """The store in a folder, which may be a run folder that holds one in `candidates`."""
+    inner = Path(folder) / "candidates"
+    return CandidateStore(inner if inner.is_dir() else folder)
+
+
+def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
+    ids, logprobs = np.array(row["ids"], dtype=np.int64), np.array(row["logprobs"], dtype=np.float32)
+    scores = dict(zip(row["rewards"], row["scores"], strict=True))
+    return Scored(Candidate(ids, logprobs, backbone), scores, row["total"])
+
+
+def _pixels(picture: Picture) -> np.ndarray:
+    pixels = picture if isinstance(picture, np.ndarray) else np.asarray(picture.convert("RGB"))
+    return np.ascontiguousarray(pixels)
+
+
+def _same(first: str, second: str) -> bool:
+    return first == second or Path(first).resolve() == Path(second).resolve()
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside and move into place, so that a file is whole or absent."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(beside)
+        beside.replace(path)
+    except (OSError, pa.ArrowException) as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise RewindError(f"the scored candidates cannot be written to {path}: {error}") from error
+
+
+def _read(part: Path) -> list[dict[str, Any]]:
+    try:
+        table = pq.ParquetFile(part).read()
+    except (OSError, pa.ArrowException) as error:
+        logger.warning("%s is damaged and left out: %s", part, " ".join(str(error).split())[:200])
+        return []
+    if not table.schema.equals(SCHEMA):
+        raise RewindError(f"{part} has other columns than scored candidates: move it out of the folder")
+    return table.to_pylist()

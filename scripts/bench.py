@@ -1,0 +1,38 @@
+"""The figures of `make bench`: speed and memory against committed baselines, written to OUTPUT/bench.json.
+
+python scripts/bench.py --preset full --output runs/bench
+python scripts/bench.py --preset smoke --parts logprobs state --output runs/bench
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke only shows that it runs")
+    p.add_argument("--parts", nargs="+", default=[], help="only these (sampler, scorer, logprobs, state, ...)")
+    p.add_argument("--output", type=Path, required=True, help="its bench.json is written anew")
+    return p
+
+
+def main() -> None:
+    arguments = parse_with_config(parser())
+    from trainers.bench.figures import bench
+
+    found = bench(arguments.preset, arguments.output, arguments.parts)
+    for name, value in found.items():
+        if isinstance(value, float):
+            print(f"{name:30s} {value:8.3f}")
+    for labels, seconds in found.get("selection_seconds", {}).items():
+        print(f"selection of {int(labels):>12,} labels {seconds:8.3f} s")
+    print(f"medians, commands, machine and versions: {arguments.output / 'bench.json'}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,46 @@
+"""A run's adapter merged into its base: a plain Hugging Face folder that transformers opens without peft or Rewind.
+
+python scripts/export.py --run runs/grpo --output runs/grpo-merged
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, plain, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", required=True, help="a run folder with an adapter, of either role")
+    p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    return p
+
+
+def main() -> None:
+    arguments = parse_with_config(parser())
+    from rl import RewindError, load_fdm
+    from rl.models.bases import adapter_folder
+    from rl.models.export import save_merged
+    from rl.run_folder import claim
+
+    if adapter_folder(Path(arguments.run)) is None:
+        raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")
+    model = load_fdm(arguments.run)  # the role makes no difference to the weights
+    base = model.backbone.name
+    output = claim(
+        arguments.output,
+        "export.py",
+        plain(vars(arguments)),
+        inputs=[arguments.run, base],
+        overwrite=arguments.overwrite,
+    )
+    save_merged(model.backbone, model.adapter, output, {"exported": {"run": arguments.run, "base": base}})
+    print(f"{arguments.run} merged into {base}: {output} opens with load_fdm, load_idm and transformers")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""What a run needs in memory and tokens, for 1, 4, 8 and 64 GPUs, before anything is loaded.
+
+python scripts/plan.py --config configs/grpo_tabletop.yaml --base chameleon-7b
+python scripts/plan.py --base chameleon-30b --algorithm grpo --rows 4 --rollout_rows 8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, run
+from rl.errors import RewindError
+from trainers.plan import Job, plan
+from trainers.shapes import LINEAR_LAYERS, Shape, adapter_of, shape_of
+
+ALGORITHMS = ("sft", "grpo", "best_of_n", "dpo")
+MAX_ROWS = 512  # what the sampler decodes at once
+CHUNK = 32  # sources for which best-of-N training and DPO draw at once
+GIB = 2**30
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    switch: Any = {"action": argparse.BooleanOptionalAction, "default": True}
+    p.add_argument("--base", help="chameleon-7b, chameleon-30b, emu3-8b, liquid-7b, or a base by name or folder")
+    p.add_argument("--fdm", help="run folder of the model to improve: its base, rank and target modules")
+    p.add_argument("--algorithm", choices=ALGORITHMS, help="told from the config's keys if not given")
+    p.add_argument("--lora_r", type=int, help="rank of the adapters (16); 0 is full fine-tuning")
+    p.add_argument("--lora_target_modules", nargs="+", help="the layers with adapters (all linear ones)")
+    p.add_argument("--per_device_train_batch_size", "--rows", type=int, default=8, help="sequences a GPU and pass")
+    p.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    p.add_argument("--steps_per_generation", type=int, help="GRPO: passes for which one rollout draws")
+    p.add_argument("--num_generations", type=int, help="GRPO: candidates a group")
+    p.add_argument("--num_candidates", type=int, help="best-of-N training, DPO: candidates a group")
+    p.add_argument("--min_gap", type=float, help="DPO: only tells that it is DPO")
+    p.add_argument("--rollout_rows", type=int, help="sequences that a GPU draws at once, if other than the run's")
+    p.add_argument("--gradient_checkpointing", **switch, help="compute activations again (as in TRL: on)")
+    p.add_argument("--ds3_gather_for_generation", **switch, help="ZeRO-3: gather all weights for a rollout")
+    p.add_argument("--action_tokens", type=int, default=24, help="tokens of an action")
+    p.add_argument("--max_steps", type=int, default=0)
+    p.add_argument("--gpus", nargs="+", type=int, default=[1, 4, 8, 64], help="world sizes")
+    p.add_argument("--gpu_gib", type=float, default=80, help="memory of a GPU, of which nine tenths are counted on")
+    p.add_argument("--output", type=Path, help="the figures in bytes, as JSON")
+    return p
+
+
+def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
+    """The algorithm, the shape and the settings that memory depends on."""
+    found = adapter_of(arguments.fdm) if arguments.fdm else None
+    base = arguments.base or (found[0] if found else arguments.fdm)
+    if base is None:
+        raise RewindError("say which model: --base chameleon-7b, a base's name or folder, or --fdm runs/my-run")
+    algorithm = arguments.algorithm or (
+        "grpo" if arguments.num_generations else "dpo" if arguments.min_gap is not None else None
+    )
+    algorithm = algorithm or ("best_of_n" if arguments.num_candidates else "sft")
+    rank = arguments.lora_r if arguments.lora_r is not None else found[1] if found else 16
+    targets = arguments.lora_target_modules or (found[2] if found else LINEAR_LAYERS)
+    rows, drawn = arguments.per_device_train_batch_size, 0
+    if algorithm == "grpo":
+        passes = arguments.steps_per_generation or arguments.gradient_accumulation_steps
+        drawn = min(rows * passes, max(MAX_ROWS, rows))
+    elif algorithm in ("best_of_n", "dpo"):
+        drawn = min(MAX_ROWS, CHUNK * (arguments.num_candidates or 8))
+    job = Job(
+        lora_r=rank,
+        targets=LINEAR_LAYERS if list(targets) == ["all-linear"] else targets,
+        dropout=algorithm in ("sft", "best_of_n"),
+        frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2),
+        rows=2 * rows if algorithm == "dpo" else rows,  # chosen and rejected
+        rollout_rows=drawn if arguments.rollout_rows is None else arguments.rollout_rows,
+        accumulation=arguments.gradient_accumulation_steps,
+        checkpointing=arguments.gradient_checkpointing,
+        action_tokens=arguments.action_tokens,
+        gather=arguments.ds3_gather_for_generation,
+    )
+    return algorithm, shape_of(base), job
+
+
+COLUMNS = ("weights", "gradients", "optimizer", "activations", "cache", "training", "rollout", "peak", "host", "sent")
+
+
+def text(found: dict[str, Any], algorithm: str, job: Job, gpu_gib: float) -> str:
+    """The figures as a table."""
+    shape, tokens, adapter = found["shape"], found["tokens"], found["adapter_parameters"]
+    largest = max(figures["peak"] for by_strategy in found["gpus"].values() for figures in by_strategy.values())
+    unit, name_of_unit = (GIB, "GiB") if largest >= GIB else (2**20, "MiB")
+    trained = f"LoRA r {job.lora_r}: {adapter / 1e6:,.1f} M trained" if job.lora_r else "full fine-tuning"
+    lines = [
+        f"{shape['name']}: {shape['parameters'] / 1e6:,.1f} M parameters ({shape['source']})",
+        f"{algorithm}, {trained}; a GPU reads {job.rows} sequences at once and draws {job.rollout_rows}",
+        f"a sequence: {tokens['sequence']:,} tokens, {tokens['image']:,} of them the picture; "
+        f"its cache {tokens['cache_bytes_a_row'] / unit:.2f} {name_of_unit}",
+    ]
+    if job.lora_r and job.frozen_adapters == 2:
+        ratio = found["model_state_ratio"]
+        lines.append(f"policy, reference and IDM on one backbone: {ratio:.2f} of the state of three models")
+    lines += ["", f"{name_of_unit} a GPU     " + "".join(f"{name:>12}" for name in COLUMNS)]
+    for gpus, by_strategy in found["gpus"].items():
+        of = found["steps"][gpus]
+        drawn = f", {of['drawn']:,} image tokens drawn for it" if of["drawn"] else ""
+        drawn += f" ({of['run']:,} in the run)" if of["run"] else ""
+        lines.append(f"{gpus} GPU{'s' if gpus > 1 else ''}; an optimizer step: {of['sequences']:,} sequences{drawn}")
+        for strategy, figures in by_strategy.items():
+            over = "" if figures["peak"] <= 0.9 * gpu_gib * GIB else f"  over {gpu_gib:g} GiB"
+            name = "single" if strategy == "ddp" and gpus == 1 else strategy
+            lines.append(f"  {name:13s}" + "".join(f"{figures[c] / unit:12.2f}" for c in COLUMNS) + over)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    others: list[str] = []
+    arguments = parse_with_config(parser(), others=others)
+    if any(n < 1 for n in arguments.gpus):
+        raise RewindError("--gpus must be 1 or more")
+    algorithm, shape, job = job_of(arguments)
+    found = plan(shape, job, arguments.gpus, arguments.max_steps)
+    print(text(found, algorithm, job, arguments.gpu_gib))
+    if others:
+        print(f"\nkeys of {arguments.config} that change no memory: {', '.join(sorted(others))}")
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+"""`make bench`: both arms of a part do the same work, and figures are made of what the arms measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+
+from rl.errors import RewindError
+from trainers.bench import logprobs, sampler, scorer, state
+from trainers.bench.arms import PARTS, measure
+from trainers.bench.figures import bench, figures, in_a_fresh_process
+from trainers.bench.measure import peak_bytes, seconds, state_bytes
+
+SIZE = {"prompts": 2, "candidates": 3, "repeats": 1, "pairs": 2, "actions": 4}
+
+
+def test_bytes_and_seconds_by_hand() -> None:
+    def work() -> None:
+        first, second = torch.zeros(1000), torch.zeros(2000)
+        del first
+        torch.zeros(500) + second[:500]
+
+    assert peak_bytes(work) == 12_000  # 4,000 + 8,000; later 8,000 + 2,000 + 2,000
+    assert len(seconds(work, 3)) == 3
+    layer = torch.nn.Linear(10, 10, bias=False)
+    assert state_bytes([layer, layer]) == 400
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(10)).sum().backward()
+    optimizer.step()
+    assert state_bytes([layer], [optimizer]) == 1200
+
+
+def test_generate_draws_image_tokens_too() -> None:
+    vlm, prompts = sampler.setting(SIZE)
+    drawn, other = sampler.draw(vlm, prompts, SIZE), sampler.generate(vlm, prompts, SIZE)
+    assert drawn.shape == other.shape == (2, 3, 16)
+    for ids in (drawn, other):
+        assert bool(torch.isin(ids, vlm.layout.image_ids_V).all())
+
+
+def test_both_scorers_give_the_same() -> None:
+    vlm, prompts, spans = scorer.setting(SIZE)
+    ours, other = scorer.shared(vlm, prompts, spans), scorer.one_row_each(vlm, prompts, spans)
+    assert len(set(map(tuple, prompts))) == 2
+    assert [len(x) for x in ours] == [len(span) for span in spans]
+    torch.testing.assert_close(torch.cat(ours), torch.cat(other), atol=1e-4, rtol=1e-4)
+
+
+def test_the_whole_vocabulary_needs_more() -> None:
+    size = {"tokens": 32, "hidden": 16, "vocabulary": 4096, "codes": 64, "repeats": 1}
+    ours, other = logprobs.ours(size), logprobs.baseline(size)
+    assert other["bytes"] >= 2 * 4 * 32 * 4096  # logits and log-probabilities
+    assert 0 < ours["bytes"] < 0.2 * other["bytes"]
+
+
+def test_one_backbone_needs_a_third() -> None:
+    size = {"hidden": 256, "layers": 2, "r": 4, "rows": 1}
+    ours, other = state.ours(size), state.baseline(size)
+    assert 1 / 3 < ours["bytes"] / other["bytes"] < 0.4
+    assert ours["peak"] >= ours["bytes"]
+
+
+def test_figures_are_of_medians(tmp_path: Path) -> None:
+    def run(part: str, arm: str, preset: str) -> dict[str, Any]:
+        return {"seconds": [1.0, 2.0, 9.0] if arm == "ours" else [4.0], "bytes": 10 if arm == "ours" else 40, "peak": 1}
+
+    found = bench("smoke", tmp_path, run=run)
+    assert found["sampler_speedup"] == 2.0
+    assert found["logprob_time_ratio"] == 0.5
+    assert found["model_state_ratio"] == found["logprob_memory_ratio"] == 0.25
+    assert found["selection_seconds"] == {"100000": 4.0}
+    assert found["raw"]["sampler"]["ours"]["all_seconds"] == [1.0, 2.0, 9.0]
+    assert found["raw"]["state"]["computed_7b"]["ratio"] == pytest.approx(0.35, abs=0.01)
+    assert found["raw"]["state_of_shipped_base"]["compared"]["ratio"] == 0.25
+    command = found["raw"]["sampler"]["baseline"]["command"]
+    assert command == "python -m trainers.bench.arms sampler baseline --preset smoke"
+    assert json.loads((tmp_path / "bench.json").read_text()) == found
+    assert set(figures({})) == set()  # what is not measured is absent
+    assert "bench: " in (ROOT / "Makefile").read_text()
+
+
+def test_one_part_in_a_process_of_its_own(tmp_path: Path) -> None:
+    found = bench("smoke", tmp_path, ["selection_100000"])
+    assert set(found) == {"selection_seconds", "preset", "raw", "machine", "versions"}
+    assert found["selection_seconds"]["100000"] > 0
+    assert measure("mining", "ours", "smoke")["seconds"][0] > 0
+    with pytest.raises(RewindError, match="there is no part 'speed'"):
+        bench("smoke", tmp_path, ["speed"])
+    with pytest.raises(RewindError, match=r"the arm 'ours' of 'speed' failed \(exit code 2\): .*invalid choice"):
+        in_a_fresh_process("speed", "ours", "smoke")
+    assert set(PARTS) >= {"sampler", "scorer", "logprobs", "state", "mining"}

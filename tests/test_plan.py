@@ -1,0 +1,175 @@
+"""The arithmetic of memory: the ZeRO paper's own example, figures by hand, and real models counted."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, make_tiny
+from peft import LoraConfig
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+from rl.errors import RewindError
+from rl.models.bases import SHIPPED, load_base
+from rl.models.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
+from trainers import shapes
+from trainers.plan import Job, activation_bytes, memory, model_state_ratio, sent_bytes, sequence_tokens, state_bytes
+from trainers.sft import LINEAR_LAYERS, add_adapter
+from trainers.shapes import KNOWN, Shape, shape_of
+
+
+def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The script in a fresh interpreter: it imports nothing heavy."""
+    command = [sys.executable, "scripts/plan.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+SMALL = Shape("small", "by hand", 8, 16, 2, 2, 1, 4, 100, 10, 4)
+
+
+@pytest.mark.parametrize(("strategy", "gigabytes"), [("ddp", 120), ("zero1", 31.4), ("zero2", 16.6), ("zero3", 1.9)])
+def test_the_papers_example(strategy: str, gigabytes: float) -> None:
+    """7.5 B parameters on 64 GPUs: figure 1 of arXiv 1910.02054."""
+    found = state_bytes(7_500_000_000, 0, strategy, 64)
+    assert (found["weights"] + found["gradients"] + found["optimizer"]) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_frozen_weights_are_divided_by_zero3_alone() -> None:
+    assert state_bytes(100, 1000, "zero2", 4) == {"weights": 2200, "gradients": 50, "optimizer": 300, "host": 0}
+    assert state_bytes(100, 1000, "zero3", 4) == {"weights": 550, "gradients": 50, "optimizer": 300, "host": 0}
+    offloaded = {"weights": 0, "gradients": 0, "optimizer": 0, "host": 900}
+    assert state_bytes(100, 1000, "zero3_offload", 4) == offloaded
+    assert state_bytes(100, 1000, "ddp", 1, weight_bytes=4)["optimizer"] == 800  # two moments beside the weight
+    assert sent_bytes(100, 1000, "ddp", 1) == 0
+    assert sent_bytes(100, 1000, "zero2", 4) == 400
+    assert sent_bytes(100, 1000, "zero3", 4, accumulation=3) == 2 * 3 * (2 * 1100 + 100)
+    with pytest.raises(RewindError, match="choose one of ddp, zero1"):
+        state_bytes(1, 1, "zero4", 2)
+
+
+def test_a_shape_by_hand() -> None:
+    # q 8x8, k and v 8x4, o 8x8, gate, up and down 8x16; two norms of 8.
+    layer = 64 + 32 + 32 + 64 + 3 * 128 + 16
+    assert SMALL.layer_parameters() == layer
+    assert SMALL.parameters() == 2 * layer + 8 + 2 * 100 * 8
+    assert SMALL.lora_parameters(2, ["q_proj", "down_proj"]) == 2 * 2 * (16 + 24)
+    assert SMALL.cache_bytes() == 2 * 2 * 4 * 2
+    job = Job(lora_r=2, targets=["q_proj"], frozen_adapters=1, rows=3, rollout_rows=5, action_tokens=6)
+    assert sequence_tokens(SMALL, job) == 18
+    adapter, kept = 64, 2 * (16 + 16 + 8 + 64) + 64
+    assert SMALL.layer_activations() == kept
+    activations = 3 * 18 * (2 * 8 * 2 + kept) + 12 * 3 * 4 * 10
+    assert activation_bytes(SMALL, job) == activations
+    frozen = SMALL.parameters() + adapter
+    found = memory(SMALL, job, "zero2", 2)
+    assert found["cache"] == 5 * 18 * SMALL.cache_bytes()
+    assert found["training"] == 2 * (frozen + adapter) + adapter + 6 * adapter + activations
+    assert found["rollout"] == 2 * (frozen + adapter) + 6 * adapter + found["cache"]
+    gathered = memory(SMALL, job, "zero3", 2)
+    assert gathered["rollout"] == 3 * (frozen + adapter) + 6 * adapter + found["cache"]  # a half and the whole
+    with pytest.raises(RewindError, match="'head' is no linear layer"):
+        SMALL.lora_parameters(2, ["head"])
+    with pytest.raises(RewindError, match="rows must be at least 1"):
+        Job(rows=0)
+
+
+def test_real_models_are_counted() -> None:
+    for vlm in (make_tiny(), load_base("tabletop-chameleon")):
+        config = vlm.model.config
+        heads = config.num_attention_heads
+        sizes = (config.hidden_size, config.intermediate_size, config.num_hidden_layers, heads, heads)
+        shape = Shape("", "", *sizes, config.hidden_size // heads, config.vocab_size, 1, 1, tied=True, qk_norm=True)
+        outside = sum(p.numel() for p in vlm.model.model.vqmodel.parameters())
+        assert shape.parameters() == sum(p.numel() for p in vlm.model.parameters()) - outside
+        add_adapter(vlm, LoraConfig(r=3, target_modules=LINEAR_LAYERS))
+        trained = sum(p.numel() for p in vlm.model.parameters() if p.requires_grad)
+        assert shape.lora_parameters(3) == trained
+    assert shape_of("tabletop-chameleon").parameters() == shape.parameters()
+    assert shape_of("tabletop-chameleon").tokens_per_image == 16
+    assert shapes.SHIPPED == SHIPPED
+    assert tuple(LINEAR_LAYERS) == shapes.LINEAR_LAYERS
+
+
+@pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-30b"])
+def test_published_shapes_are_counted(name: str) -> None:
+    shape = KNOWN[name]
+    config = ChameleonConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=1,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocabulary_map={"<image>": 3},
+    )
+    with torch.device("meta"):
+        model = ChameleonForConditionalGeneration(config)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert layer == shape.layer_parameters()
+    outside = sum(p.numel() for p in model.model.vqmodel.parameters()) + layer
+    counted = sum(p.numel() for p in model.parameters()) - outside
+    assert counted + shape.layers * layer == shape.parameters()
+    billions = {"chameleon-7b": 7.0, "chameleon-30b": 34.3, "emu3-8b": 8.5, "liquid-7b": 8.6}
+    assert {n: round(s.parameters() / 1e9, 1) for n, s in KNOWN.items()} == billions
+
+
+def test_activations_are_those_that_autograd_keeps() -> None:
+    def kept(layers: int, tokens: int = 64) -> tuple[int, Shape]:
+        sizes = {"hidden_size": 128, "num_layers": layers, "num_heads": 4}
+        vlm = new_chameleon(make_tiny().tokenizer, tiny_vq_config(32, 16), TINY_DECODER, name="x", **sizes)
+        add_adapter(vlm, LoraConfig(r=2, target_modules=LINEAR_LAYERS))
+        config = vlm._chameleon.config
+        constant = {x.untyped_storage().data_ptr() for x in [*vlm.model.parameters(), *vlm.model.buffers()]}
+        alive: list[torch.Tensor] = []
+        embedded = vlm.transformer().embed_tokens(torch.arange(5, 5 + tokens)[None]).detach().requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: alive.append(x) or x, lambda x: x):
+            vlm.transformer()(inputs_embeds=embedded, use_cache=False)
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
+        total = sum(size for pointer, size in storages.items() if pointer not in constant)
+        shape = (128, config.intermediate_size, 1, 4, 4, 32, 1, 1, 1)
+        return total // tokens, Shape("", "", *shape, qk_norm=True, weight_bytes=4)
+
+    (one, shape), (three, _) = kept(1), kept(3)
+    assert (three - one) / 2 == pytest.approx(shape.layer_activations(), rel=0.05)
+
+
+def test_one_backbone_for_three_models() -> None:
+    assert model_state_ratio(KNOWN["chameleon-7b"], Job(lora_r=16)) == pytest.approx(0.35, abs=0.01)
+    assert model_state_ratio(KNOWN["chameleon-7b"], Job(lora_r=1)) == pytest.approx(1 / 3, abs=0.005)
+
+
+def test_the_script(tmp_path: Path) -> None:
+    config = ["--config", "configs/grpo_tabletop.yaml", "--base", "chameleon-7b", "--per_device_train_batch_size", 4]
+    done = plan(*config, "--gpus", 1, 8, "--output", tmp_path / "plan.json")
+    assert done.returncode == 0, done.stderr
+    assert "grpo, LoRA r 16: 40.0 M trained; a GPU reads 4 sequences at once and draws 4" in done.stdout
+    assert "that change no memory: learning_rate" in done.stdout
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert set(figures["gpus"]) == {"1", "8"}
+    zero2 = figures["gpus"]["8"]["zero2"]
+    assert zero2 == memory(KNOWN["chameleon-7b"], Job(rows=4, rollout_rows=4, checkpointing=False), "zero2", 8)
+    for name in sorted(p.name for p in (ROOT / "configs").glob("*_tabletop.yaml") if "pretrain" not in p.name):
+        done = plan("--config", f"configs/{name}", "--base", "tabletop-chameleon", "--gpus", 1)
+        assert done.returncode == 0, (name, done.stderr)
+        assert "MiB a GPU" in done.stdout
+
+
+def test_the_docs_show_what_it_prints() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    found = re.findall(r"```bash\npython scripts/plan.py ([^\n]*)\n```\n\n```text\n(.*?)\n```", page, flags=re.DOTALL)
+    assert len(found) == 3
+    for words, shown in found:
+        assert plan(*words.split()).stdout.rstrip() == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [([], "say which model"), (["--base", "gpt"], "neither a folder with config.json"), (["--gpus", "0"], "1 or more")],
+)
+def test_bad_input(arguments: list[str], sentence: str) -> None:
+    done = plan(*arguments)
+    assert (done.returncode, sentence in done.stderr) == (2, True)

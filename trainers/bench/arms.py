@@ -1,0 +1,47 @@
+"""Which parts there are, at which sizes, and how an arm is run: `python -m trainers.bench.arms PART ARM --preset P`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from typing import Any
+
+SAMPLER = {"prompts": 32, "candidates": 8, "repeats": 5}
+SCORER = {"pairs": 32, "actions": 9, "repeats": 5}
+LOGPROBS = {"tokens": 2048, "hidden": 512, "vocabulary": 65536, "codes": 8192, "repeats": 5}
+STATE = {"hidden": 1024, "layers": 8, "r": 16, "rows": 2}
+VIDEO = {"frames": 240, "pixels": 256, "repeats": 5}
+
+# part: (module, its arms, size of the preset full, what the preset smoke changes)
+PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = {
+    "sampler": ("sampler", ("ours", "baseline"), SAMPLER, {"prompts": 2, "candidates": 2, "repeats": 1}),
+    "scorer": ("scorer", ("ours", "baseline"), SCORER, {"pairs": 2, "actions": 3, "repeats": 1}),
+    "logprobs": ("logprobs", ("ours", "baseline"), LOGPROBS, {"tokens": 64, "hidden": 32, "repeats": 1}),
+    "state": ("state", ("ours", "baseline"), STATE, {"hidden": 128, "layers": 2}),
+    "state_of_shipped_base": ("state", ("ours", "baseline"), {**STATE, "hidden": 0}, {}),
+    "mining": ("data", ("ours", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),
+    **{
+        f"selection_{labels}": ("data", ("select",), {"labels": labels, "repeats": 3}, {"repeats": 1})
+        for labels in (100_000, 1_000_000, 10_000_000)
+    },
+}
+
+NOT_IN_SMOKE = ("selection_1000000", "selection_10000000")
+
+
+def measure(part: str, arm: str, preset: str) -> dict[str, Any]:
+    """Run one arm of a part here."""
+    module, _, full, smoke = PARTS[part]
+    size = {**full, **(smoke if preset == "smoke" else {})}
+    found: dict[str, Any] = getattr(importlib.import_module(f"trainers.bench.{module}"), arm)(size)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("arm")
+    parser.add_argument("--preset", choices=["smoke", "full"], default="full")
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.part, arguments.arm, arguments.preset)))

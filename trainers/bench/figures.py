@@ -1,0 +1,119 @@
+"""All arms in fresh processes, one after the other and in turns, and the figures from what they measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rl.errors import RewindError
+from trainers.bench.arms import NOT_IN_SMOKE, PARTS
+from trainers.plan import Job, model_state_ratio
+from trainers.shapes import KNOWN
+
+Raw = dict[str, dict[str, dict[str, Any]]]
+Run = Callable[[str, str, str], dict[str, Any]]
+ROUNDS = {"smoke": 1, "full": 3}
+
+# figure: (part, what is compared, 'ratio' = ours / baseline or 'speedup' = baseline / ours)
+FIGURES = {
+    "sampler_speedup": ("sampler", "seconds", "speedup"),
+    "scorer_many_actions_speedup": ("scorer", "seconds", "speedup"),
+    "logprob_memory_ratio": ("logprobs", "bytes", "ratio"),
+    "logprob_time_ratio": ("logprobs", "seconds", "ratio"),
+    "model_state_ratio": ("state", "bytes", "ratio"),
+    "mining_of_decode": ("mining", "seconds", "speedup"),  # 1 would be mining as fast as decoding alone
+}
+
+
+def bench(preset: str, output: Path, parts: Sequence[str] = (), run: Run | None = None) -> dict[str, Any]:
+    """Measure parts (all if none is named) and write `output/bench.json`; returns what is in it.
+
+    Raises:
+        RewindError: an unknown part, or an arm that fails.
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise RewindError(f"there is no part '{unknown[0]}' to measure: choose of {', '.join(PARTS)}")
+    usual = [part for part in PARTS if preset == "full" or part not in NOT_IN_SMOKE]
+    raw = measure_all(preset, [part for part in PARTS if part in (parts or usual)], run or in_a_fresh_process)
+    found = {**figures(raw), "preset": preset, "raw": raw, "machine": machine(), "versions": versions()}
+    output.mkdir(parents=True, exist_ok=True)
+    beside = output / ".bench.json"
+    beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    beside.replace(output / "bench.json")
+    return found
+
+
+def measure_all(preset: str, parts: Sequence[str], run: Run) -> Raw:
+    """Medians over all rounds, with the command and every single measurement beside them."""
+    raw: Raw = {}
+    for part in parts:
+        arms = PARTS[part][1]
+        every: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+        for number in range(ROUNDS[preset]):  # in turns, and each arm first in every other round
+            for arm in arms if number % 2 == 0 else reversed(arms):
+                every[arm].append(run(part, arm, preset))
+        raw[part] = {arm: _summary(every[arm], command(part, arm, preset)) for arm in arms}
+    return raw
+
+
+def _summary(rounds: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"command": " ".join(["python", *words])}
+    for key in rounds[0]:
+        values = [value for one in rounds for value in (one[key] if isinstance(one[key], list) else [one[key]])]
+        found[key], found[f"all_{key}"] = median(values), values
+    return found
+
+
+def command(part: str, arm: str, preset: str) -> list[str]:
+    """The words after `python` that measure one arm."""
+    return ["-m", "trainers.bench.arms", part, arm, "--preset", preset]
+
+
+def in_a_fresh_process(part: str, arm: str, preset: str) -> dict[str, Any]:
+    """What one arm measures in a process of its own."""
+    done = subprocess.run([sys.executable, *command(part, arm, preset)], capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["nothing said"]
+        raise RewindError(f"the arm '{arm}' of '{part}' failed (exit code {done.returncode}): {last[0]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def figures(raw: Raw) -> dict[str, Any]:
+    """The figures whose parts were measured."""
+    found: dict[str, Any] = {}
+    for name, (part, key, kind) in FIGURES.items():
+        if part in raw:
+            ours, other = raw[part]["ours"][key], raw[part]["baseline"][key]
+            found[name] = ours / other if kind == "ratio" else other / ours
+    if "state_of_shipped_base" in raw:
+        shipped = raw["state_of_shipped_base"]
+        shipped["compared"] = {"ratio": shipped["ours"]["bytes"] / shipped["baseline"]["bytes"]}
+    if "state" in raw:
+        raw["state"]["computed_7b"] = {"ratio": model_state_ratio(KNOWN["chameleon-7b"], Job(lora_r=16))}
+    chosen = {part: arms["select"]["seconds"] for part, arms in raw.items() if "select" in arms}
+    selection = {part.removeprefix("selection_"): seconds for part, seconds in chosen.items()}
+    return found | ({"selection_seconds": selection} if selection else {})
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    named = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
+    return {**named, "threads": torch.get_num_threads(), "device": device, "python": platform.python_version()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what does the work."""
+    return {name: version(name) for name in ("torch", "transformers", "trl", "peft", "numpy", "opencv-python-headless")}

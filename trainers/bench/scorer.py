@@ -1,0 +1,64 @@
+"""Many actions for one pair of pictures: a prompt that is read once against one row for each action."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl.models.bases import load_base
+from rl.models.distribution import TokenDistribution
+from rl.models.scorer import span_log_probs
+from rl.unified import UnifiedVLM
+from trainers.bench.measure import Size, seconds
+from trainers.bench.sampler import ACTIONS
+
+ROWS = 64
+"""Rows that the baseline reads at once."""
+
+
+def ours(size: Size) -> dict[str, Any]:
+    vlm, prompts, spans = setting(size)
+    return {"seconds": seconds(lambda: shared(vlm, prompts, spans), size["repeats"])}
+
+
+def baseline(size: Size) -> dict[str, Any]:
+    vlm, prompts, spans = setting(size)
+    return {"seconds": seconds(lambda: one_row_each(vlm, prompts, spans), size["repeats"])}
+
+
+def setting(size: Size) -> tuple[UnifiedVLM, list[list[int]], list[list[int]]]:
+    """The shipped base, and as many different actions for each of some random pairs of pictures."""
+    vlm = load_base("tabletop-chameleon")
+    codes = torch.randint(len(vlm.layout.image_ids_V), (size["pairs"], 2, vlm.layout.tokens_per_image))
+    pairs = vlm.layout.image_ids_V[codes].tolist()
+    actions = [f"{ACTIONS[n % len(ACTIONS)]} and {n}" for n in range(size["actions"])]
+    prompts = [vlm.idm_prompt(source, target) for source, target in pairs for _ in actions]
+    return vlm, prompts, [vlm.action_ids(words) for _ in pairs for words in actions]
+
+
+@torch.no_grad()
+def shared(vlm: UnifiedVLM, prompts: list[list[int]], spans: list[list[int]]) -> list[Tensor]:
+    """Log-probabilities of each span after its prompt by our scorer."""
+    return span_log_probs(vlm, prompts, spans, TokenDistribution(vlm.layout.text_ids_V))
+
+
+@torch.no_grad()
+def one_row_each(vlm: UnifiedVLM, prompts: list[list[int]], spans: list[list[int]]) -> list[Tensor]:
+    """The same with prompt and span in a row of their own, padded on the right; logits of text ids where spans are."""
+    text_ids, head = vlm.layout.text_ids_V, vlm.head_weight()[vlm.layout.text_ids_V]
+    found: list[Tensor] = []
+    for start in range(0, len(prompts), ROWS):
+        part = list(zip(prompts[start : start + ROWS], spans[start : start + ROWS], strict=True))
+        width = max(len(prompt) + len(span) for prompt, span in part)
+        rows = [[*prompt, *span, *[vlm.layout.pad] * (width - len(prompt) - len(span))] for prompt, span in part]
+        hidden = vlm.hidden_states(torch.tensor(rows, device=vlm.device), use_cache=False).last_hidden_state
+        here = torch.zeros(len(part), width, dtype=torch.bool)
+        for row, (prompt, span) in enumerate(part):
+            here[row, len(prompt) - 1 : len(prompt) + len(span) - 1] = True
+        log_probs = (hidden[here.to(hidden.device)] @ head.T).float().log_softmax(-1)
+        tokens = torch.searchsorted(text_ids, torch.tensor([token for _, span in part for token in span]))
+        chosen = log_probs.gather(-1, tokens.to(log_probs.device)[:, None])[:, 0]
+        found += chosen.split([len(span) for _, span in part])
+    return found
