@@ -106,7 +106,8 @@ def test_labels_and_their_scores(tiny: ChameleonVLM) -> None:
     for triplet in found:
         assert triplet.target is not None
         assert triplet.action == idm.describe(triplet.source, triplet.target)
-        assert triplet.score == pytest.approx(idm.score(triplet.source, [triplet.target], triplet.action)[0], abs=1e-5)
+        (log_probs,) = idm.log_probs(triplet.source, [triplet.target], triplet.action)
+        assert triplet.score == pytest.approx(log_probs.sum(), abs=1e-4)  # of the sentence, not the mean a token
         assert (triplet.label, triplet.provenance) == ("move", "idm")
     sampled = label_pairs(idm, pairs, temperature=1.0, seed=1)
     assert [t.action for t in sampled] == [t.action for t in label_pairs(idm, pairs, temperature=1.0, seed=1)]
