@@ -6,10 +6,13 @@ python scripts/label.py --idm runs/idm --pairs runs/pairs/pairs.json --output ru
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
+
+WORDS_FILE = "words.jsonl"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
 
@@ -29,7 +33,7 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from rl import RewindError, load_idm
-    from rl.data.labelling import label_pairs
+    from rl.data.labelling import labelled, name_pairs
     from rl.data.triplets_io import read_triplets, write_triplets
     from rl.run_folder import claim
 
@@ -42,18 +46,33 @@ def main() -> None:
         "label.py",
         plain(vars(arguments)),
         inputs=[arguments.idm, arguments.pairs],
+        resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    labelled = []
-    with tqdm(total=len(pairs), desc="label") as bar:
-        for start in range(0, len(pairs), arguments.chunk_size):
+    words = words_so_far(output / WORDS_FILE)
+    with (output / WORDS_FILE).open("a", encoding="utf-8") as file, tqdm(total=len(pairs), desc="label") as bar:
+        bar.update(len(words))
+        for start in range(len(words), len(pairs), arguments.chunk_size):
             part = pairs[start : start + arguments.chunk_size]
-            labelled += label_pairs(idm, part, temperature=arguments.temperature, seed=arguments.seed)
+            named = name_pairs(idm, part, temperature=arguments.temperature, seed=arguments.seed)
+            file.write(json.dumps(named) + "\n")
+            file.flush()
+            words += named
             bar.update(len(part))
-    if not labelled:
+    found = labelled(pairs, words)
+    if not found:
         raise RewindError(f"the model {arguments.idm} had no words for any of {len(pairs)} pairs")
-    file = write_triplets(labelled, output)
-    print(f"{len(labelled)} of {len(pairs)} pairs labelled in {file}")
+    print(f"{len(found)} of {len(pairs)} pairs labelled in {write_triplets(found, output)}")
+
+
+def words_so_far(file: Path) -> list[tuple[str, float]]:
+    """What an interrupted run has named: a line a chunk; a torn last line is cut off."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    file.write_text(whole, encoding="utf-8")
+    return [(words, score) for line in whole.splitlines() for words, score in json.loads(line)]
 
 
 if __name__ == "__main__":

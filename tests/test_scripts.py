@@ -178,8 +178,14 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     settled = ["--rule", "settled", "--image_size", 64]
     run("mine_videos", "--videos", tmp_path / "world" / "videos", *settled, "--output", tmp_path / "pairs")
     pairs = tmp_path / "pairs" / "pairs.json"
-    run("label", "--idm", "tabletop-chameleon", "--pairs", pairs, "--output", tmp_path / "labelled")
-    labelled = tmp_path / "labelled" / "triplets.json"
+    label = ["--idm", "tabletop-chameleon", "--pairs", pairs, "--chunk_size", 2, "--output", tmp_path / "labelled"]
+    run("label", *label)
+    labelled, words = tmp_path / "labelled" / "triplets.json", tmp_path / "labelled" / "words.jsonl"
+    whole = [labelled.read_bytes(), words.read_bytes()]
+    labelled.unlink()
+    words.write_bytes(whole[1][: whole[1].index(b"\n") + 9])  # as if it had been killed in its second chunk
+    run("label", *label, "--resume")
+    assert [labelled.read_bytes(), words.read_bytes()] == whole
     run("select_triplets", "--triplets", labelled, "--k", 4, "--output", tmp_path / "selected")
     chosen = json.loads((tmp_path / "selected" / "triplets.json").read_text())
     assert {entry["source"] for entry in chosen} == {"idm"}

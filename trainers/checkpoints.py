@@ -87,8 +87,8 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
         RewindError: training left weights that are no numbers.
     """
     checkpoint = on_main(lambda: last_checkpoint(output)) if resume else None
-    if checkpoint is not None:
-        _continue_tensorboard(trainer, Path(checkpoint))
+    if resume:
+        _continue_tensorboard(trainer, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
     with gathered_adapter(trainer.model):
         check_finite(trainer.model, output)
@@ -106,11 +106,11 @@ def check_finite(model: Any, output: Path) -> None:
         )
 
 
-def _continue_tensorboard(trainer: Trainer, checkpoint: Path) -> None:
+def _continue_tensorboard(trainer: Trainer, checkpoint: str | None) -> None:
     """Let TensorBoard drop what a killed run logged after its last checkpoint: those steps are run again."""
     from torch.utils.tensorboard import SummaryWriter
 
-    step = int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    step = int(checkpoint.rpartition("-")[2]) if checkpoint is not None else 0
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and trainer.is_world_process_zero():
             callback.tb_writer = SummaryWriter(callback.logging_dir, purge_step=step + 1)

@@ -23,6 +23,23 @@ def label_pairs(idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0,
     Raises:
         RewindError: a pair without a second picture.
     """
+    words = name_pairs(idm, pairs, temperature=temperature, seed=seed)
+    return labelled(pairs, words)
+
+
+def labelled(pairs: Sequence[Triplet], words: Sequence[tuple[str, float]]) -> list[Triplet]:
+    """Pairs with what `name_pairs` said of each, as triplets; those without words are left out."""
+    return [
+        replace(pair, action=text, score=score, provenance="idm")
+        for pair, (text, score) in zip(pairs, words, strict=True)
+        if text
+    ]
+
+
+def name_pairs(
+    idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0, seed: int = 0
+) -> list[tuple[str, float]]:
+    """What an `InverseDynamics` says of each pair, and the log-likelihood of that (nats; 0 for no words at all)."""
     sources, targets = [], []
     for number, pair in enumerate(pairs):
         if pair.target is None:
@@ -32,7 +49,5 @@ def label_pairs(idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0,
     words = idm.describe(sources, targets, temperature=temperature, seed=seed)
     said = [number for number, text in enumerate(words) if text]
     found = idm.log_probs([sources[n] for n in said], [targets[n] for n in said], [words[n] for n in said])
-    return [
-        replace(pairs[n], action=words[n], score=float(log_probs.sum()), provenance="idm")
-        for n, log_probs in zip(said, found, strict=True)
-    ]
+    scores = {number: float(log_probs.sum()) for number, log_probs in zip(said, found, strict=True)}
+    return [(text, scores.get(number, 0.0)) for number, text in enumerate(words)]

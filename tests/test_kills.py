@@ -1,0 +1,117 @@
+"""SIGKILL at any moment, then `--resume`: every training script and `label.py` end as if nothing had happened.
+
+Two kills run always; twenty, over all scripts, are marked slow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SMALL: list[Any] = ["--per_device_train_batch_size", 4, "--save_steps", 1, "--logging_steps", 1, "--max_steps", 3]
+SMALL += ["--gradient_checkpointing", "false", "--learning_rate", 1e-3]
+REWARDS = ["--rewards", "idm_likelihood", "keep_unchanged=0.25"]
+
+
+def command(script: str, world: Path, start: Path, output: Path) -> list[str]:
+    """A short run of a script, with a checkpoint after each step."""
+    triplets, models = ["--triplets", world / "triplets.json"], ["--fdm", start, "--idm", "tabletop-chameleon"]
+    limit = ["--limit", 6]
+    arguments: dict[str, list[Any]] = {
+        "train_fdm": ["--base", "tabletop-chameleon", *triplets, *SMALL, "--lora_r", 4],
+        "train_grpo": [*models, *triplets, *limit, *REWARDS, *SMALL, "--num_generations", 4, "--beta", 0.1],
+        "train_best_of_n": [*models, *triplets, *limit, *REWARDS, *SMALL, "--num_candidates", 4, "--rounds", 2],
+        "train_dpo": [
+            *models,
+            *triplets,
+            *limit,
+            *REWARDS,
+            *SMALL,
+            "--num_candidates",
+            4,
+            "--min_gap",
+            0,
+            "--rounds",
+            2,
+        ],
+        "label": ["--idm", "tabletop-chameleon", "--pairs", world / "triplets.json", "--chunk_size", 1],
+    }
+    folder = ["--output" if script == "label" else "--output_dir", output]
+    return [sys.executable, f"scripts/{script}.py", *map(str, [*arguments[script], *folder])]
+
+
+def run(argv: list[str]) -> None:
+    done = subprocess.run(argv, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def kill_at(argv: list[str], output: Path, share: float) -> None:
+    """Start a run and kill it a random while after its output folder appeared; `share` of a short run's time."""
+    process = subprocess.Popen(argv, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (output / "run.json").is_file() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(share * 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def outcome(script: str, output: Path) -> dict[str, Any]:
+    """What must not depend on kills: the result's bytes, and each step's metrics once."""
+    if script == "label":
+        return {"triplets": (output / "triplets.json").read_bytes()}
+    found: dict[str, Any] = {"adapter": (output / "adapter" / "adapter_model.safetensors").read_bytes()}
+    for file in sorted(output.rglob("metrics.jsonl")):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        found[str(file.relative_to(output))] = [
+            (row["step"], row.get("loss"), row.get("reward")) for row in rows if "loss" in row
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kills") / "world"
+    run([sys.executable, "scripts/make_world.py", "--num_triplets", "12", "--num_videos", "0", "--output", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start") / "fdm"
+    run(command("train_fdm", world, folder, folder))
+    return folder
+
+
+def survives(script: str, kills: int, seed: int, world: Path, start: Path, folder: Path) -> None:
+    rng = random.Random(seed)
+    whole, cut = folder / "whole", folder / "cut"
+    run(command(script, world, start, whole))
+    argv, resume = command(script, world, start, cut), ["--resume"] + ([] if script == "label" else ["true"])
+    for number in range(kills):
+        kill_at(argv if number == 0 or not cut.exists() else [*argv, *resume], cut, rng.random())
+    run([*argv, *resume] if cut.exists() else argv)
+    assert outcome(script, cut) == outcome(script, whole)
+
+
+@pytest.mark.parametrize("script", ["train_grpo", "label"])
+def test_a_kill_changes_nothing(script: str, world: Path, start: Path, tmp_path: Path) -> None:
+    survives(script, 1, 0, world, start, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_fdm", "train_grpo", "train_best_of_n", "train_dpo", "label"])
+def test_four_kills_change_nothing(script: str, world: Path, start: Path, tmp_path: Path) -> None:
+    survives(script, 4, 1, world, start, tmp_path)
