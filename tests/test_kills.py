@@ -27,24 +27,13 @@ REWARDS = ["--rewards", "idm_likelihood", "keep_unchanged=0.25"]
 def command(script: str, world: Path, start: Path, output: Path) -> list[str]:
     """A short run of a script, with a checkpoint after each step."""
     triplets, models = ["--triplets", world / "triplets.json"], ["--fdm", start, "--idm", "tabletop-chameleon"]
-    limit = ["--limit", 6]
+    improve = [*models, *triplets, "--limit", 6, *REWARDS, *SMALL]
+    rounds = ["--num_candidates", 4, "--rounds", 2]
     arguments: dict[str, list[Any]] = {
         "train_fdm": ["--base", "tabletop-chameleon", *triplets, *SMALL, "--lora_r", 4],
-        "train_grpo": [*models, *triplets, *limit, *REWARDS, *SMALL, "--num_generations", 4, "--beta", 0.1],
-        "train_best_of_n": [*models, *triplets, *limit, *REWARDS, *SMALL, "--num_candidates", 4, "--rounds", 2],
-        "train_dpo": [
-            *models,
-            *triplets,
-            *limit,
-            *REWARDS,
-            *SMALL,
-            "--num_candidates",
-            4,
-            "--min_gap",
-            0,
-            "--rounds",
-            2,
-        ],
+        "train_grpo": [*improve, "--num_generations", 4, "--beta", 0.1],
+        "train_best_of_n": [*improve, *rounds],
+        "train_dpo": [*improve, *rounds, "--min_gap", 0],
         "label": ["--idm", "tabletop-chameleon", "--pairs", world / "triplets.json", "--chunk_size", 1],
     }
     folder = ["--output" if script == "label" else "--output_dir", output]
