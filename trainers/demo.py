@@ -112,7 +112,7 @@ def bootstrap(story: Story) -> None:
     """Labels for video by the inverse model, and a forward model on both kinds of data with token weights."""
     story.stage("labels", lambda: _mine_and_label(story))
     if not story.synthetic:
-        story.synthetic = read_triplets(story.output / "labelled" / "triplets.json")
+        story.synthetic, story.tried = labelled_by_idm(story.output)
     both, budget = [*story.labelled, *story.synthetic], story.budget
     _sft(story, "bootstrapped", "fdm", both, budget.fdm_steps, budget.bootstrapped_learning_rate, Importance())
 
@@ -217,8 +217,12 @@ def _mine_and_label(story: Story) -> None:
     labels: list[str] = [triplet.label or "" for triplet in named]
     chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
     family = getattr(world, "family", lambda action: None)
-    story.synthetic = [replace(named[i], task=family(named[i].action)) for i in chosen]
+    named = [replace(triplet, task=family(triplet.action)) for triplet in named]
+    story.synthetic = [named[i] for i in chosen]
+    story.tried = [replace(named[i], target=None) for i in sorted({*range(len(named))} - {*chosen.tolist()})]
     write_triplets(story.synthetic, story.output / "labelled")
+    if story.tried:
+        write_triplets(story.tried, story.output / "tried")
     story.data |= {"unlabelled_pairs": len(pairs), "selected": len(story.synthetic)}
     story.data |= _truth_of_labels(story, named, chosen.tolist(), truths)
 
@@ -243,6 +247,12 @@ def _truth_of_labels(
     }
 
 
+def labelled_by_idm(run: Path) -> tuple[list[Triplet], list[Triplet]]:
+    """The selected triplets of a run, and those that are only tried in RL."""
+    files = [run / name / "triplets.json" for name in ("labelled", "tried")]
+    return read_triplets(files[0]), read_triplets(files[1]) if files[1].is_file() else []
+
+
 def rewards_of(story: Story) -> list[Reward]:
     """`idm_margin` and `keep_unchanged`; as much change as labelled data of the task shows is free."""
     vlm = story.vlm
@@ -258,8 +268,11 @@ def rewards_of(story: Story) -> list[Reward]:
 
 
 def grpo_prompts(story: Story) -> list[Triplet]:
-    """Sources and actions to try: labelled and IDM-labelled ones, in a fixed random order."""
-    both = [*story.labelled, *story.synthetic]
+    """Sources and actions to try, in a fixed random order: labelled ones and all that the IDM named, selected or not.
+
+    What is tried needs no right target, and what supervised training has not seen is what there is to learn from.
+    """
+    both = [*story.labelled, *story.synthetic, *story.tried]
     story.data["grpo_prompts"] = len(both)
     return [both[i] for i in np.random.default_rng(story.seed).permutation(len(both))]
 

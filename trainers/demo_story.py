@@ -89,6 +89,7 @@ class Story:
     gap: float = 0.0
     labelled: list[Triplet] = field(default_factory=list)
     synthetic: list[Triplet] = field(default_factory=list)
+    tried: list[Triplet] = field(default_factory=list)  # named by the IDM and not selected: prompts for RL alone
 
     def stage(self, name: str, work: Callable[[], Any], adapter: str | None = None, keep: bool = True) -> None:
         """Run a stage, or load its adapter if an earlier run has finished it and its outcome was kept."""

@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks
 from rl.models.bases import base_of_adapter, load_base, read_json
 from trainers.arguments import RewindGRPOConfig
-from trainers.demo import grpo_prompts, rewards_of, triplets_of
+from trainers.demo import grpo_prompts, labelled_by_idm, rewards_of, triplets_of
 from trainers.demo_results import Cases
 from trainers.demo_story import Budget, Story
 from trainers.grpo import WorldModelGRPOTrainer
@@ -64,7 +63,7 @@ def study(
     splits = splits_of(world)
     story = Story(splits["train"], splits, vlm, run, seed, replace(budget, validation=cases))
     story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
-    story.synthetic = read_triplets(run / "labelled" / "triplets.json")
+    story.synthetic, story.tried = labelled_by_idm(run)
     vlm.attach_adapter(run / "idm" / "adapter", "idm")
     for name in ("bootstrapped", "default"):
         vlm.attach_adapter(run / "bootstrapped" / "adapter", name)
