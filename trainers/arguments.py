@@ -47,7 +47,7 @@ class FDMArguments(IDMArguments):
         default="dataset",
         metadata={"help": "what distances are divided by", "choices": ["dataset", "sample", "none"]},
     )
-    importance_floor: float = field(default=1.0, metadata={"help": "weight of a token that does not change at all"})
+    importance_floor: float = field(default=2.0, metadata={"help": "weight of a token that does not change at all"})
     importance_cap: float = field(default=4.0, metadata={"help": "largest weight before the floor is added"})
 
 

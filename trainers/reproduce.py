@@ -27,8 +27,8 @@ FAMILIES = {"chameleon": "tabletop"}
 """Family of the model -> the world whose shipped base is of that family."""
 BUDGET = Budget(
     labelled=3000,
-    videos=1000,
-    selected=1200,
+    videos=2000,
+    selected=2000,
     test=1000,
     validation=200,
     idm_steps=900,

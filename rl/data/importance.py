@@ -27,14 +27,15 @@ class Importance:
     the same with and without weights. `scale` is the mean of d over the data set (`dataset`: pairs with much motion
     weigh more, where the paper's gain is largest), over each sample (`sample`: every pair weighs the same), or 1
     (`none`: the features' own units). Without a floor nothing would teach what should stay as it is; with a low one,
-    little does: on the tabletop a floor of 1 kept what should stay where 0.2 did not.
+    little does: on the tabletop a floor of 1 kept what should stay where 0.2 did not, and 3 more so than 1, at the same
+    judge score.
 
     Raises:
         RewindError: a negative floor, or a cap that is not above 0.
     """
 
     normalise: Literal["dataset", "sample", "none"] = "dataset"
-    floor: float = 1.0
+    floor: float = 2.0
     cap: float = 4.0
 
     def __post_init__(self) -> None:
