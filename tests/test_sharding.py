@@ -18,8 +18,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
+
+from trainers.sharding import unsupported
 
 SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2", "dpo:zero2"]
 ENVIRONMENT = {
@@ -132,6 +135,26 @@ def test_a_rollout_gathers_once(results: dict[str, list[dict[str, Any]]]) -> Non
     for rank in results["grpo:zero3"]:
         assert rank["large_gathers"] == len(rank["reward"])
         assert rank["gap"] < 1e-4
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/accelerate").glob("*.json")), ids=lambda file: file.stem)
+def test_shipped_configs_are_supported(file: Path) -> None:
+    assert unsupported(json.loads(file.read_text())) is None
+    launcher = yaml.safe_load(file.with_suffix(".yaml").read_text())
+    assert launcher["deepspeed_config"]["deepspeed_config_file"] == f"configs/accelerate/{file.name}"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "'optimizer' or 'scheduler' of its own"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "'nvme'"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "zero_force_ds_cpu_optimizer"),
+        ({"zero_optimization": {"stage": 3}}, "would save no weights"),
+    ],
+)
+def test_options_that_cannot_be_used_are_named(change: dict[str, Any], message: str) -> None:
+    assert message in (unsupported(change) or "")
 
 
 # ---- the scripts

@@ -90,12 +90,37 @@ def zero_stage(trainer: Trainer) -> int:
 
 
 def stage_asked_for() -> int:
-    """The stage of ZeRO that the launcher's config asks for, before any trainer is there; 0 without DeepSpeed."""
+    """The stage of ZeRO that the launcher's config asks for, before any trainer is there; 0 without DeepSpeed.
+
+    Raises:
+        RewindError: options that our trainers cannot use.
+    """
     if environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return 0
     from accelerate.utils import DeepSpeedPlugin
 
-    return int(DeepSpeedPlugin().zero_stage)
+    plugin = DeepSpeedPlugin()
+    wrong = unsupported(plugin.deepspeed_config)
+    if wrong is not None:
+        raise RewindError(f"the DeepSpeed config {wrong}; configs/accelerate/ has files that fit")
+    return int(plugin.zero_stage)
+
+
+def unsupported(config: dict[str, Any]) -> str | None:
+    """What a DeepSpeed config asks for that our trainers cannot use, in words that go on 'the DeepSpeed config ...'."""
+    zero = config.get("zero_optimization", {})
+    offloaded = {key: zero.get(key, {}).get("device", "none") for key in ("offload_param", "offload_optimizer")}
+    if "optimizer" in config or "scheduler" in config:
+        return "has an 'optimizer' or 'scheduler' of its own: leave them to the script's arguments"
+    if "nvme" in offloaded.values():
+        return "offloads to 'nvme', which needs a compiled extension: offload to 'cpu'"
+    if offloaded["offload_optimizer"] == "cpu" and config.get("zero_force_ds_cpu_optimizer", True):
+        return (
+            "offloads the optimizer with DeepSpeed's own, which is compiled: set 'zero_force_ds_cpu_optimizer': false"
+        )
+    if zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        return "would save no weights under ZeRO-3: set 'stage3_gather_16bit_weights_on_model_save': true"
+    return None
 
 
 def keep_head_whole(trainer: Trainer, vlm: UnifiedVLM) -> None:

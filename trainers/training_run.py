@@ -29,8 +29,9 @@ def begin_run(
     """Claim `--output_dir` once for all processes, and point TensorBoard into it.
 
     Raises:
-        RewindError: the folder cannot be claimed.
+        RewindError: the folder cannot be claimed, or a DeepSpeed config with options that cannot be used.
     """
+    stage_asked_for()
     folder = Path(str(config.output_dir))
     values = {**asdict(arguments), "training": settings_of(config), **more}
 
