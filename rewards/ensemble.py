@@ -14,6 +14,7 @@ import numpy as np
 
 from rewards.rivals import SameOutcome
 from rl.errors import RewindError
+from rl.evaluation.ranking import auc
 from rl.images import Picture
 from rl.models.dynamics import InverseDynamics
 from rl.triplets import Candidate
@@ -116,10 +117,7 @@ def calibration(
     taken[np.argsort(-scores, kind="stable")[: right.sum()]] = True
     wrong = taken != right
     found = {"n": float(len(right)), "wrong": float(wrong.mean())}
-    if wrong.any() and not wrong.all():
-        high, low = spreads[wrong][:, None], spreads[~wrong][None]
-        found["auc"] = float((high > low).mean() + 0.5 * (high == low).mean())
-    return found
+    return found | ({"auc": auc(spreads, wrong)} if wrong.any() and not wrong.all() else {})
 
 
 def _open(other: InverseDynamics | str | Path, idm: InverseDynamics) -> InverseDynamics:
