@@ -259,10 +259,13 @@ def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "cut" / "checkpoint-4").mkdir()  # what a kill in the middle of saving leaves
     again = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
     fit(again, tmp_path / "cut", resume=True)
+    late = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
+    fit(late, tmp_path / "cut", resume=True)  # a run that was killed after its last step is not trained further
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, again.model.get_parameter(name)), name
-    rewards = [[row["reward"] for row in run.state.log_history if "reward" in row] for run in (whole, again)]
-    assert rewards[0] == rewards[1]
+        assert ".ref." in name or torch.equal(weight, late.model.get_parameter(name)), name
+    rewards = [[row["reward"] for row in run.state.log_history if "reward" in row] for run in (whole, again, late)]
+    assert rewards[0] == rewards[1] == rewards[2]
 
 
 class StopAfter(TrainerCallback):

@@ -15,10 +15,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from transformers import Trainer
+from safetensors.torch import load_file, load_model
+from transformers import Trainer, TrainerState
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rl.errors import RewindError
 from trainers.sharding import gathered_adapter, on_main
@@ -89,9 +94,25 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
     checkpoint = on_main(lambda: last_checkpoint(output)) if resume else None
     if resume:
         _continue_tensorboard(trainer, checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is None or not _was_the_last(trainer, Path(checkpoint)):
+        trainer.train(resume_from_checkpoint=checkpoint)
     with gathered_adapter(trainer.model):
         check_finite(trainer.model, output)
+
+
+def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
+    """Whether a run was killed after its last step; then its weights are loaded, since `Trainer` would train a step more."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < state.max_steps:
+        return False
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    folder = Path(best) if best is not None else checkpoint
+    if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
+        set_peft_model_state_dict(trainer.model, load_file(folder / SAFETENSORS_WEIGHTS_NAME), adapter_name="default")
+    else:
+        load_model(trainer.model, folder / SAFE_WEIGHTS_NAME)
+    trainer.state = state
+    return True
 
 
 def check_finite(model: Any, output: Path) -> None:

@@ -27,12 +27,12 @@ class Budget:
     """How much of everything. The defaults are the demo's."""
 
     labelled: int = 3000
-    videos: int = 480
-    selected: int = 600
+    videos: int = 600
+    selected: int = 800
     test: int = 400
     validation: int = 60
     idm_steps: int = 400
-    fdm_steps: int = 350
+    fdm_steps: int = 400
     grpo_steps: int = 15
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
@@ -48,7 +48,7 @@ class Budget:
     rl_learning_rate: float = 1.5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
-    searched: int = 200
+    searched: int = 120
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) <= 0:
