@@ -220,7 +220,19 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     dpo = ["--config", "configs/dpo_tabletop.yaml", "--min_gap", 0, "--num_candidates", 4, "--rounds", 2]
     run("train_dpo", *dpo, *improve, "--output_dir", tmp_path / "dpo")
     assert not (tmp_path / "dpo" / "adapter" / "ref").exists()
-    stored = [*models, "--candidates", tmp_path / "dpo", "--rewards", "idm_margin", "keep_unchanged", "--max_steps", 1]
+    for name in ("best", "grpo", "best_of_n", "dpo"):
+        assert list((tmp_path / name / "candidates").glob("part-*.parquet")), name
+    stored = [
+        *models,
+        "--candidates",
+        tmp_path / "dpo",
+        tmp_path / "grpo",
+        "--rewards",
+        "idm_margin",
+        "keep_unchanged",
+        "--max_steps",
+        1,
+    ]
     run("train_best_of_n", *best_config, *stored, "--output_dir", tmp_path / "from-candidates")
     for name in ("grpo", "best_of_n", "dpo"):
         command = ["--fdm", tmp_path / name, *triplets, "--limit", 1, "--num_samples", 1]

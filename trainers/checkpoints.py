@@ -101,7 +101,7 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
 
 
 def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
-    """Whether a run was killed after its last step; then its weights are loaded, since `Trainer` would train a step more."""
+    """Whether a run was killed after its last step; if so its weights are loaded: `Trainer` would go on."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     if state.global_step < state.max_steps:
         return False
