@@ -10,6 +10,7 @@ the trainer's).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -128,16 +129,18 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         args.reward_weights = weights
         # No column of a data set reaches a rollout, so a row's number travels as its prompt.
         rows = Dataset.from_dict({"prompt": [str(number) for number in range(len(self.triplets))]})
-        super().__init__(
-            model=vlm.model,
-            reward_funcs=[self._column(reward) for reward in rewards],
-            args=args,
-            train_dataset=rows.select(range(len(triplets))),
-            eval_dataset=rows.select(range(len(triplets), len(rows))) if validation else None,
-            processing_class=vlm.tokenizer,
-            callbacks=[*(callbacks or []), *([monitors] if monitors is not None else [])],
-            rollout_func=self._rollout,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*'rollout_func'")  # experimental in TRL; pinned and tested here
+            super().__init__(
+                model=vlm.model,
+                reward_funcs=[self._column(reward) for reward in rewards],
+                args=args,
+                train_dataset=rows.select(range(len(triplets))),
+                eval_dataset=rows.select(range(len(triplets), len(rows))) if validation else None,
+                processing_class=vlm.tokenizer,
+                callbacks=[*(callbacks or []), *([monitors] if monitors is not None else [])],
+                rollout_func=self._rollout,
+            )
         score_under(vlm, self.distribution, entropy=True)
         keep_head_whole(self, vlm)
         self.add_callback(ShardingCheck(self))
