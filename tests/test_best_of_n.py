@@ -10,8 +10,7 @@ from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.best_of_n import Keep, best_candidates
-from trainers.sft import role_rows
+from trainers.best_of_n import Keep, Kept, best_candidates, kept_rows
 
 SOURCE = [1, 1, 1, 1]
 
@@ -34,6 +33,35 @@ def test_what_is_kept() -> None:
             Keep(**wrong)  # type: ignore[arg-type]
 
 
+def test_the_top_of_a_group_by_reward() -> None:
+    """Totals 1, 4, 3, 3 (the same picture as the best), 0: the mean is 2.2, three above it, two of them different."""
+    pictures = [[1, 1, 1, 2], [1, 1, 2, 2], [2, 1, 1, 1], [1, 1, 2, 2], [1, 2, 1, 1]]
+    group = [scored(ids, total) for ids, total in zip(pictures, [1.0, 4.0, 3.0, 3.0, 0.0], strict=True)]
+    assert Keep(5).chosen(group, SOURCE) == [(group[1], 1.0)]
+    assert Keep(5, top=4).chosen(group, SOURCE) == [(group[1], 1.0), (group[2], 1.0)]
+    weighted = Keep(5, top=4, reward_temperature=2.0).chosen(group, SOURCE)
+    by_hand = [2 / (1 + np.exp(-0.5)), 2 * np.exp(-0.5) / (1 + np.exp(-0.5))]
+    assert [weight for _, weight in weighted] == pytest.approx(by_hand)
+    assert Keep(5, top=4, min_changed=2).chosen(group, SOURCE) == [(group[1], 1.0)]
+    assert Keep(5, top=4, min_lead=2.0).chosen(group, SOURCE) == []
+    for wrong in ({"top": 0}, {"top": 9}, {"reward_temperature": 0.0}):
+        with pytest.raises(RewindError):
+            Keep(8, **wrong)  # type: ignore[arg-type]
+
+
+def test_weights_reach_the_kept_tokens(tiny: ChameleonVLM) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    made = [Candidate(np.array([tiny.layout.image_ids_V[n]] * 4), np.zeros(4, np.float32), tiny) for n in (0, 1)]
+    kept = [
+        Kept(Triplet(p, "remove all rings"), Scored(c, {}, 1.0), w)
+        for p, c, w in zip(pictures, made, (0.5, 1.5), strict=True)
+    ]
+    rows = kept_rows(tiny, kept)
+    for row, weight in zip(rows, (0.5, 1.5), strict=True):
+        assert row["weights"] == [0.0 if label == -100 else weight for label in row["labels"]]
+    assert "weights" not in kept_rows(tiny, [Kept(one.triplet, one.scored, 1.0) for one in kept]).column_names
+
+
 def test_the_best_candidates_own_tokens_are_learned(tiny: ChameleonVLM) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     triplets = [Triplet(picture, "remove all rings", task="count") for picture in pictures]
@@ -41,8 +69,7 @@ def test_the_best_candidates_own_tokens_are_learned(tiny: ChameleonVLM) -> None:
     kept, totals = best_candidates(ForwardDynamics(tiny), [first], triplets, Keep(6), seed=3, chunk_size=2)
     assert len(totals) == 30
     assert kept
-    for triplet, best in kept:
-        group = ForwardDynamics(tiny).sample(triplet.source, triplet.action, 6, seed=3)
-        assert best.total == max(c.ids[0] for c in group)
-    rows = role_rows(tiny, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
-    assert [row["labels"][-4:] for row in rows] == [best.candidate.ids.tolist() for _, best in kept]
+    for one in kept:
+        group = ForwardDynamics(tiny).sample(one.triplet.source, one.triplet.action, 6, seed=3)
+        assert one.scored.total == max(c.ids[0] for c in group)
+    assert [row["labels"][-4:] for row in kept_rows(tiny, kept)] == [one.scored.candidate.ids.tolist() for one in kept]

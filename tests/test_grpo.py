@@ -112,7 +112,7 @@ def test_one_object_serves_everywhere(tmp_path: Path) -> None:
     groups = list(scored_groups(fdm, [reward], rows[:1], 6, seed=4))
     assert sorted(s.total for s in groups[0][1]) == sorted(s.total for s in best.candidates)  # type: ignore[type-var]
     kept, _ = best_candidates(fdm, [reward], rows[:1], Keep(6), seed=4)
-    assert [b.total for _, b in kept] == [best.best.total]
+    assert [one.scored.total for one in kept] == [best.best.total]
     pair = Pairing(6, min_gap=0.0).pair(*groups[0])
     assert pair is not None
     assert (pair.chosen.total, pair.rejected.total) == (best.best.total, best.candidates[-1].total)

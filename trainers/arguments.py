@@ -112,6 +112,10 @@ class BestOfNArguments(ImproveArguments):
     num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
     min_lead: float = field(default=0.0, metadata={"help": "keep the best only if it leads its group's mean so much"})
     min_changed: int = field(default=1, metadata={"help": "keep the best only if so many tokens changed"})
+    top: int = field(default=1, metadata={"help": "learn from so many different candidates of a group above its mean"})
+    reward_temperature: float | None = field(
+        default=None, metadata={"help": "weigh them by exp(total / this); all alike if not given"}
+    )
     candidates: list[str] = field(default_factory=list, metadata={"help": STORED})
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and fine-tuning"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})

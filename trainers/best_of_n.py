@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from rewards import Reward
 from rl.errors import RewindError
@@ -18,6 +19,7 @@ from rl.models.dynamics import ForwardDynamics, token_ids
 from rl.triplets import Scored, Triplet
 from rl.unified import UnifiedVLM
 from trainers.candidates import scored_groups
+from trainers.sft import role_rows
 
 
 @dataclass(frozen=True)
@@ -28,17 +30,26 @@ class Keep:
         num_candidates: N, candidates a source and action.
         min_lead: the best total must lead the group's mean by this much: a group that is all alike teaches nothing.
         min_changed: tokens that must differ from the source: near-copies are left out.
+        top: how many different pictures of a group are learned from, of those above its mean.
+        reward_temperature: weigh them by exp(total / this), as in reward-weighted regression (arXiv 1910.00177); None
+            counts all alike. In a group the weights have the mean 1.
     """
 
     num_candidates: int = 8
     min_lead: float = 0.0
     min_changed: int = 1
+    top: int = 1
+    reward_temperature: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_candidates < 2:
             raise RewindError(f"best-of-N training needs at least 2 candidates, not {self.num_candidates}")
         if self.min_lead < 0 or self.min_changed < 0:
             raise RewindError("min_lead and min_changed must be 0 or more")
+        if not 1 <= self.top <= self.num_candidates:
+            raise RewindError(f"top must be 1 to {self.num_candidates}, the number of candidates, not {self.top}")
+        if self.reward_temperature is not None and not self.reward_temperature > 0:
+            raise RewindError(f"reward_temperature must be above 0, not {self.reward_temperature}")
 
     def best(self, group: Sequence[Scored], source_ids_K: Sequence[int]) -> Scored | None:
         """The best candidate of a group, or None if it leads too little or is too near a copy."""
@@ -49,22 +60,63 @@ class Keep:
         lead = total - float(np.mean([t for t, _, _ in scorable]))
         if lead < max(self.min_lead, 1e-6):
             return None
-        changed = int((group[number].candidate.ids != np.asarray(source_ids_K)).sum())
-        return group[number] if changed >= self.min_changed else None
+        return group[number] if self._changes(group[number], source_ids_K) else None
+
+    def chosen(self, group: Sequence[Scored], source_ids_K: Sequence[int]) -> list[tuple[Scored, float]]:
+        """The candidates of a group that are learned from, best first, with their weights; none without a `best`."""
+        best = self.best(group, source_ids_K)
+        if best is None:
+            return []
+        known = {id(s): s.total for s in group if s.total is not None}
+        mean = float(np.mean(list(known.values())))
+        able = [s for s in group if known.get(id(s), mean) > mean and self._changes(s, source_ids_K)]
+        able.sort(key=lambda s: (known[id(s)], s.candidate.logprob), reverse=True)
+        different: dict[bytes, Scored] = {}
+        for scored in [best, *able]:
+            different.setdefault(scored.candidate.ids.tobytes(), scored)
+        found = list(different.values())[: self.top]
+        totals = np.array([known[id(s)] for s in found])
+        weights = np.ones(len(found))
+        if self.reward_temperature is not None:
+            weights = np.exp((totals - totals.max()) / self.reward_temperature)
+        return list(zip(found, (weights / weights.mean()).tolist(), strict=True))
+
+    def _changes(self, scored: Scored, source_ids_K: Sequence[int]) -> bool:
+        return int((scored.candidate.ids != np.asarray(source_ids_K)).sum()) >= self.min_changed
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A candidate to learn from, for which source and action, and how much it counts."""
+
+    triplet: Triplet
+    scored: Scored
+    weight: float
 
 
 def keep_best(
     vlm: UnifiedVLM, groups: Iterable[tuple[Triplet, Sequence[Scored]]], keep: Keep
-) -> tuple[list[tuple[Triplet, Scored]], list[float]]:
-    """Triplets with the candidate that is kept of each, and the total of every candidate that could be scored."""
-    kept: list[tuple[Triplet, Scored]] = []
+) -> tuple[list[Kept], list[float]]:
+    """What is kept of each group, and the total of every candidate that could be scored."""
+    kept: list[Kept] = []
     totals: list[float] = []
     for triplet, group in groups:
         totals += [s.total for s in group if s.total is not None]
-        best = keep.best(group, token_ids(vlm, [triplet.source])[0])
-        if best is not None:
-            kept.append((triplet, best))
+        source_ids_K = token_ids(vlm, [triplet.source])[0]
+        kept += [Kept(triplet, scored, weight) for scored, weight in keep.chosen(group, source_ids_K)]
     return kept, totals
+
+
+def kept_rows(vlm: UnifiedVLM, kept: Sequence[Kept]) -> Dataset:
+    """Kept candidates as rows for `RoleSFTTrainer`, with a column of weights if they do not all count alike."""
+    weights = [one.weight for one in kept]
+    return role_rows(
+        vlm,
+        "fdm",
+        [one.triplet for one in kept],
+        candidates=[one.scored.candidate for one in kept],
+        row_weights=weights if len(set(weights)) > 1 else None,
+    )
 
 
 def best_candidates(
@@ -78,7 +130,7 @@ def best_candidates(
     step: int = 0,
     chunk_size: int = 32,
     normalise: bool = False,
-) -> tuple[list[tuple[Triplet, Scored]], list[float]]:
+) -> tuple[list[Kept], list[float]]:
     """`keep_best` of `scored_groups`."""
     settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "step": step, "chunk_size": chunk_size}
     settings["normalise"] = normalise

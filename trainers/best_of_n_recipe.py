@@ -10,12 +10,12 @@ from trl import SFTConfig
 
 from rl.errors import RewindError
 from trainers.arguments import BestOfNArguments
-from trainers.best_of_n import Keep, keep_best
+from trainers.best_of_n import Keep, keep_best, kept_rows
 from trainers.candidates import groups_of_round, stored_triplets
 from trainers.checkpoints import fit
 from trainers.grpo_recipe import open_for_improvement
 from trainers.pretraining import MetricsFile
-from trainers.sft import RoleSFTTrainer, role_rows, save_adapter
+from trainers.sft import RoleSFTTrainer, save_adapter
 from trainers.training_run import begin_run, check_output, check_rounds, finish_round, rounds_left
 
 logger = logging.getLogger("rl")
@@ -25,7 +25,8 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
     """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
     check_output(config)
     check_rounds(arguments.rounds)
-    keep = Keep(arguments.num_candidates, arguments.min_lead, arguments.min_changed)
+    settings = (arguments.min_lead, arguments.min_changed, arguments.top, arguments.reward_temperature)
+    keep = Keep(arguments.num_candidates, *settings)
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments, stored_triplets(arguments))
     vlm = fdm.backbone
@@ -40,10 +41,11 @@ def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
                 f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
             )
         mean = sum(totals) / len(totals)
-        logger.warning("round %d: mean total %.4f, %d of %d groups kept", number, mean, len(kept), len(groups))
+        logger.warning("round %d: mean total %.4f, %d kept of %d groups", number, mean, len(kept), len(groups))
         config.output_dir = str(folder)
-        rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
-        trainer = RoleSFTTrainer(vlm, "fdm", config, rows, callbacks=[MetricsFile(folder / "metrics.jsonl")])
+        rows = kept_rows(vlm, kept)
+        weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
+        trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
         fit(trainer, folder, arguments.resume)
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept)})
     folder = save_adapter(vlm, output)

@@ -36,7 +36,7 @@ from rl.world import World
 from trainers.arguments import RewindGRPOConfig, RoleConfig
 from trainers.base_arguments import base_parser
 from trainers.base_recipe import make_base
-from trainers.best_of_n import Keep, best_candidates
+from trainers.best_of_n import Keep, best_candidates, kept_rows
 from trainers.demo_story import Budget, Story
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.grpo_recipe import only_policy_trains
@@ -343,7 +343,7 @@ def _best_of_n_training(story: Story) -> None:
     keep = Keep(budget.group_size, min_lead=0.1)
     kept, _ = best_candidates(story.fdm(name), rewards_of(story), part, keep, seed=story.seed)
     if kept:
-        rows = role_rows(vlm, "fdm", [t for t, _ in kept], candidates=[best.candidate for _, best in kept])
+        rows = kept_rows(vlm, kept)
         _fit(story, name, name, "fdm", rows, budget.best_of_n_steps, budget.best_of_n_learning_rate)
     else:
         logger.warning("no group had a candidate that leads: 'best_of_n_training' stays 'bootstrapped'")

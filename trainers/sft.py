@@ -40,10 +40,12 @@ def role_rows(
     triplets: Sequence[Triplet],
     importance: Importance | None = None,
     candidates: Sequence[Candidate] | None = None,
+    row_weights: Sequence[float] | None = None,
 ) -> Dataset:
-    """Triplets as rows of `input_ids`, `labels` (-100 in the prompt) and, with `importance`, `weights` (0 there).
+    """Triplets as rows of `input_ids`, `labels` (-100 in the prompt) and, where asked for, `weights` (0 there).
 
-    `candidates`, one a triplet, are learned in place of the targets, by their own tokens.
+    `candidates`, one a triplet, are learned in place of the targets, by their own tokens. `weights` come from
+    `importance`, token by token, or from `row_weights`, a number a triplet.
 
     Raises:
         RewindError: no triplet, one without a target, importance weights for the words of an IDM.
@@ -64,6 +66,10 @@ def role_rows(
     if importance is not None:
         pictures = [target.image if isinstance(target, Candidate) else target for target in targets]
         weights = importance.weights(feature_distances(vlm, sources, pictures)).tolist()
+    if row_weights is not None:
+        if importance is not None:
+            raise RewindError("give either importance weights or a weight a row")
+        weights = [[weight] * len(ids) for weight, ids in zip(row_weights, target_ids, strict=True)]
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"weights": []} if weights else {})
     for number, triplet in enumerate(triplets):
         if role == "fdm":
