@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import set_seed
 
@@ -19,6 +20,7 @@ from rl.triplets import Triplet
 from trainers.arguments import RoleConfig
 from trainers.losses import weighted_nll
 from trainers.sft import IGNORED, LINEAR_LAYERS, RoleSFTTrainer, SpanCollator, add_adapter, role_rows, save_adapter
+from trainers.sft_recipe import mixed
 
 ACTIONS = ["move the red circle left", "remove all rings", "paint the blue star green"]
 
@@ -160,3 +162,16 @@ def test_weighted_nll() -> None:
     assert float(weighted_nll(log_probs, weights, 2.5)) == pytest.approx(1.8)
     with pytest.raises(RewindError):
         weighted_nll(log_probs, weights[:1], 1.0)
+
+
+def test_a_mixture_has_its_share_and_uses_everything() -> None:
+    rows = Dataset.from_dict({"number": list(range(100))})
+    found = mixed(rows, 80, 0.5, seed=0)["number"]
+    synthetic = [number for number in found if number >= 80]
+    assert len(synthetic) / len(found) == pytest.approx(0.5, abs=0.1)
+    assert set(found) == set(range(100))
+    assert list(found) == list(mixed(rows, 80, 0.5, seed=0)["number"])
+    with pytest.raises(RewindError, match="between 0 and 1"):
+        mixed(rows, 80, 1.0, seed=0)
+    with pytest.raises(RewindError, match="give --synthetic"):
+        mixed(rows, 100, 0.5, seed=0)

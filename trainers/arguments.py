@@ -40,6 +40,9 @@ class FDMArguments(IDMArguments):
     """Arguments of `train_fdm.py` beside TRL's."""
 
     synthetic: list[str] = field(default_factory=list, metadata={"help": "IDM-labelled triplets, mixed in"})
+    synthetic_share: float | None = field(
+        default=None, metadata={"help": "share of --synthetic among what is drawn; all triplets alike if not given"}
+    )
     token_weights: bool = field(
         default=False, metadata={"help": "weigh each image token by how much it changes (arXiv 2506.06006)"}
     )
