@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ def claim(
     inputs: Sequence[str | Path | None] = (),
     resume: bool | None = None,
     overwrite: bool = False,
+    each_process: bool = False,
 ) -> Path:
     """Make a run folder and write `run.json` into it: the script, its resolved config and the git revision.
 
@@ -35,10 +37,14 @@ def claim(
         inputs: files, folders or names that the run reads; a folder that holds one of them is never removed.
         resume: go on in a folder that an earlier run with the same config claimed; None if the script cannot.
         overwrite: remove what an earlier run left; only a folder with a `run.json` of this script is ever removed.
+        each_process: every process of a launch claims a folder of its own; otherwise only the first may claim.
 
     Raises:
-        RewindError: the folder exists and neither was asked for, holds something else, or the config differs.
+        RewindError: the folder exists and neither was asked for, holds something else, or the config differs; a second
+            process of a script that runs in one.
     """
+    if int(os.environ.get("RANK", "0")) > 0 and not each_process:
+        raise RewindError(f"{script} runs in one process: start it with python, or with a launcher's --num_processes 1")
     marker = folder / CONFIG_FILE
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise RewindError(f"the output {folder} is a {'link' if folder.is_symlink() else 'file'}: choose another name")

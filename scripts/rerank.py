@@ -91,6 +91,7 @@ def main() -> None:
         inputs=[a.fdm, a.idm, a.source, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,
+        each_process=True,
     )
 
     store = CandidateStore(output / "candidates", a.idm)

@@ -184,6 +184,14 @@ def test_overwrite_removes_neither_another_scripts_run_nor_the_input(tmp_path: P
     assert (run / "triplets.json").exists()
 
 
+def test_only_the_first_process_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RewindError, match="label.py runs in one process"):
+        claim(tmp_path / "run", "label.py", {})
+    assert not (tmp_path / "run").exists()
+    claim(tmp_path / "shard", "rerank.py", {}, each_process=True)
+
+
 def test_a_folder_of_something_else_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(RewindError, match="use another --output"):
