@@ -186,7 +186,7 @@ def test_overwrite_removes_neither_another_scripts_run_nor_the_input(tmp_path: P
 
 def test_only_the_first_process_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(RewindError, match="label.py runs in one process"):
+    with pytest.raises(RewindError, match=r"label.py runs in one process"):
         claim(tmp_path / "run", "label.py", {})
     assert not (tmp_path / "run").exists()
     claim(tmp_path / "shard", "rerank.py", {}, each_process=True)
