@@ -31,6 +31,8 @@ from trainers.sft import save_adapter
 
 logger = logging.getLogger("rl")
 TEMPERATURES = (1.0, 0.5, 0.3, 0.0)
+OURS = ("dead_group_retries", "spread_floor", "importance_advantages")
+"""Settings of `WorldModelGRPOTrainer` beside TRL's."""
 SAMPLES = {1.0: 4}
 """Samples a case at a temperature; one where it is not named."""
 
@@ -43,7 +45,8 @@ def study(
     Args:
         run: a run folder of `demo.py` or `reproduce.py` that has got as far as `bootstrapped`.
         output: a claimed folder for the adapter, `metrics.jsonl` and `results.json`.
-        settings: what to change of the demo's settings, e.g. `learning_rate`, `num_iterations`, `max_steps`.
+        settings: what to change of the demo's settings, e.g. `learning_rate`, `num_iterations`, `max_steps`, or of
+            `OURS`.
         cases: validation cases; a sample at each temperature, four at temperature 1.
         keep: weight of `keep_unchanged` beside `idm_margin` of weight 1.
         floor: of `idm_margin`.
@@ -78,17 +81,19 @@ def study(
         "num_generations": budget.group_size,
         "per_device_train_batch_size": budget.grpo_prompts * budget.group_size,
     }
-    unknown = set(settings) - set(RewindGRPOConfig.__dataclass_fields__)
+    ours = {name: value for name, value in settings.items() if name in OURS}
+    unknown = set(settings) - set(ours) - set(RewindGRPOConfig.__dataclass_fields__)
     if unknown:
         raise RewindError(f"GRPOConfig has no {', '.join(sorted(unknown))}")
     fixed = {"output_dir": str(output), "save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1}
     set_seed(seed)
-    config = RewindGRPOConfig(**{**usual, **settings, **fixed}, seed=seed, report_to="none")
+    told_trl = {name: value for name, value in settings.items() if name not in ours}
+    config = RewindGRPOConfig(**{**usual, **told_trl, **fixed}, seed=seed, report_to="none")
     test = Cases(story, "validation", cases)
     before = _measured(test, "bootstrapped")
     only_policy_trains(vlm)
     trainer = WorldModelGRPOTrainer(
-        vlm, grpo_prompts(story), rewards, config, callbacks=[MetricsFile(output / "metrics.jsonl")]
+        vlm, grpo_prompts(story), rewards, config, callbacks=[MetricsFile(output / "metrics.jsonl")], **ours
     )
     show_quietly(trainer)
     began = time.monotonic()
