@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from rl.errors import RewindError
 from trainers.bench.arms import NOT_IN_SMOKE, PARTS
 from trainers.plan import Job, model_state_ratio
@@ -43,26 +45,30 @@ def bench(preset: str, output: Path, parts: Sequence[str] = (), run: Run | None 
     if unknown:
         raise RewindError(f"there is no part '{unknown[0]}' to measure: choose of {', '.join(PARTS)}")
     usual = [part for part in PARTS if preset == "full" or part not in NOT_IN_SMOKE]
-    raw = measure_all(preset, [part for part in PARTS if part in (parts or usual)], run or in_a_fresh_process)
-    found = {**figures(raw), "preset": preset, "raw": raw, "machine": machine(), "versions": versions()}
+    chosen = [part for part in PARTS if part in (parts or usual)]
+    raw: Raw = {}
+    found: dict[str, Any] = {}
     output.mkdir(parents=True, exist_ok=True)
-    beside = output / ".bench.json"
-    beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    beside.replace(output / "bench.json")
+    with tqdm(total=ROUNDS[preset] * sum(len(PARTS[part][1]) for part in chosen)) as bar:
+        for part in chosen:  # what is measured is kept, should a later part be interrupted
+            bar.set_description(part)
+            raw[part] = measure_part(part, preset, run or in_a_fresh_process, bar.update)
+            found = {**figures(raw), "preset": preset, "raw": raw, "machine": machine(), "versions": versions()}
+            beside = output / ".bench.json"
+            beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            beside.replace(output / "bench.json")
     return found
 
 
-def measure_all(preset: str, parts: Sequence[str], run: Run) -> Raw:
+def measure_part(part: str, preset: str, run: Run, done: Callable[[int], Any]) -> dict[str, dict[str, Any]]:
     """Medians over all rounds, with the command and every single measurement beside them."""
-    raw: Raw = {}
-    for part in parts:
-        arms = PARTS[part][1]
-        every: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
-        for number in range(ROUNDS[preset]):  # in turns, and each arm first in every other round
-            for arm in arms if number % 2 == 0 else reversed(arms):
-                every[arm].append(run(part, arm, preset))
-        raw[part] = {arm: _summary(every[arm], command(part, arm, preset)) for arm in arms}
-    return raw
+    arms = PARTS[part][1]
+    every: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    for number in range(ROUNDS[preset]):  # in turns, and each arm first in every other round
+        for arm in arms if number % 2 == 0 else reversed(arms):
+            every[arm].append(run(part, arm, preset))
+            done(1)
+    return {arm: _summary(every[arm], command(part, arm, preset)) for arm in arms}
 
 
 def _summary(rounds: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
