@@ -36,7 +36,10 @@ def main() -> None:
     for file in (a.output / "results.json", a.results / "results.json"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    page.write_text(reproduce.page_of(found, files, "make reproduce"), encoding="utf-8")
+    usual = a.seeds == [0, 1, 2] and not a.budget
+    command = "make reproduce" if usual else f"python scripts/reproduce.py --seeds {' '.join(map(str, a.seeds))}"
+    command += f" --budget {' '.join(a.budget)}" if a.budget else ""
+    page.write_text(reproduce.page_of(found, files, command), encoding="utf-8")
     print(f"{page} and {a.results / 'results.json'} are written")
 
 
