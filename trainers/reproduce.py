@@ -171,8 +171,9 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
     seeds = [one["seed"] for one in each]
     versions, budget = files[0]["versions"], files[0]["config"]["budget"]
     cases = sum(one["data"]["test"] for one in each)
+    named = "seed" if len(seeds) == 1 else "seeds"
     intro = (
-        f"World `{mean['world']}`, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}, {cases // len(each)} test cases a seed; budget: "
+        f"World `{mean['world']}`, {named} {', '.join(map(str, seeds))}, {cases // len(each)} test cases a seed; budget: "
         + ", ".join(f"{name} {value}" for name, value in budget.items())
         + ". Versions: "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
