@@ -173,7 +173,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
     cases = sum(one["data"]["test"] for one in each)
     named = "seed" if len(seeds) == 1 else "seeds"
     intro = (
-        f"World `{mean['world']}`, {named} {', '.join(map(str, seeds))}, {cases // len(each)} test cases a seed; budget: "
+        f"World `{mean['world']}`, {named} {', '.join(map(str, seeds))}, {cases // len(each)} test cases each; budget: "
         + ", ".join(f"{name} {value}" for name, value in budget.items())
         + ". Versions: "
         + ", ".join(f"{name} {number}" for name, number in versions.items())
