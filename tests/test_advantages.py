@@ -10,6 +10,7 @@ from trainers.advantages import dead_rows, divided_by_spread, shaped, token_weig
 
 def test_groups_that_are_all_alike_are_dead() -> None:
     assert dead_rows(torch.tensor([0.0, 0.0, -1.0, 1.0]), 2).tolist() == [True, True, False, False]
+    assert dead_rows(torch.tensor([0.5, 0.5, 0.5, 1.5]), 2).tolist() == [True, True, False, False]
 
 
 def test_the_spread_has_a_floor() -> None:

@@ -247,6 +247,11 @@ def test_checkpoints_stand_where_a_rollout_has_been_used_up(tmp_path: Path) -> N
     settings = {"save_strategy": "steps", "num_iterations": 2, "save_steps": 3}
     with pytest.raises(RewindError, match="make --save_steps a multiple of 2, not 3"):
         trainer(tmp_path, [Reward.of(low_tokens)], **settings)
+    uneven = {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    with pytest.raises(RewindError, match="make --save_steps a multiple of 3, not 2"):  # 3 passes, 2 a step
+        trainer(tmp_path, [Reward.of(low_tokens)], save_strategy="steps", save_steps=2, **uneven)
+    with pytest.raises(RewindError, match="use --save_strategy steps with a multiple of 2, not 'epoch'"):
+        trainer(tmp_path, [Reward.of(low_tokens)], save_strategy="epoch", num_iterations=2)
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:

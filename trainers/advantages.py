@@ -15,7 +15,8 @@ Importance = Literal["none", "target", "group", "own"]
 
 def dead_rows(advantages_B: Tensor, group: int) -> Tensor:
     """bool [B]: rows of groups whose rewards are all alike. They teach nothing, while a KL term would still pull."""
-    alike = advantages_B.view(-1, group).abs().amax(1) < 1e-6
+    by_group = advantages_B.view(-1, group)
+    alike = by_group.amax(1) - by_group.amin(1) < 1e-6  # not 0 itself: centring over the batch moves a dead group
     return alike.repeat_interleave(group)
 
 

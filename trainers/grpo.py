@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,14 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 f"a step draws {needed} groups and there are {len(triplets)} sources and actions: give more, or lower "
                 "--per_device_train_batch_size"
             )
-        cycle = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
+        # In optimizer steps, of which each takes some of the passes that a rollout serves.
+        cycle = lcm(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
+        cycle //= args.gradient_accumulation_steps
+        if cycle > 1 and args.save_strategy not in ("no", "steps"):
+            raise RewindError(
+                f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: use "
+                f"--save_strategy steps with a multiple of {cycle}, not '{args.save_strategy.value}'"
+            )
         if args.save_strategy == "steps" and args.save_steps % cycle:
             raise RewindError(
                 f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
