@@ -13,9 +13,8 @@ from rl.triplets import Triplet
 def label_pairs(idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0, seed: int = 0) -> list[Triplet]:
     """Pairs as triplets named by an `InverseDynamics`, scored by the log-likelihood of its words, end included.
 
-    The whole sentence's, not the mean a token: on the tabletop it tells right labels from wrong ones better, since a
-    sentence is wrong as soon as one of its words is, and the end and the filling words, which are always sure, do not
-    hide that.
+    The whole sentence's, not the mean a token: a sentence is wrong as soon as one of its words is, and the end and the
+    filling words, which are always sure, must not hide that.
 
     A pair for which it says nothing is left out. Temperature 0 takes the likeliest words; above 0 they are sampled, as
     in the paper.
