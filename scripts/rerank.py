@@ -50,7 +50,7 @@ def main() -> None:
     from rewards import load_rewards
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
     from rl.api import shares_base
-    from rl.data.store import CandidateStore
+    from rl.data.store import CandidateStore, scorer
     from rl.data.triplets_io import read_triplets
     from rl.images import load_image
     from rl.models.dynamics import check_actions
@@ -94,7 +94,7 @@ def main() -> None:
         each_process=True,
     )
 
-    store = CandidateStore(output / "candidates", a.idm)
+    store = CandidateStore(output / "candidates", scorer(a.idm, a.reward_arguments))
 
     def best_of(part: Sequence[Triplet]) -> list[Reranked]:
         found = rerank(

@@ -159,6 +159,9 @@ def test_a_round_on_stored_candidates(tiny: ChameleonVLM, tmp_path: Path) -> Non
     assert [[s.scores for s in group] for _, group in read] == [[s.scores for s in group] for _, group in drawn]
     assert count.asked == 4
     assert not (tmp_path / "unused").exists()
+    other = BestOfNArguments(candidates=[str(tmp_path)], reward_arguments={"first": {"floor": -3}})
+    groups_of_round(other, fdm, rewards, [], 1, 0, tmp_path / "unused")
+    assert count.asked == 8  # scores under other arguments are not taken over
     for wrong in ({"rounds": 2}, {"triplets": ["x.json"]}):
         with pytest.raises(RewindError, match=r"--rounds 1|either --triplets"):
             stored_triplets(BestOfNArguments(candidates=[str(tmp_path)], **wrong))  # type: ignore[arg-type]

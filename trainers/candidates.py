@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rewards import Batch, Reward, score
-from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, store_of
+from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer, store_of
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
@@ -146,9 +146,11 @@ def groups_of_round(
     output: Path,
 ) -> list[Group]:
     """The scored groups that a round learns from: the stored ones, or fresh ones, which go to `output/candidates`."""
+    asked = scorer(arguments.idm, arguments.reward_arguments)
     if arguments.candidates:
-        return stored_groups(arguments.candidates, fdm.backbone, rewards, arguments.idm, arguments.normalise_rewards)
-    store = CandidateStore(output / "candidates", arguments.idm)
+        normalise = arguments.normalise_rewards
+        return stored_groups(arguments.candidates, fdm.backbone, rewards, asked, normalise)
+    store = CandidateStore(output / "candidates", asked)
     count, temperature = arguments.num_candidates, arguments.temperature
     groups = scored_groups(
         fdm,

@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 from rewards import Reward, load_rewards
 from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
-from rl.data.store import CandidateStore
+from rl.data.store import CandidateStore, scorer
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
@@ -93,7 +93,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         spread_floor=arguments.spread_floor,
         importance_advantages=kind,
         monitors=monitors,
-        store=CandidateStore(output / "candidates", arguments.idm),
+        store=CandidateStore(output / "candidates", scorer(arguments.idm, arguments.reward_arguments)),
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early],
     )
     fit(trainer, output, arguments.resume)

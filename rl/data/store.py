@@ -8,6 +8,7 @@ once. A part is written beside and moved into place, so that a run that is cut o
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,7 @@ Known = dict[tuple[str, str, bytes], dict[str, "float | None"]]
 SCHEMA = pa.schema(
     [
         ("base", pa.string()),  # whose vocabulary the ids belong to
-        ("idm", pa.string()),  # the inverse model that the rewards asked, null if none
+        ("idm", pa.string()),  # `scorer`: the inverse model that the rewards asked, and their arguments if any
         ("seed", pa.int64()),
         ("step", pa.int64()),
         ("prompt", pa.string()),  # key of source and action
@@ -64,12 +65,17 @@ def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int]) -
     return source, action, np.asarray(ids_K, dtype=np.int64).tobytes()
 
 
+def scorer(idm: str | None, reward_arguments: Any = None) -> str | None:
+    """What a score depends on beside the reward's name: the inverse model and the rewards' arguments."""
+    return f"{idm} {json.dumps(reward_arguments, sort_keys=True)}" if reward_arguments else idm
+
+
 class CandidateStore:
     """Scored candidates in a folder; several processes may append at once.
 
     Args:
         folder: made with the first part.
-        idm: the inverse model that the rewards ask, by name or folder: scores of another one are not mixed with its.
+        idm: `scorer` of what the rewards ask, by name or folder: scores of another one are not mixed with its.
     """
 
     def __init__(self, folder: str | Path, idm: str | None = None) -> None:
