@@ -10,7 +10,8 @@ from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.best_of_n import Keep, Kept, best_candidates, kept_rows
+from trainers.best_of_n import Keep, Kept, keep_best, kept_rows
+from trainers.candidates import scored_groups
 
 SOURCE = [1, 1, 1, 1]
 
@@ -66,7 +67,8 @@ def test_the_best_candidates_own_tokens_are_learned(tiny: ChameleonVLM) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     triplets = [Triplet(picture, "remove all rings", task="count") for picture in pictures]
     first = Reward.of(lambda predicted_ids: [float(ids[0]) for ids in predicted_ids], "first")
-    kept, totals = best_candidates(ForwardDynamics(tiny), [first], triplets, Keep(6), seed=3, chunk_size=2)
+    groups = scored_groups(ForwardDynamics(tiny), [first], triplets, 6, seed=3, chunk_size=2)
+    kept, totals = keep_best(tiny, groups, Keep(6))
     assert len(totals) == 30
     assert kept
     for one in kept:

@@ -20,7 +20,7 @@ from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import ForwardDynamics
 from rl.triplets import Triplet
 from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
-from trainers.best_of_n import Keep, best_candidates
+from trainers.best_of_n import Keep, keep_best
 from trainers.candidates import scored_groups
 from trainers.checkpoints import fit
 from trainers.dpo import Pairing
@@ -111,7 +111,7 @@ def test_one_object_serves_everywhere(tmp_path: Path) -> None:
     assert best.best.score == max(watched.said.values())
     groups = list(scored_groups(fdm, [reward], rows[:1], 6, seed=4))
     assert sorted(s.total for s in groups[0][1]) == sorted(s.total for s in best.candidates)  # type: ignore[type-var]
-    kept, _ = best_candidates(fdm, [reward], rows[:1], Keep(6), seed=4)
+    kept, _ = keep_best(run.vlm, groups, Keep(6))
     assert [one.scored.total for one in kept] == [best.best.total]
     pair = Pairing(6, min_gap=0.0).pair(*groups[0])
     assert pair is not None

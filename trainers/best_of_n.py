@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from rewards import Reward
 from rl.errors import RewindError
-from rl.models.dynamics import ForwardDynamics, token_ids
+from rl.models.dynamics import token_ids
 from rl.triplets import Scored, Triplet
 from rl.unified import UnifiedVLM
-from trainers.candidates import scored_groups
 from trainers.sft import role_rows
 
 
@@ -117,22 +114,3 @@ def kept_rows(vlm: UnifiedVLM, kept: Sequence[Kept]) -> Dataset:
         candidates=[one.scored.candidate for one in kept],
         row_weights=weights if len(set(weights)) > 1 else None,
     )
-
-
-def best_candidates(
-    fdm: ForwardDynamics,
-    rewards: Sequence[Reward],
-    triplets: Sequence[Triplet],
-    keep: Keep,
-    *,
-    temperature: float = 1.0,
-    seed: int = 0,
-    step: int = 0,
-    chunk_size: int = 32,
-    normalise: bool = False,
-) -> tuple[list[Kept], list[float]]:
-    """`keep_best` of `scored_groups`."""
-    settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "step": step, "chunk_size": chunk_size}
-    settings["normalise"] = normalise
-    groups = scored_groups(fdm, rewards, triplets, keep.num_candidates, **settings)
-    return keep_best(fdm.backbone, groups, keep)

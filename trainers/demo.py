@@ -36,7 +36,8 @@ from rl.world import World
 from trainers.arguments import RewindGRPOConfig, RoleConfig
 from trainers.base_arguments import base_parser
 from trainers.base_recipe import make_base
-from trainers.best_of_n import Keep, best_candidates, kept_rows
+from trainers.best_of_n import Keep, keep_best, kept_rows
+from trainers.candidates import scored_groups
 from trainers.demo_story import Budget, Story
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.grpo_recipe import only_policy_trains
@@ -341,7 +342,8 @@ def _best_of_n_training(story: Story) -> None:
     vlm.attach_adapter(story.output / "bootstrapped" / "adapter", name)
     part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
     keep = Keep(budget.group_size, min_lead=0.1)
-    kept, _ = best_candidates(story.fdm(name), rewards_of(story), part, keep, seed=story.seed)
+    groups = scored_groups(story.fdm(name), rewards_of(story), part, keep.num_candidates, seed=story.seed)
+    kept, _ = keep_best(vlm, groups, keep)
     if kept:
         rows = kept_rows(vlm, kept)
         _fit(story, name, name, "fdm", rows, budget.best_of_n_steps, budget.best_of_n_learning_rate)
