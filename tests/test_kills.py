@@ -45,16 +45,23 @@ def run(argv: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def kill_at(argv: list[str], output: Path, share: float) -> None:
-    """Start a run and kill it a random while after its output folder appeared; `share` of a short run's time."""
+def progress(output: Path) -> int:
+    """How much of a run is kept: whole checkpoints, or chunks of labels."""
+    words = output / "words.jsonl"
+    chunks = words.read_text().count("\n") if words.is_file() else 0
+    return chunks + len(list(output.rglob("checkpoint-*/checkpoint.json")))
+
+
+def kill_at(argv: list[str], output: Path, kept: int, pause: float) -> bool:
+    """Start a run and kill it `pause` seconds after it has kept so much; whether it was still running then."""
     process = subprocess.Popen(argv, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not (output / "run.json").is_file() and process.poll() is None:
+    while not ((output / "run.json").is_file() and progress(output) >= kept) and process.poll() is None:
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(share * 3)
+        time.sleep(0.002)
+    time.sleep(pause)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    return process.wait() == -signal.SIGKILL
 
 
 def outcome(script: str, output: Path) -> dict[str, Any]:
@@ -90,7 +97,10 @@ def survives(script: str, kills: int, seed: int, world: Path, start: Path, folde
     run(command(script, world, start, whole))
     argv, resume = command(script, world, start, cut), ["--resume"] + ([] if script == "label" else ["true"])
     for number in range(kills):
-        kill_at(argv if number == 0 or not cut.exists() else [*argv, *resume], cut, rng.random())
+        again = argv if number == 0 or not cut.exists() else [*argv, *resume]
+        more = rng.randrange(2)  # a third would be the end of a short run
+        hit = kill_at(again, cut, progress(cut) + more, rng.uniform(0, 0.05))
+        assert hit or number > 0  # else the run had ended before it was killed, and nothing would be tested
     run([*argv, *resume] if cut.exists() else argv)
     assert outcome(script, cut) == outcome(script, whole)
 

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
@@ -46,8 +47,8 @@ class WholeCheckpoints:
                 seal(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            before = sorted(str(p.parent) for p in folder.parent.glob(f"checkpoint-*/{SEAL_FILE}"))
-            kept = f"{before[-1]} is whole: --resume goes on from it" if before else "there is no earlier one"
+            before = last_checkpoint(folder.parent)
+            kept = f"{before} is whole: --resume goes on from it" if before else "there is no earlier one"
             raise RewindError(f"the checkpoint {folder} could not be written ({error}); {kept}") from error
         finally:
             trainer.args.save_total_limit = limit
@@ -117,8 +118,6 @@ def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
 
 def check_finite(model: Any, output: Path) -> None:
     """Raise if training left weights that are no numbers."""
-    import torch
-
     wrong = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
     if wrong:
         raise RewindError(
