@@ -5,12 +5,30 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.advantages import dead_rows, divided_by_spread, shaped, token_weights
+from trainers.advantages import (
+    dead_groups,
+    dead_rows,
+    divided_by_spread,
+    parts_of_groups,
+    shaped,
+    token_weights,
+)
 
 
 def test_groups_that_are_all_alike_are_dead() -> None:
     assert dead_rows(torch.tensor([0.0, 0.0, -1.0, 1.0]), 2).tolist() == [True, True, False, False]
     assert dead_rows(torch.tensor([0.5, 0.5, 0.5, 1.5]), 2).tolist() == [True, True, False, False]
+
+
+def test_groups_may_span_processes() -> None:
+    """Groups of 4, 6 rows a process: the second process has the end of one group and a whole one."""
+    assert parts_of_groups(0, 6, 4) == [(0, range(4)), (4, range(2))]
+    assert parts_of_groups(6, 6, 4) == [(6, range(2, 4)), (8, range(4))]
+
+
+def test_totals_that_are_alike_or_missing_are_dead() -> None:
+    assert dead_groups([1.0, 1.0, 1.0, 2.0, None, 3.0, None, None], 2).tolist() == [True, False, True, True]
+    assert dead_groups([None, 1.0, 2.0], 3).tolist() == [False]
 
 
 def test_the_spread_has_a_floor() -> None:

@@ -1,22 +1,43 @@
-"""Advantages of image tokens: what is done to TRL's group-centred rewards before the loss sees them.
+"""Groups and advantages of image tokens: which groups teach something, and what is done to TRL's centred rewards.
 
-Pure functions on tensors; rows of a group stand together. _B sample, _K image token.
+Pure functions; rows of a group stand together. _B sample, _K image token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+TIE = 1e-6
+"""Totals and advantages that differ by less are alike."""
 Importance = Literal["none", "target", "group", "own"]
+
+
+def parts_of_groups(first: int, count: int, group: int) -> list[tuple[int, range]]:
+    """(first row, members) of the groups in `count` rows from row `first` on: a group may begin in another process."""
+    parts, row = [], first
+    while row < first + count:
+        stop = min(row - row % group + group, first + count)
+        parts.append((row, range(row % group, row % group + stop - row)))
+        row = stop
+    return parts
+
+
+def dead_groups(totals_B: Sequence[float | None], group: int) -> np.ndarray:
+    """bool [groups]: those whose known totals are all alike, or that have none. They teach nothing."""
+    known = np.array([np.nan if total is None else total for total in totals_B]).reshape(-1, group)
+    highest, lowest = np.nan_to_num(known, nan=-np.inf).max(1), np.nan_to_num(known, nan=np.inf).min(1)
+    return ~(highest - lowest > TIE)
 
 
 def dead_rows(advantages_B: Tensor, group: int) -> Tensor:
     """bool [B]: rows of groups whose rewards are all alike. They teach nothing, while a KL term would still pull."""
     by_group = advantages_B.view(-1, group)
-    alike = by_group.amax(1) - by_group.amin(1) < 1e-6  # not 0 itself: centring over the batch moves a dead group
+    alike = by_group.amax(1) - by_group.amin(1) < TIE  # not 0 itself: centring over the batch moves a dead group
     return alike.repeat_interleave(group)
 
 

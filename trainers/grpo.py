@@ -34,7 +34,7 @@ from rl.models.sampler import MAX_ROWS, sample_tokens
 from rl.report.grids import candidate_row, sheet
 from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
-from trainers.advantages import Importance, dead_rows, shaped, token_weights
+from trainers.advantages import Importance, dead_groups, dead_rows, parts_of_groups, shaped, token_weights
 from trainers.checkpoints import WholeCheckpoints
 from trainers.monitors import Monitors
 from trainers.scoring import IGNORED, score_under
@@ -249,9 +249,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         for attempt in range(self.dead_group_retries + 1):
             totals = [scored.total for part in rows for scored in part]
             everyone = gather_object(totals) if self.accelerator.num_processes > 1 else totals
-            known = np.array([np.nan if total is None else total for total in everyone]).reshape(-1, group)
-            # A total that is missing teaches nothing either.
-            dead = ~(np.nan_to_num(known, nan=-np.inf).max(1) - np.nan_to_num(known, nan=np.inf).min(1) > 1e-6)
+            dead = dead_groups(everyone, group)
             if attempt == 0:
                 self._log_metric("dead_groups", float(dead.mean()))
             if attempt == self.dead_group_retries or not dead.any():
@@ -274,12 +272,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if everyone != [prompt for prompt in everyone[::group] for _ in range(group)]:
             raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
         first = self.accelerator.process_index * len(prompts)
-        parts, row = [], first
-        while row < first + len(prompts):
-            stop = min(row - row % group + group, first + len(prompts))
-            parts.append((int(everyone[row]), range(row % group, row % group + stop - row)))
-            row = stop
-        return parts
+        return [(int(everyone[row]), members) for row, members in parts_of_groups(first, len(prompts), group)]
 
     def _note_validation(self, parts: Sequence[tuple[int, range]], rows: Sequence[list[Scored]]) -> None:
         self._validated += [(self.triplets[number], part) for (number, _), part in zip(parts, rows, strict=True)]
