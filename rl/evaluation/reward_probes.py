@@ -62,7 +62,7 @@ def build(
     Args:
         triplets: with targets.
         vlm: whose image tokens the reward reads.
-        edit: an action with one word exchanged, in all the ways there are (`rewards.idm_margin.word_edits`).
+        edit: an action with one word exchanged, in all the ways there are (`rewards.rivals.word_edits`).
         leads_there: keeps actions that name the true outcome in other words out of the wrong ones.
         seed: equal seeds, equal probes.
 
