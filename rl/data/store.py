@@ -145,11 +145,11 @@ class CandidateStore:
     def known_scores(self) -> Known:
         """The scores that each candidate has, so that none is scored twice; empty before the first part.
 
-        With `idm`, only those for which the rewards asked that inverse model.
+        Only those for which the rewards asked the same inverse model with the same arguments.
         """
         found: Known = {}
         for row in self.rows() if self._parts() else []:
-            if self.idm is None or (row["idm"] is not None and _same(row["idm"], self.idm)):
+            if _same(row["idm"] or "", self.idm or ""):
                 key = candidate_key(row["source"], row["action"], row["ids"])
                 found.setdefault(key, {}).update(zip(row["rewards"], row["scores"], strict=True))
         return found
