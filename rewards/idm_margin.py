@@ -28,9 +28,9 @@ class IDMMargin:
         actions: sentences of the data set to draw rivals from, the same for all candidates of a source.
         num_rivals: rivals K: what the model itself says of the group's candidates, always all of it, then word edits
             and sentences of the data set until there are as many.
-        floor: the lowest margin, in nats; None for none. How much likelier something else is, of a picture that the
-            model takes for something else, is mostly noise: without a floor it outweighs the difference between right
-            and wrong.
+        floor: what the margin levels off at, in nats; None for none. How much likelier something else is, of a picture
+            that the model takes for something else, is mostly noise: without a floor it outweighs the difference
+            between right and wrong. The order of candidates stays: log(e^margin + e^floor), moved so that 0 stays 0.
         same_outcome: `(source_picture, a, b) -> bool` where a world can tell that two sentences name one outcome.
     """
 
@@ -70,10 +70,13 @@ class IDMMargin:
             for numbers in alike.values():
                 block = np.array([next(totals) for _ in range(1 + len(rivals[key]))])
                 # Without a rival there is nothing to compare with.
-                margin = max(self.floor, float(block[0] - np.logaddexp.reduce(block))) if len(block) > 1 else None
+                margin = self._levelled(float(block[0] - np.logaddexp.reduce(block))) if len(block) > 1 else None
                 for number in numbers:
                     scores[number] = margin
         return scores
+
+    def _levelled(self, margin: float) -> float:
+        return float(np.logaddexp(margin, self.floor) - np.logaddexp(0.0, self.floor))
 
     def _rivals_of(
         self,

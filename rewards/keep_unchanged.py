@@ -8,7 +8,9 @@ from rl.errors import RewindError
 
 
 class KeepUnchanged:
-    """`keep_unchanged`: minus the share of tokens changed beyond what is free; 0 at best, -1 at worst.
+    """`keep_unchanged`: minus the tokens changed beyond what is free, in units of what is free; 0 or less.
+
+    -1 is twice as much change as the action may need, so that a weight means the same for 16 tokens and for 1,024.
 
     Args:
         free: tokens that may change at no cost, a task each, e.g. {"move": 2}; `default` for tasks that are not named.
@@ -31,5 +33,5 @@ class KeepUnchanged:
             changed = sum(a != b for a, b in zip(predicted, source, strict=True))
             otherwise = len(source) / 8 if self.default is None else self.default
             free = self.free.get(name, otherwise) if name is not None else otherwise
-            scores.append(-max(0.0, changed - free) / len(source))
+            scores.append(-max(0.0, changed - free) / max(free, 1.0))
         return scores

@@ -367,8 +367,9 @@ def test_keep_unchanged_by_hand() -> None:
     reward = KeepUnchanged({"move": 1}, default=3)
     source = [[1, 2, 3, 4]] * 3
     predicted = [[1, 2, 3, 4], [9, 9, 3, 4], [9, 9, 9, 9]]
-    assert reward(predicted, source, ["move"] * 3) == [0.0, -0.25, -0.75]
-    assert reward(predicted, source, [None, "other", "other"]) == [0.0, 0.0, -0.25]
+    assert reward(predicted, source, ["move"] * 3) == [0.0, -1.0, -3.0]  # 0, 1 and 3 tokens beyond the 1 that is free
+    assert reward(predicted, source, [None, "other", "other"]) == [0.0, 0.0, pytest.approx(-1 / 3)]
+    assert KeepUnchanged(default=0)(predicted, source, [None] * 3) == [0.0, -2.0, -4.0]
     with pytest.raises(RewindError, match="0 or more"):
         KeepUnchanged(default=-1)
 
@@ -389,6 +390,8 @@ def test_a_margin_has_a_floor_and_equal_pictures_are_scored_once(tiny: Chameleon
     assert low < high
     between = (low + high) / 2
     bounded = IDMMargin(InverseDynamics(tiny), ["go"], num_rivals=4, floor=between)(*call)
-    assert sorted(value for value in bounded[:2] if value is not None) == pytest.approx([between, high])
+    expected = [np.log((np.exp(x) + np.exp(between)) / (1 + np.exp(between))) for x in (low, high)]
+    assert sorted(value for value in bounded[:2] if value is not None) == pytest.approx(expected)
+    assert between < expected[0] < expected[1] < 0  # nothing is below the floor, and the order stays
     with pytest.raises(RewindError, match="must be below 0"):
         IDMMargin(InverseDynamics(tiny), floor=0.5)
