@@ -298,7 +298,7 @@ def _grpo(story: Story) -> None:
         output_dir=str(run),
         max_steps=every * (budget.grpo_steps // every),
         learning_rate=budget.rl_learning_rate,
-        lr_scheduler_type="constant_with_warmup",
+        lr_scheduler_type="linear",
         warmup_steps=2,
         num_generations=budget.group_size,
         per_device_train_batch_size=budget.grpo_prompts * budget.group_size,
@@ -324,6 +324,7 @@ def _grpo(story: Story) -> None:
         config,
         validation=triplets_of(story.splits["validation"], validation, "world"),
         oracle=oracle,
+        importance_advantages="group",
         callbacks=[MetricsFile(run / "metrics.jsonl")],
     )
     show_quietly(trainer)

@@ -40,6 +40,8 @@ BUDGET = Budget(
     candidates=32,
     searched=500,
 )
+RECIPE = 2
+"""Raised when a stage does something else with the same amounts, so that a seed's file is not taken for one of today."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 
@@ -57,6 +59,7 @@ def config_of(family: str, seed: int, budget: Budget) -> dict[str, Any]:
     return {
         "family": family,
         "world": world,
+        "recipe": RECIPE,
         **{name: _digest(folder) for name, folder in folders.items()},
         "seed": seed,
         "budget": asdict(budget),
