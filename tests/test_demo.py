@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from test_scripts import start, succeed
 
 from rl import load_fdm, load_idm
@@ -120,6 +121,29 @@ def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) 
     wrong = start("scripts/study_grpo.py", "--run", tmp_path, *short, "--output", tmp_path / "other")
     assert wrong.returncode == 2
     assert "give a run folder of demo.py" in wrong.stderr
+
+
+def test_ways_to_improve_from_the_same_start(demo: Path, tmp_path: Path) -> None:
+    short = ["--methods", "best_of_n", "dpo", "grpo_importance", "--candidates", 256, "--cases", 3]
+    call = ["scripts/study_methods.py", "--runs", demo, *short, "--output", tmp_path / "study"]
+    shown = succeed(*call)
+    made = tmp_path / "study" / demo.name
+    assert [row.split("`")[1] for row in shown.splitlines() if row.startswith("| ") and "`" in row] == [
+        *("bootstrapped", "best_of_n", "dpo", "grpo_importance"),
+    ]
+    starts = load_file(demo / "bootstrapped" / "adapter" / "adapter_model.safetensors")
+    for name in ("best_of_n", "dpo", "grpo_importance"):
+        ends = load_file(made / name / "adapter" / "adapter_model.safetensors")
+        assert any((ends[key] != starts[key]).any() for key in starts), name
+        assert load_fdm(made / name).adapter is not None
+    kept = (made / "dpo" / "measured.json").stat().st_mtime_ns
+    assert succeed(*call, "--page", tmp_path / "page.md") == shown
+    assert (made / "dpo" / "measured.json").stat().st_mtime_ns == kept
+    assert (tmp_path / "page.md").read_text() in shown
+    wrong = start("scripts/study_methods.py", "--runs", tmp_path, *short, "--output", tmp_path / "other")
+    assert wrong.returncode == 2
+    assert "give run folders of demo.py" in wrong.stderr
+    assert not (tmp_path / "other").exists()
 
 
 BARE_WORLD = '''

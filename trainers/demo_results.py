@@ -104,7 +104,7 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     found["ceiling"] = {"tokenizer": oracle.tokenizer_ceiling(story.vlm, test.world, tasks)}
     found["fdm"], each = {}, {}
     for name in SYSTEMS:
-        found["fdm"][name], each[name] = _system(name, test, validation)
+        found["fdm"][name], each[name] = of_system(name, test, validation)
     differences: Differences = {"idm-sft": {"success": np.array(named, dtype=float) - each["sft"]["success"]}}
     for ours, theirs in COMPARED:
         differences[f"{ours}-{theirs}"] = {key: each[ours][key] - each[theirs][key] for key in each[ours]}
@@ -121,7 +121,7 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     return found, differences
 
 
-def _system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def of_system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """M of one system, and its values case by case for the paired differences."""
     groups = test.draw(name)
     rates = [validation.judge(validation.draw(name, 1, t))["success"].mean() for t in TEMPERATURES]

@@ -58,16 +58,8 @@ def study(
     Raises:
         RewindError: a folder without the adapters, a setting that TRL does not know.
     """
-    if not all((run / name / "run.json").is_file() for name in ("", "idm", "bootstrapped")):
-        raise RewindError(f"{run} has no 'idm' and 'bootstrapped': give a run folder of demo.py")
-    told = read_json(run / "run.json")["config"]
-    seed, world, budget = told["seed"], told["world"], Budget(**told["budget"])
-    vlm = load_base(base_of_adapter(run / "bootstrapped" / "adapter"))
-    splits = splits_of(world)
-    story = Story(splits["train"], splits, vlm, run, seed, replace(budget, validation=cases))
-    story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
-    story.synthetic, story.tried = labelled_by_idm(run)
-    vlm.attach_adapter(run / "idm" / "adapter", "idm")
+    story = start_of(run, cases)
+    vlm, seed, budget = story.vlm, story.seed, story.budget
     for name in ("bootstrapped", "default"):
         vlm.attach_adapter(run / "bootstrapped" / "adapter", name)
     margin, unchanged = rewards_of(story)
@@ -110,6 +102,24 @@ def study(
         "reward": [float(np.mean(part)) for part in np.array_split(rewarded, min(10, len(rewarded)))],
         **{str(t): _difference(before[t], after[t]) for t in TEMPERATURES},
     }
+
+
+def start_of(run: Path, validation: int) -> Story:
+    """The story that a run of the main job has told as far as `bootstrapped`, with its IDM on the backbone.
+
+    Raises:
+        RewindError: a folder without it.
+    """
+    if not all((run / name / "run.json").is_file() for name in ("", "idm", "bootstrapped")):
+        raise RewindError(f"{run} has no 'idm' and 'bootstrapped': give a run folder of demo.py")
+    told = read_json(run / "run.json")["config"]
+    budget, splits = replace(Budget(**told["budget"]), validation=validation), splits_of(told["world"])
+    vlm = load_base(base_of_adapter(run / "bootstrapped" / "adapter"))
+    story = Story(splits["train"], splits, vlm, run, told["seed"], budget)
+    story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, story.seed), "world")
+    story.synthetic, story.tried = labelled_by_idm(run)
+    vlm.attach_adapter(run / "idm" / "adapter", "idm")
+    return story
 
 
 def _measured(cases: Cases, name: str) -> dict[float, dict[str, np.ndarray]]:

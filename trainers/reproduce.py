@@ -41,7 +41,7 @@ BUDGET = Budget(
     searched=500,
 )
 RECIPE = 2
-"""Raised when a stage does something else with the same amounts, so that a seed's file is not taken for one of today."""
+"""Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 

@@ -1,0 +1,46 @@
+"""Best-of-N training, DPO and forms of GRPO from the same start with as many sampled candidates, over several seeds.
+
+python scripts/study_methods.py --runs runs/reproduce/chameleon-0 runs/reproduce/chameleon-1 --output runs/study/methods
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.arguments import parse_with_config, plain, run
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/demo")], help="of demo.py or reproduce.py")
+    p.add_argument("--methods", nargs="+", help="which of them; all if not given")
+    p.add_argument("--candidates", type=int, default=7680, help="sampled pictures a method")
+    p.add_argument("--cases", type=int, default=400, help="test cases")
+    p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
+    p.add_argument("--page", type=Path, help="write the table there too, e.g. docs/results-methods.md")
+    return p
+
+
+def main() -> None:
+    a = parse_with_config(parser())
+    from rl.run_folder import claim
+    from trainers.method_study import METHODS, Amounts, check, page, study
+
+    methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases)
+    check(a.runs, methods)
+    told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
+    output = claim(a.output, "study_methods.py", told, inputs=a.runs, resume=True)
+    found = {str(folder): study(folder, methods, amounts, output / folder.name) for folder in a.runs}
+    (output / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    text = page(list(found.values()), amounts, [str(folder) for folder in a.runs])
+    for file in (output / "results.md", a.page):
+        if file is not None:
+            file.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)

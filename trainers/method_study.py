@@ -1,0 +1,278 @@
+"""Ways to improve a forward model by rewards, from the same start and with the same number of sampled candidates.
+
+Best-of-N training, DPO and forms of GRPO, each on the `bootstrapped` that runs of the main job left, measured on the
+same test cases and noise; every figure is a difference to the start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+from trl import DPOConfig
+
+from rl.errors import RewindError
+from rl.evaluation.intervals import mean_of_runs
+from rl.models.bases import read_json
+from trainers.arguments import RewindGRPOConfig, RoleConfig
+from trainers.best_of_n import Keep, keep_best, kept_rows
+from trainers.candidates import scored_groups
+from trainers.demo import grpo_prompts, rewards_of
+from trainers.demo_report import how_sure
+from trainers.demo_results import Cases, of_system
+from trainers.demo_story import Story
+from trainers.dpo import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
+from trainers.grpo import WorldModelGRPOTrainer
+from trainers.grpo_recipe import only_policy_trains
+from trainers.grpo_study import start_of
+from trainers.pretraining import MetricsFile, show_quietly
+from trainers.sft import RoleSFTTrainer, save_adapter
+
+logger = logging.getLogger("rl")
+GROUP, PROMPTS_A_STEP = 8, 32
+START = "bootstrapped"
+JUDGED = 100
+"""Test cases on which the judge IDM reads a candidate."""
+MEASURES = {
+    "success": ("success, T 1", "points", 100.0),
+    "success_at_best_temperature": ("success, best T", "points", 100.0),
+    "judge": ("judge", "of 10", 1.0),
+    "minimality": ("minimality", "of 10", 1.0),
+    "copy_rate": ("copies", "points", 100.0),
+    "judge_idm": ("judge IDM", "nats a token", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much each method may draw and how it is measured.
+
+    `candidates` are sampled pictures, `cases` and `validation` cases of the test and validation splits.
+    """
+
+    candidates: int = 7680
+    cases: int = 400
+    validation: int = 60
+
+    def __post_init__(self) -> None:
+        if self.candidates < GROUP * PROMPTS_A_STEP or min(self.cases, self.validation) < 1:
+            raise RewindError(f"give at least {GROUP * PROMPTS_A_STEP} candidates, and cases to measure on")
+
+
+def best_of_n(story: Story, amounts: Amounts, output: Path) -> None:
+    """SFT on the best of each group that leads by 0.1."""
+    keep = Keep(GROUP, min_lead=0.1)
+    kept, _ = keep_best(story.vlm, _groups(story, amounts.candidates), keep)
+    config = RoleConfig(
+        **_usual(output, story.seed),
+        max_steps=max(1, amounts.candidates // 64),
+        learning_rate=story.budget.best_of_n_learning_rate,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=story.budget.fdm_batch_size,
+    )
+    _train(RoleSFTTrainer(story.vlm, "fdm", config, kept_rows(story.vlm, kept), callbacks=[_log(output)]))
+
+
+def dpo(story: Story, amounts: Amounts, output: Path) -> None:
+    """The best of each group against its worst, with TRL's SFT term on the best; settings of `configs/dpo_tabletop`."""
+    pairing = Pairing(GROUP, min_gap=0.5)
+    pairs = [p for triplet, group in _groups(story, amounts.candidates) if (p := pairing.pair(triplet, group))]
+    config = DPOConfig(
+        **_usual(output, story.seed),
+        max_steps=max(1, amounts.candidates // 128),
+        learning_rate=3e-4,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=32,
+        beta=0.1,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, 0.1],
+    )
+    _train(WorldModelDPOTrainer(story.vlm, config, preference_rows(story.vlm, pairs), callbacks=[_log(output)]))
+    story.vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
+
+
+def grpo(story: Story, amounts: Amounts, output: Path, **settings: Any) -> None:
+    """GRPO as in the main job, without choice of a checkpoint; `settings` are those of `WorldModelGRPOTrainer`."""
+    config = RewindGRPOConfig(
+        **_usual(output, story.seed),
+        max_steps=amounts.candidates // (GROUP * PROMPTS_A_STEP),
+        learning_rate=story.budget.rl_learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        num_generations=GROUP,
+        per_device_train_batch_size=GROUP * PROMPTS_A_STEP,
+    )
+    prompts, rewards = grpo_prompts(story), rewards_of(story)
+    _train(WorldModelGRPOTrainer(story.vlm, prompts, rewards, config, callbacks=[_log(output)], **settings))
+
+
+METHODS: dict[str, tuple[str, Callable[[Story, Amounts, Path], None]]] = {
+    "best_of_n": ("best-of-N training", best_of_n),
+    "dpo": ("DPO", dpo),
+    "grpo": ("GRPO", grpo),
+    "grpo_importance": (
+        "GRPO, advantages weighted by change",
+        lambda story, amounts, output: grpo(story, amounts, output, importance_advantages="group"),
+    ),
+}
+"""Name -> what it is called in the table, and what trains the adapter `default` of a story."""
+
+
+def _usual(output: Path, seed: int) -> dict[str, Any]:
+    quiet = {"save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none"}
+    return {"output_dir": str(output), "seed": seed, **quiet}
+
+
+def _log(output: Path) -> MetricsFile:
+    return MetricsFile(output / "metrics.jsonl")
+
+
+def _train(trainer: Any) -> None:
+    show_quietly(trainer)
+    trainer.train()
+
+
+def _groups(story: Story, candidates: int) -> Any:
+    """Scored groups of the first prompts, drawn from the start."""
+    triplets = grpo_prompts(story)[: candidates // GROUP]
+    return scored_groups(story.fdm(START), rewards_of(story), triplets, GROUP, seed=story.seed)
+
+
+def check(runs: Sequence[Path], methods: Sequence[str]) -> None:
+    """Look at the input before any work.
+
+    Raises:
+        RewindError: a folder without what is needed, two of one name, an unknown method.
+    """
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise RewindError(f"no method {', '.join(unknown)}: there are {', '.join(METHODS)}")
+    for run in runs:
+        if missing := [name for name in ("idm", "judge_idm", START) if not (run / name / "run.json").is_file()]:
+            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
+    if len({run.name for run in runs}) < len(runs):
+        raise RewindError("two of --runs have the same name, which their results would share: rename one")
+
+
+def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> dict[str, Any]:
+    """Train by each method from `run/bootstrapped` and measure; what an earlier call with the same amounts did is kept.
+
+    Args:
+        run: a run folder of `demo.py` or `reproduce.py` that has got as far as `bootstrapped`.
+        methods: keys of `METHODS`.
+        amounts: the same for all.
+        output: gets a folder a method, with its adapter, `metrics.jsonl` and `measured.json`.
+
+    Returns:
+        'start' and each method -> `seconds` of training, `metrics` (M of `results.json`), `by_case`.
+
+    """
+    story = start_of(run, amounts.validation)
+    story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")
+    story.vlm.attach_adapter(run / START / "adapter", START)
+    test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
+    found = {"start": _kept(output / "start", lambda folder: 0.0, partial(_measured, START, test, validation))}
+    for name in methods:
+
+        def train(folder: Path, name: str = name) -> float:
+            story.vlm.attach_adapter(run / START / "adapter", "default")
+            only_policy_trains(story.vlm)
+            set_seed(story.seed)
+            began = time.monotonic()
+            METHODS[name][1](story, amounts, folder)
+            seconds = time.monotonic() - began
+            save_adapter(story.vlm, folder)
+            story.vlm.model.delete_adapter("default")  # type: ignore[operator]
+            story.vlm.attach_adapter(folder / "adapter", name)
+            return seconds
+
+        found[name] = _kept(output / name, train, partial(_measured, name, test, validation))
+    return found
+
+
+def _kept(folder: Path, train: Callable[[Path], float], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier call measured in a folder, or train, measure and keep it."""
+    file = folder / "measured.json"
+    if not file.is_file():
+        logger.warning("--- %s", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        made = {"seconds": train(folder), **measure()}
+        beside = file.with_suffix(".partial")
+        beside.write_text(json.dumps(made) + "\n", encoding="utf-8")
+        beside.replace(file)
+    return read_json(file)
+
+
+def _measured(name: str, test: Cases, validation: Cases) -> dict[str, Any]:
+    """M of a system and, case by case, what differences are taken of."""
+    metrics, each = of_system(name, test, validation)
+    drawn = [group[0] for group in test.draw(name)[:JUDGED]]
+    count, story = len(drawn), test.story
+    said = story.judge.score(test.sources[:count], [np.asarray(c.image) for c in drawn], test.actions[:count])
+    by_case = {key: np.asarray(values).tolist() for key, values in {**each, "judge_idm": said}.items()}
+    return {"metrics": metrics, "by_case": by_case}
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the start, then each method minus the start, mean of the runs with paired 95 % intervals."""
+    start = [run["start"] for run in runs]
+    head = ["", *(title for title, _, _ in MEASURES.values()), "seconds"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    means = {key: float(np.mean([np.mean(one["by_case"][key]) for one in start])) for key in MEASURES}
+    cells = [
+        f"{times * means[key]:.1f}" if times > 1 else f"{means[key]:.2f}" for key, (_, _, times) in MEASURES.items()
+    ]
+    lines.append("| " + " | ".join(["the start, `bootstrapped`", *cells, ""]) + " |")
+    for name in runs[0]:
+        if name == "start":
+            continue
+        cells = [f"{METHODS[name][0]} (`{name}`)"]
+        for key, (_, _, times) in MEASURES.items():
+            values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
+            difference, low, high = (times * x for x in mean_of_runs(values))
+            places = 1 if times > 1 else 2
+            cells.append(f"{difference:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})")
+        cells.append(f"{np.mean([run[name]['seconds'] for run in runs]):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(runs: Sequence[dict[str, Any]], amounts: Amounts, names: Sequence[str]) -> str:
+    """The page that `study_methods.py` writes: the table, and each method against the start in words."""
+    words = []
+    for name in runs[0]:
+        if name != "start":
+            for key in ("success", "success_at_best_temperature"):
+                values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
+                words.append(f"- `{name}`, {MEASURES[key][0]}: {how_sure(mean_of_runs(values))}")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+    command = f"python scripts/study_methods.py --runs {' '.join(names)} --candidates {amounts.candidates}"
+    about = (
+        f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
+        f"{amounts.candidates} candidates in groups of {GROUP}, and is measured on {amounts.cases} test cases a seed "
+        "with the same noise: one sample at temperature 1, and one at the temperature that was best on "
+        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}. Rows are method "
+        "minus start, mean of the seeds, with the paired 95 % interval; seconds are of training, drawing included."
+    )
+    return "\n".join(
+        [
+            "# Ways to improve by rewards, at equal candidates",
+            "",
+            f"Written by `{command} --cases {amounts.cases} --page FILE`; not by hand. Versions: {versions}.",
+            "",
+            about,
+            "",
+            table(runs),
+            "",
+            *words,
+            "",
+        ]
+    )
