@@ -187,6 +187,19 @@ class UnifiedVLM(ABC):
         words = self.text_ids(action) if action else []
         return [self.layout.begin_text, *words, *self.image_span(source_ids_K), self.layout.begin_image]
 
+    def without_words(self, mask_BT: Tensor) -> Tensor:
+        """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
+
+        What is left reads as the action-free prompt and the target, so that a loss can compare with it as the sampler's
+        guidance does. The sequences are `fdm_prompt` and a whole target, padded on the left; positions must be counted
+        anew along the mask.
+        """
+        count = self.layout.tokens_per_image
+        behind = len(self.fdm_prompt(range(count), "")) - 1 + count  # all but the words and the begin of the text
+        kept = torch.zeros_like(mask_BT)
+        kept[:, -behind:] = 1
+        return mask_BT * kept.scatter(1, mask_BT.argmax(-1, keepdim=True), 1)
+
     def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
         """Everything before the first token of the action: source and target."""
         return [self.layout.begin_text, *self.image_span(source_ids_K), *self.image_span(target_ids_K)]

@@ -2,6 +2,7 @@
 
 python scripts/train_fdm.py --config configs/fdm_tabletop.yaml --triplets runs/world/triplets.json --output_dir runs/fdm
 python scripts/train_fdm.py --triplets labelled.json --synthetic idm_labelled.json --token_weights --output_dir runs/fdm
+python scripts/train_fdm.py --triplets labelled.json --with_idm true --output_dir runs/both  # IDM: runs/both/idm
 """
 
 from __future__ import annotations

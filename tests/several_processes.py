@@ -124,9 +124,8 @@ def finish(trainer: Any, vlm: Any, folder: Path) -> dict[str, Any]:
 def sft(folder: Path, half_batch: bool = False) -> dict[str, Any]:
     vlm = backbone()
     batch = 4 // WORLD // (2 if half_batch else 1)
-    config = RoleConfig(
-        output_dir=str(folder), max_steps=3, per_device_train_batch_size=batch, gradient_accumulation_steps=2, **COMMON
-    )
+    settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2, "z_loss": 0.01}
+    config = RoleConfig(output_dir=str(folder), max_steps=3, **settings, **COMMON)
     rows = role_rows(vlm, "fdm", triplets(24), Importance())
     return finish(RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=True), vlm, folder)
 
@@ -148,7 +147,7 @@ def grpo(folder: Path, spanning: bool = False) -> dict[str, Any]:
             return enter(context)
 
         deepspeed.zero.GatheredParameters.__enter__ = counted
-    trainer = WorldModelGRPOTrainer(vlm, triplets(12), rewards, config)
+    trainer = WorldModelGRPOTrainer(vlm, triplets(12), rewards, config, guidance=1.5 if spanning else 1.0)
     found = finish(trainer, vlm, folder)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         deepspeed.zero.GatheredParameters.__enter__ = enter

@@ -45,6 +45,14 @@ def test_guidance_mixes_before_the_softmax() -> None:
         TokenDistribution(ALLOWED, guidance=3.0).log_probs(HIDDEN, HEAD)
 
 
+def test_the_partition_function_is_that_of_the_allowed_ids() -> None:
+    found, log_z = TokenDistribution(ALLOWED, temperature=0.5).log_probs_and_log_z(HIDDEN, HEAD)
+    assert found.tolist() == pytest.approx(by_hand(2, 4, 6), abs=1e-6)
+    assert float(log_z) == pytest.approx(math.log(math.exp(2) + math.exp(4) + math.exp(6)), abs=1e-5)
+    with pytest.raises(RewindError, match="no partition function"):
+        TokenDistribution(ALLOWED, temperature=0.0).log_probs_and_log_z(HIDDEN, HEAD)
+
+
 def test_contiguous_ids_are_a_view_of_the_head() -> None:
     rows = TokenDistribution(torch.tensor([1, 2, 3]))._rows(HEAD)
     assert rows.data_ptr() == HEAD[1:].data_ptr()

@@ -18,7 +18,7 @@ from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from trainers.arguments import RoleConfig
-from trainers.losses import weighted_nll
+from trainers.losses import weighted_nll, z_loss
 from trainers.sft import IGNORED, LINEAR_LAYERS, RoleSFTTrainer, SpanCollator, add_adapter, role_rows, save_adapter
 from trainers.sft_recipe import mixed
 
@@ -78,15 +78,59 @@ def test_the_loss_is_that_of_the_scorer(role: str, tmp_path: Path) -> None:
     assert loss == pytest.approx(total / count, rel=1e-4)
 
 
-def gradients(folder: Path, batch_size: int, accumulate: int) -> tuple[torch.Tensor, float]:
+@pytest.mark.parametrize("role", ["fdm", "idm"])
+def test_the_z_loss_is_that_of_the_roles_ids(role: str, tmp_path: Path) -> None:
+    """Against log Z from the whole model's logits, token by token; the weights are those of the loss."""
+    vlm = make_tiny()
+    plain = trainer(vlm, tmp_path / "a", role, role == "fdm")
+    batch = SpanCollator(vlm.layout.pad)([plain.train_dataset[i] for i in range(8)])
+    without = float(plain.compute_loss(vlm.model, batch))
+    forward = {key: value for key, value in batch.items() if key != "weights"}
+    assert vlm.model(**forward, fused_lm_head=True).log_z is None  # nothing is computed that nobody asked for
+    found = float(trainer(vlm, tmp_path / "b", role, role == "fdm", z_loss=0.25).compute_loss(vlm.model, batch))
+    ids = vlm.layout.image_ids_V if role == "fdm" else vlm.layout.text_ids_V
+    hidden = vlm.hidden_states(batch["input_ids"]).last_hidden_state
+    total, count = 0.0, 0.0
+    for row, labels in enumerate(batch["labels"]):
+        for place in (labels != IGNORED).nonzero()[:, 0].tolist():
+            logits = vlm.head_weight()[ids] @ hidden[row, place - 1]
+            weight = float(batch["weights"][row, place]) if "weights" in batch else 1.0
+            total += weight * float(logits.exp().sum().log()) ** 2
+            count += weight
+    assert found - without == pytest.approx(0.25 * total / count, rel=1e-4)
+    assert total / count > 1
+
+
+def test_the_z_loss_is_logged(tmp_path: Path) -> None:
+    losses = {}
+    for coefficient in (0.0, 0.5):
+        run = trainer(
+            make_tiny(),
+            tmp_path / str(coefficient),
+            "fdm",
+            True,
+            z_loss=coefficient,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            max_steps=2,
+            logging_steps=2,
+        )
+        run.train()
+        (losses[coefficient],) = [row for row in run.state.log_history if "loss" in row]
+    assert "z_loss" not in losses[0.0]
+    assert losses[0.5]["loss"] - losses[0.0]["loss"] == pytest.approx(losses[0.5]["z_loss"], abs=2e-3)  # 4 decimals
+    assert losses[0.5]["z_loss"] > 0.5
+    with pytest.raises(RewindError, match="a coefficient of 0 or more"):
+        RoleConfig(output_dir="x", z_loss=-1e-4)
+
+
+def gradients(folder: Path, batch_size: int, accumulate: int, **settings: float) -> tuple[torch.Tensor, float]:
     set_seed(0)
     vlm = make_tiny()
     add_adapter(vlm, LoraConfig(r=4, target_modules=LINEAR_LAYERS, lora_dropout=0.0, init_lora_weights=False))
     found: list[torch.Tensor] = []
-    run = trainer(
-        vlm, folder, "fdm", True, per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulate
-    )
-
+    split = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate}
+    run = trainer(vlm, folder, "fdm", True, **split, **settings)
     run.create_optimizer()
     step = run.optimizer.step
 
@@ -101,12 +145,13 @@ def gradients(folder: Path, batch_size: int, accumulate: int) -> tuple[torch.Ten
     return found[0], float(result.training_loss)
 
 
-def test_any_split_of_a_batch_gives_the_same_gradient(tmp_path: Path) -> None:
+@pytest.mark.parametrize("z", [0.0, 0.1])
+def test_any_split_of_a_batch_gives_the_same_gradient(z: float, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    whole, loss = gradients(tmp_path / "a", 8, 1)
+    whole, loss = gradients(tmp_path / "a", 8, 1, z_loss=z)
     assert float(whole.norm()) > 0
     for name, size, steps in (("b", 4, 2), ("c", 2, 4), ("d", 1, 8)):
-        split, other = gradients(tmp_path / name, size, steps)
+        split, other = gradients(tmp_path / name, size, steps, z_loss=z)
         assert torch.allclose(split, whole, atol=1e-5 * float(whole.abs().max())), name
         assert other == pytest.approx(loss, abs=1e-5)
 
@@ -162,6 +207,13 @@ def test_weighted_nll() -> None:
     assert float(weighted_nll(log_probs, weights, 2.5)) == pytest.approx(1.8)
     with pytest.raises(RewindError):
         weighted_nll(log_probs, weights[:1], 1.0)
+
+
+def test_z_loss_by_hand() -> None:
+    log_z, weights = torch.tensor([2.0, -1.0, 3.0]), torch.tensor([0.5, 2.0, 0.0])
+    assert float(z_loss(log_z, weights, 5.0)) == pytest.approx((0.5 * 4 + 2 * 1) / 5)
+    with pytest.raises(RewindError):
+        z_loss(log_z, weights[:1], 1.0)
 
 
 def test_a_mixture_has_its_share_and_uses_everything() -> None:

@@ -196,6 +196,28 @@ def test_the_script_on_two_plain_processes(world: Path, alone: Path, tmp_path: P
     assert losses(output) == pytest.approx(losses(alone), rel=1e-4)
 
 
+def test_both_roles_on_two_plain_processes(world: Path, tmp_path: Path) -> None:
+    more = ["--with_idm", "true", "--gradient_checkpointing", "true", "--gradient_accumulation_steps", 2]
+    folders = {1: tmp_path / "one", 2: tmp_path / "two"}
+    for processes, output in folders.items():
+        python = [sys.executable]
+        if processes > 1:
+            python += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        done = run([*python, *fdm_flags(world, output, 4 // processes, 3), *more])
+        assert done.returncode == 0, done.stdout[-4000:]
+    ones, twos = (
+        [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        for output in folders.values()
+    )
+    for name in ("loss_fdm", "loss_idm", "grad_norm"):
+        values = [row[name] for row in ones if name in row]
+        assert len(values) == 3
+        assert [row[name] for row in twos if name in row] == pytest.approx(values, rel=1e-3), name
+    for role in ("", "idm"):
+        one, two = (load_file(output / role / "adapter" / "adapter_model.safetensors") for output in folders.values())
+        assert all(np.allclose(weight, two[name], atol=2e-4) for name, weight in one.items())
+
+
 def test_a_killed_rank_ends_the_launch_and_the_run_is_resumed(world: Path, alone: Path, tmp_path: Path) -> None:
     output, launcher = tmp_path / "fdm", config(tmp_path, "zero2")
     command = [*LAUNCH, "--config_file", launcher, *fdm_flags(world, output, 2, 6)]

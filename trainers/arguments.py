@@ -52,6 +52,13 @@ class FDMArguments(IDMArguments):
     )
     importance_floor: float = field(default=2.0, metadata={"help": "weight of a token that does not change at all"})
     importance_cap: float = field(default=4.0, metadata={"help": "largest weight before the floor is added"})
+    with_idm: bool = field(
+        default=False,
+        metadata={
+            "help": "train an inverse model too, as a second adapter on the backbone, on the same triplets and with "
+            "the same settings; it goes to OUTPUT_DIR/idm"
+        },
+    )
 
 
 @dataclass
@@ -94,6 +101,13 @@ class GRPOArguments(ImproveArguments):
             "help": "weigh a token's advantage by whether it changes: in the true target, in the group's other "
             "candidates, or (to compare) in the candidate itself",
             "choices": ["none", "target", "group", "own"],
+        },
+    )
+    guidance: float = field(
+        default=1.0,
+        metadata={
+            "help": "train the policy that samples with this classifier-free guidance, at twice the cost of a pass; 1 "
+            "is off, which is advised: others' policies collapsed when guidance was on while they trained"
         },
     )
     early_stop: int = field(
@@ -185,6 +199,18 @@ class RoleConfig(StartsAnywhere, SFTConfig):
         default="tensorboard", metadata={"help": "Where to report to."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
+    z_loss: float = field(
+        default=0.0,
+        metadata={
+            "help": "add so much of (log Z)^2 to the loss, Z over the role's tokens; 1e-4 in PaLM (arXiv 2204.02311, "
+            "section 5)"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < float("inf"):
+            raise RewindError(f"--z_loss must be a coefficient of 0 or more (1e-4 is usual), not {self.z_loss}")
+        super().__post_init__()
 
 
 @dataclass

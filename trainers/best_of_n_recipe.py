@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 
 from transformers import set_seed
-from trl import SFTConfig
 
 from rl.errors import RewindError
-from trainers.arguments import BestOfNArguments
+from trainers.arguments import BestOfNArguments, RoleConfig
 from trainers.best_of_n import Keep, keep_best, kept_rows
 from trainers.candidates import groups_of_round, stored_triplets
 from trainers.checkpoints import fit
@@ -21,7 +20,7 @@ from trainers.training_run import begin_run, check_output, check_rounds, finish_
 logger = logging.getLogger("rl")
 
 
-def train_best_of_n(arguments: BestOfNArguments, config: SFTConfig) -> Path:
+def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
     check_output(config)
     check_rounds(arguments.rounds)

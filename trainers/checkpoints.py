@@ -108,9 +108,13 @@ def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
         return False
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     folder = Path(best) if best is not None else checkpoint
-    if (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        set_peft_model_state_dict(trainer.model, load_file(folder / SAFETENSORS_WEIGHTS_NAME), adapter_name="default")
-    else:
+    # peft puts every adapter but `default` into a folder of its own
+    places = {name: folder / ("" if name == "default" else name) for name in getattr(trainer.model, "peft_config", {})}
+    files = {name: place / SAFETENSORS_WEIGHTS_NAME for name, place in places.items()}
+    for name, file in files.items():
+        if file.is_file():
+            set_peft_model_state_dict(trainer.model, load_file(file), adapter_name=name)
+    if not files:
         load_model(trainer.model, folder / SAFE_WEIGHTS_NAME)
     trainer.state = state
     return True

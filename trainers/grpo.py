@@ -66,6 +66,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         spread_floor: divide a group's advantages by its standard deviation, or by this where it is smaller; None
             leaves them to `scale_rewards`.
         importance_advantages: weigh a token's advantage by whether it changes (`trainers.advantages.token_weights`).
+        guidance: the policy is the guided distribution (`TokenDistribution`), in sampler, loss and reference alike.
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
 
@@ -81,6 +82,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         dead_group_retries: int = 0,
         spread_floor: float | None = None,
         importance_advantages: Importance = "none",
+        guidance: float = 1.0,
         monitors: Monitors | None = None,
         store: CandidateStore | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -124,7 +126,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.dead_group_retries, self.spread_floor = dead_group_retries, spread_floor
         self.importance_advantages: Importance = importance_advantages
         self.monitors, self.store = monitors, store
-        self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature)
+        self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
         self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
         self.last_scored: list[Scored] = []
         self.last_rows: list[tuple[int, int]] = []
@@ -221,6 +223,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                     first=members.start,
                     max_tokens=self.vlm.layout.tokens_per_image,
                     noise=noise,
+                    unconditional=[self.vlm.fdm_prompt(self.source_ids[number], "") for number in numbers],
                     max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
                 )
             groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)

@@ -72,6 +72,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
+    fdm.check(temperature=config.temperature, guidance=arguments.guidance)
     validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
     rules = rules_of(arguments.monitors, arguments.judge_idm is not None)
     with whole_weights():
@@ -92,6 +93,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         dead_group_retries=arguments.dead_group_retries,
         spread_floor=arguments.spread_floor,
         importance_advantages=kind,
+        guidance=arguments.guidance,
         monitors=monitors,
         store=CandidateStore(output / "candidates", scorer(arguments.idm, arguments.reward_arguments)),
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early],

@@ -46,6 +46,25 @@ class TokenDistribution:
 
     def log_probs(self, hidden_D: Tensor, head_weight: Tensor, unconditional_D: Tensor | None = None) -> Tensor:
         """Log-probabilities float32 [..., V] of the allowed ids from hidden states [..., D]."""
+        logits = self._logits(hidden_D, head_weight, unconditional_D)
+        if self.temperature == 0:
+            best = torch.full_like(logits, float("-inf"))
+            return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
+        return torch.log_softmax(logits / self.temperature, dim=-1)
+
+    def log_probs_and_log_z(self, hidden_D: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_probs` float32 [..., V], and float32 [...] the log Z that was taken from the logits to get them.
+
+        Raises:
+            RewindError: temperature 0, which has no partition function.
+        """
+        if self.temperature == 0:
+            raise RewindError("at temperature 0 there is no partition function: use a temperature above 0")
+        logits = self._logits(hidden_D, head_weight) / self.temperature
+        return torch.log_softmax(logits, dim=-1), torch.logsumexp(logits, dim=-1)
+
+    def _logits(self, hidden_D: Tensor, head_weight: Tensor, unconditional_D: Tensor | None = None) -> Tensor:
+        """Guided logits float32 [..., V] before the temperature."""
         rows = self._rows(head_weight)
         logits = torch.nn.functional.linear(hidden_D, rows).float()
         if self.guided:
@@ -53,10 +72,7 @@ class TokenDistribution:
                 raise RewindError("guidance needs the unconditional hidden states beside the conditional ones")
             other = torch.nn.functional.linear(unconditional_D, rows).float()
             logits = self.guidance * logits + (1 - self.guidance) * other
-        if self.temperature == 0:
-            best = torch.full_like(logits, float("-inf"))
-            return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-        return torch.log_softmax(logits / self.temperature, dim=-1)
+        return logits
 
     def positions(self, ids: Tensor) -> Tensor:
         """Where vocabulary ids stand among the allowed ones.
