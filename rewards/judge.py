@@ -26,6 +26,7 @@ from rewards.endpoint import Endpoint
 from rewards.marks import Marks, MarksCache, read_marks
 from rl.errors import RewindError
 from rl.images import Picture, to_array
+from rl.triplets import Candidate
 
 PROMPT = """You judge a prediction of what an action does. The first picture shows a scene before the action, the \
 second is the prediction of the same scene after it. Give two marks from 0 to 10; fractions are allowed.
@@ -136,7 +137,8 @@ class Judge:
         for action, source, predicted in zip(prompts, source_image, completions, strict=True):
             size = predicted.height
             if (id(source), size) not in shown:
-                shown[id(source), size] = to_array(source, size)
+                picture = source.image if isinstance(source, Candidate) else source  # after a rollout's first step
+                shown[id(source), size] = to_array(picture, size)
             question = Question(action, shown[id(source), size], to_array(predicted, size))
             keys.append(self._key(question))
             questions.setdefault(keys[-1], question)

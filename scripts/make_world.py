@@ -19,6 +19,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--split", default="train", help="a split of the world, if it has any")
     p.add_argument("--num_triplets", type=int, default=100)
     p.add_argument("--num_videos", type=int, default=0)
+    p.add_argument("--num_chains", type=int, default=0, help="triplets that follow one another, in OUTPUT/chains")
+    p.add_argument("--chain_length", type=int, default=3, help="actions of a chain")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -32,14 +34,18 @@ def main() -> None:
     from rl.data.triplets_io import write_triplets
     from rl.data.video_files import write_video
     from rl.errors import RewindError
+    from rl.evaluation.chains import sample_chains
     from rl.evaluation.oracle import sample_tasks
     from rl.report.grids import sheet
     from rl.run_folder import claim
     from rl.triplets import Triplet
     from rl.worlds import load_split
 
-    if arguments.num_triplets < 0 or arguments.num_videos < 0 or not (arguments.num_triplets or arguments.num_videos):
-        raise RewindError("nothing to write: give --num_triplets or --num_videos above 0")
+    amounts = (arguments.num_triplets, arguments.num_videos, arguments.num_chains)
+    if min(amounts) < 0 or not any(amounts):
+        raise RewindError("nothing to write: give --num_triplets, --num_videos or --num_chains above 0")
+    if arguments.chain_length < 1:
+        raise RewindError(f"--chain_length must be at least 1, not {arguments.chain_length}")
     world = load_split(arguments.world, arguments.split)
     film = getattr(world, "video", None)
     if arguments.num_videos and film is None:
@@ -56,6 +62,12 @@ def main() -> None:
             output / "sheet.png"
         )
         print(f"{len(triplets)} triplets in {write_triplets(triplets, output)}")
+    if arguments.num_chains:
+        rng = np.random.default_rng((arguments.seed, 2))
+        chains = sample_chains(world, arguments.num_chains, arguments.chain_length, (arguments.seed, 2))
+        rows = [chain.triplets(world, rng) for chain in chains]
+        file = write_triplets([triplet for row in rows for triplet in row], output / "chains")
+        print(f"{len(rows)} chains of {arguments.chain_length} actions in {file}")
     if film is not None and arguments.num_videos:
         rng = np.random.default_rng((arguments.seed, 1))
         truth = {}

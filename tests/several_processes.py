@@ -154,6 +154,17 @@ def grpo(folder: Path, spanning: bool = False) -> dict[str, Any]:
     return found | {"gap": trainer.sampler_trainer_gap, "large_gathers": sum(count > 50 for count in gathers)}
 
 
+def trajectories(folder: Path) -> dict[str, Any]:
+    """Two steps, groups of four trajectories, which span both processes."""
+    vlm, rows = backbone(), triplets(8)
+    rows = [row for n in range(8) for row in (rows[n], Triplet(rows[n].target, ACTIONS[0], rows[n].source))]  # type: ignore[arg-type]
+    settings = {"max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8 // WORLD}
+    config = RewindGRPOConfig(output_dir=str(folder), beta=0.1, seed=3, **{**COMMON, **settings})
+    rewards = [Reward.of(even, weight=2.0), *load_rewards(["idm_likelihood=0.1"], InverseDynamics(vlm, "idm"))]
+    trainer = WorldModelGRPOTrainer(vlm, rows, rewards, config, rollout_steps=2)
+    return finish(trainer, vlm, folder) | {"gap": trainer.sampler_trainer_gap}
+
+
 def dpo(folder: Path) -> dict[str, Any]:
     vlm = backbone()
     groups = list(scored_groups(ForwardDynamics(vlm, "default"), [Reward.of(even)], triplets(16), 4))
@@ -170,6 +181,7 @@ SCENARIOS = {
     "half": lambda folder: sft(folder, half_batch=True),
     "grpo": grpo,
     "spanning": lambda folder: grpo(folder, spanning=True),
+    "trajectories": trajectories,
     "dpo": dpo,
 }
 

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from trainers.advantages import (
+    by_step,
+    by_trajectory,
     dead_groups,
     dead_rows,
     divided_by_spread,
     parts_of_groups,
     shaped,
     token_weights,
+    trajectory_advantages,
 )
 
 
@@ -57,3 +60,49 @@ def test_shapes() -> None:
     assert shaped(advantages, 2) is advantages
     weighted = shaped(advantages, 2, weights_BK=torch.tensor([[0.5, 1.5], [1.0, 1.0]]))
     assert weighted.tolist() == [[-0.5, -1.5], [1.0, 1.0]]
+
+
+TWO_GROUPS = [1.0, 2.0, 3.0, 6.0, 0.0, 1.0, 5.0, 1.0]
+"""Two groups of two trajectories of two steps: (1, 2) and (3, 6); (0, 1) and (5, 1)."""
+
+
+def test_reward_to_go_by_hand() -> None:
+    # To go: (3, 2) and (9, 6), means (6, 4); (1, 1) and (6, 1), means (3.5, 1).
+    found = trajectory_advantages(TWO_GROUPS, 2, 2)
+    assert found.tolist() == [-3.0, -2.0, 3.0, 2.0, -2.5, 0.0, 2.5, 0.0]
+
+
+def test_the_mean_of_a_trajectory_by_hand() -> None:
+    # Means over steps: 1.5 and 4.5, of the group 3; 0.5 and 3, of the group 1.75.
+    found = trajectory_advantages(TWO_GROUPS, 2, 2, "trajectory")
+    assert found.tolist() == [-1.5, -1.5, 1.5, 1.5, -1.25, -1.25, 1.25, 1.25]
+
+
+def test_a_step_that_cannot_be_scored_is_no_number() -> None:
+    totals = [1.0, None, 3.0, 6.0, None, 2.0]  # three trajectories of two steps
+    # To go: (?, ?), (9, 6), (?, 2): a step's own total is not enough where one after it is unknown.
+    assert trajectory_advantages(totals, 3, 2).tolist() == [0.0, 0.0, 0.0, 2.0, 0.0, -2.0]
+    assert trajectory_advantages(totals, 3, 2, "trajectory").tolist() == [0.0] * 6  # only one is known
+    assert trajectory_advantages([None] * 4, 2, 2).tolist() == [0.0] * 4
+
+
+def test_one_step_is_what_grpo_has() -> None:
+    for credit in ("reward_to_go", "trajectory"):
+        found = trajectory_advantages([1.0, 2.0, 6.0, 5.0, None, 7.0], 3, 1, credit)  # type: ignore[arg-type]
+        assert found.tolist() == [-2.0, -1.0, 3.0, -1.0, 0.0, 1.0]
+
+
+def test_rows_by_step_and_back() -> None:
+    rows = torch.arange(12)  # two groups of three trajectories of two steps
+    steps = by_step(rows, 3, 2)
+    assert steps.tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    assert by_trajectory(steps, 3, 2).tolist() == rows.tolist()
+    pairs = torch.stack([rows, -rows], 1)
+    assert by_step(pairs, 3, 2)[:, 1].tolist() == (-steps).tolist()
+    assert torch.equal(by_trajectory(by_step(pairs, 3, 2), 3, 2), pairs)
+
+
+def test_a_group_of_trajectories_is_dead_if_it_is_so_at_every_step() -> None:
+    alike_first, alike_always = [1.0, 2.0, 1.0, 3.0], [1.0, 2.0, 1.0, 2.0]
+    assert dead_groups(alike_first + alike_always, 2, 2).tolist() == [False, True]
+    assert dead_groups([1.0, 2.0, None, 2.0], 2, 2).tolist() == [True]

@@ -118,6 +118,14 @@ def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) 
     assert found["candidates"] == 3 * 8  # two steps on one batch
     assert set(found["1.0"]) == {"success", "minimality"}
     assert load_fdm(tmp_path / "study").adapter is not None
+    steps = ["--settings", "max_steps=1", "rollout_steps=3", "rollout_credit=trajectory", "num_generations=2"]
+    steps += ["per_device_train_batch_size=12", "--cases", 3, "--chains", 4]
+    shown = succeed("scripts/study_grpo.py", "--run", demo, *steps, "--output", tmp_path / "chains")
+    assert "| chains after 1 | chains after 3 |" in shown
+    found = json.loads((tmp_path / "chains" / "results.json").read_text())
+    assert found["candidates"] == 12
+    assert set(found["chains"]) == {"after 1", "after 3"}
+    assert all(0 <= found["chains"][name]["before"] <= 1 for name in found["chains"])
     wrong = start("scripts/study_grpo.py", "--run", tmp_path, *short, "--output", tmp_path / "other")
     assert wrong.returncode == 2
     assert "give a run folder of demo.py" in wrong.stderr

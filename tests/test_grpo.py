@@ -64,7 +64,7 @@ def test_sampler_and_loss_see_one_distribution(tmp_path: Path) -> None:
 
 
 def test_a_gap_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import trainers.grpo as module
+    import trainers.trajectories as module
 
     run = trainer(tmp_path, [Reward.of(low_tokens)])
     draw = module.sample_tokens
@@ -132,7 +132,7 @@ def test_terms_can_be_normalised_before_they_are_summed(tmp_path: Path) -> None:
     rewards = [large, small, part]
     run = trainer(tmp_path, rewards, multi_objective_aggregation="normalize_then_sum")
     output = run._generate_and_score_completions([{"prompt": str(n)} for n in (0, 0, 0, 0, 1, 1, 1, 1)])
-    sources = [run.triplets[n].source for n in (0, 0, 0, 0, 1, 1, 1, 1)]
+    sources = [run.trajectories.chains[n][0].source for n in (0, 0, 0, 0, 1, 1, 1, 1)]
     candidates = [s.candidate for s in run.last_scored]
     found = score(rewards, Batch([str(i // 4) for i in range(8)], candidates, sources), normalise=True)
     totals = torch.tensor([float("nan") if s.total is None else s.total for s in found])
@@ -217,8 +217,8 @@ def test_dead_groups_are_replaced_and_never_trained_on(tmp_path: Path) -> None:
         by_group = np.array([scored.total for scored in run.last_scored]).reshape(8, 4)
         dead = np.ptp(by_group, axis=1) == 0
         assert (output["completion_mask"].sum(1) == 0).tolist() == dead.repeat(4).tolist()
-        numbers = [number for number, _ in run.last_rows]
-        prompts = [run._prompt_ids(number) for number in numbers]
+        numbers = [row.number for row in run.last_rows]
+        prompts = [row.prompt_ids() for row in run.last_rows]
         for ids, mask, prompt in zip(output["prompt_ids"], output["prompt_mask"], prompts, strict=True):
             assert ids[mask.bool()].tolist() == prompt
         seen[retries] = (int(dead.sum()), numbers, run._pending_metrics["dead_groups"])

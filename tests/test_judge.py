@@ -393,6 +393,14 @@ def test_equal_questions_are_asked_once(server: Server) -> None:
     assert len(server.seen) == 1
 
 
+def test_the_source_of_a_later_step_is_shown_as_its_picture(server: Server, tiny: UnifiedVLM) -> None:
+    ids = tiny.layout.image_ids_V[:4].numpy()
+    before = Candidate(ids, np.zeros(4, np.float32), tiny)
+    found = judge_of(server)([ACTION] * 2, [before, before.image], [plain(5)] * 2)  # type: ignore[list-item]
+    assert found == [0.65] * 2
+    assert len(server.seen) == 1  # one and the same question
+
+
 def test_the_key_is_in_the_header_and_nowhere_else(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

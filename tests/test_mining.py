@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rl.data.chains import chains
 from rl.data.keyframes import Mining, flow_magnitudes, mine
-from rl.data.labelling import label_pairs
+from rl.data.labelling import label_pairs, labelled
 from rl.data.selection import select_stratified
 from rl.data.triplets_io import read_triplets, write_triplets
 from rl.data.video_files import write_video
@@ -79,6 +81,26 @@ def test_settled_pairs_of_the_world_hold_one_action(tmp_path: Path) -> None:
     segments = sum(len(v) for v in truths_of_all)
     assert right / total > 0.8  # of the pairs found, and of the actions that there were
     assert right / segments > 0.8
+
+
+def test_pairs_of_one_video_follow_one_another(tmp_path: Path) -> None:
+    """Written as files of their own, read again and labelled; a pair that is left out parts what stood around it."""
+    world, rng, pairs = Tabletop(), np.random.default_rng(3), []
+    for number in range(4):
+        write_video(world.video(rng).frames_THWC, tmp_path / f"{number}.mkv")
+        found = mine(tmp_path / f"{number}.mkv", Mining("settled"), 64)
+        assert all(one.end == other.start for one, other in itertools.pairwise(found))
+        pairs.append([Triplet(pair.before, "", pair.after) for pair in found])
+    rows = read_triplets(
+        write_triplets([pair for video in pairs for pair in video], tmp_path, "pairs.json"), named=False
+    )
+    named = labelled(rows, [(str(number), -1.0) for number in range(len(rows))])
+    assert sum(len(video) - 1 for video in pairs) > 0
+    for steps in (2, 3):
+        expected = sum(max(0, len(video) - steps + 1) for video in pairs)
+        assert len(chains(rows, steps)) == len(chains(named, steps)) == expected
+    whole = chains(named, 2)
+    assert len(chains([row for row in named if row is not whole[0][1]], 2)) < len(whole)
 
 
 def test_mining_a_file_that_is_no_video(tmp_path: Path) -> None:

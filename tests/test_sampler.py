@@ -115,6 +115,8 @@ def test_kept_tokens_are_scored_by_the_same_distribution(tiny: ChameleonVLM) -> 
     settings = {"num_samples": 2, "max_tokens": 4, "noise": noise}
     later = sample_tokens(tiny, PROMPTS, distribution, first=4, **settings)  # type: ignore[arg-type]
     assert (later.ids_PGT == free.ids_PGT[:, 4:]).all()
+    mixed = sample_tokens(tiny, PROMPTS, distribution, first=[4, 0, 2], max_rows=2, **settings)  # type: ignore[arg-type]
+    assert all((mixed.ids_PGT[p] == free.ids_PGT[p, g : g + 2]).all() for p, g in enumerate((4, 0, 2)))
     kept[0, 0] = tiny.layout.end_text
     with pytest.raises(RewindError, match="cannot occur"):
         sample_tokens(tiny, PROMPTS, distribution, num_samples=1, max_tokens=4, noise=noise, kept_PT=kept)

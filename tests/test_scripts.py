@@ -161,7 +161,7 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     """Every script of the pipeline on what the one before wrote; two steps of training each."""
     run = lambda name, *rest: succeed(f"scripts/{name}.py", *rest)  # noqa: E731
     small = ["--max_steps", 2, "--per_device_train_batch_size", 4, "--lora_r", 4, "--save_steps", 2]
-    run("make_world", "--num_triplets", 8, "--num_videos", 3, "--output", tmp_path / "world")
+    run("make_world", "--num_triplets", 8, "--num_videos", 3, "--num_chains", 4, "--output", tmp_path / "world")
     triplets = ["--triplets", tmp_path / "world" / "triplets.json"]
     run("train_idm", "--config", "configs/idm_tabletop.yaml", *triplets, *small, "--output_dir", tmp_path / "idm")
     weights = tmp_path / "idm" / "adapter" / "adapter_model.safetensors"
@@ -215,12 +215,17 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     run("train_grpo", *grpo, *improve, "--output_dir", tmp_path / "grpo")
     metrics = (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()
     assert any("eval_reward" in json.loads(line) for line in metrics)
+    chained = [*models, *rewards, "--triplets", tmp_path / "world" / "chains" / "triplets.json", "--max_steps", 1]
+    two_steps = ["--rollout_steps", 2, "--num_generations", 2, "--per_device_train_batch_size", 8, "--monitors", "all"]
+    run("train_grpo", *two_steps, *chained, "--output_dir", tmp_path / "trajectories")
+    (row,) = [json.loads(line) for line in (tmp_path / "trajectories" / "metrics.jsonl").read_text().splitlines()][:1]
+    assert {"reward", "reward_step_1", "reward_step_2", "monitors/copy_rate"} <= set(row)
     best_config = ["--config", "configs/best_of_n_tabletop.yaml", "--min_lead", 0, "--num_candidates", 4]
     run("train_best_of_n", *best_config, *improve, "--output_dir", tmp_path / "best_of_n")
     dpo = ["--config", "configs/dpo_tabletop.yaml", "--min_gap", 0, "--num_candidates", 4, "--rounds", 2]
     run("train_dpo", *dpo, *improve, "--output_dir", tmp_path / "dpo")
     assert not (tmp_path / "dpo" / "adapter" / "ref").exists()
-    for name in ("best", "grpo", "best_of_n", "dpo"):
+    for name in ("best", "grpo", "trajectories", "best_of_n", "dpo"):
         assert list((tmp_path / name / "candidates").glob("part-*.parquet")), name
     stored = [
         *models,
@@ -234,7 +239,7 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
         1,
     ]
     run("train_best_of_n", *best_config, *stored, "--output_dir", tmp_path / "from-candidates")
-    for name in ("grpo", "best_of_n", "dpo"):
+    for name in ("grpo", "trajectories", "best_of_n", "dpo"):
         command = ["--fdm", tmp_path / name, *triplets, "--limit", 1, "--num_samples", 1]
         run("sample", *command, "--output", tmp_path / f"from-{name}")
     few = ["--num_scenes", 3, "--num_ceiling", 3, "--best_of", 2, "--rewards", "idm_margin", "copy_penalty=0.5"]
@@ -266,6 +271,7 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (["scripts/make_world.py", "--world", "desk", "--output", "OUT"], "there is no world 'desk'"),
         (["scripts/make_world.py", "--split", "dev", "--output", "OUT"], "has no split 'dev'"),
         (["scripts/make_world.py", "--num_triplets", "0", "--output", "OUT"], "nothing to write"),
+        (["scripts/make_world.py", "--chain_length", "0", "--output", "OUT"], "--chain_length must be at least 1"),
         (["scripts/make_world.py", "--config", "CONFIG", "--output", "OUT"], "unknown key 'num_triplet'"),
         (["scripts/make_world.py", "--output", "docs"], "holds no run of this script"),
         (["scripts/pretrain_base.py", "--output", "OUT"], "give either --world or --frames"),
@@ -277,6 +283,7 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         ),
         (["scripts/train_fdm.py", "--config", "CONFIG", "--output_dir", "OUT"], "num_triplet"),
         (["scripts/train_grpo.py", "--output_dir", "OUT"], "give the model to improve"),
+        (["scripts/train_grpo.py", "--rollout_steps", 3, "--output_dir", "OUT"], "8 predictions do not divide into"),
         (["scripts/train_best_of_n.py", "--output_dir", "OUT"], "give the model to improve"),
         (["scripts/train_dpo.py", "--output_dir", "OUT"], "give the model to improve"),
         (["scripts/mine_videos.py", "--videos", "EMPTY", "--output", "OUT"], "holds no picture"),

@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 
 from trainers.sharding import unsupported
 
-SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2", "dpo:zero2"]
+SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2"]
+SCENARIOS += ["trajectories:zero2", "dpo:zero2"]
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -103,7 +104,7 @@ def test_two_processes_give_the_numbers_of_one(results: dict[str, list[dict[str,
     for rank in ranks:
         assert rank["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-7)
         assert rank["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
-        if spec.startswith(("grpo", "spanning")):
+        if spec.startswith(("grpo", "spanning", "trajectories")):
             assert rank["reward"] == pytest.approx(one["reward"], rel=1e-5)
             assert rank["reward_std"] == pytest.approx(one["reward_std"], rel=1e-5)
         assert rank.get("totals") == one.get("totals")  # candidates are the same ones, whoever draws them

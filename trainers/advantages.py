@@ -1,12 +1,16 @@
 """Groups and advantages of image tokens: which groups teach something, and what is done to TRL's centred rewards.
 
 Pure functions; rows of a group stand together. _B sample, _K image token.
+
+With rollouts of M steps a group of G trajectories is G x M rows, the steps of a trajectory one after the other. What is
+compared with one another are the G predictions of one step, so `by_step` brings those together and the other functions
+then take them for groups of G.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +19,8 @@ from torch import Tensor
 TIE = 1e-6
 """Totals and advantages that differ by less are alike."""
 Importance = Literal["none", "target", "group", "own"]
+Credit = Literal["reward_to_go", "trajectory"]
+CREDITS: tuple[Credit, ...] = get_args(Credit)
 
 
 def parts_of_groups(first: int, count: int, group: int) -> list[tuple[int, range]]:
@@ -27,11 +33,45 @@ def parts_of_groups(first: int, count: int, group: int) -> list[tuple[int, range
     return parts
 
 
-def dead_groups(totals_B: Sequence[float | None], group: int) -> np.ndarray:
-    """bool [groups]: those whose known totals are all alike, or that have none. They teach nothing."""
-    known = np.array([np.nan if total is None else total for total in totals_B]).reshape(-1, group)
+def by_step(rows_B: Tensor, group: int, steps: int) -> Tensor:
+    """Rows [B, ...] of trajectories -> the same rows, the `group` predictions of one step together."""
+    return rows_B.view(-1, group, steps, *rows_B.shape[1:]).transpose(1, 2).flatten(0, 2)
+
+
+def by_trajectory(rows_B: Tensor, group: int, steps: int) -> Tensor:
+    """What `by_step` did, undone."""
+    return by_step(rows_B, steps, group)
+
+
+def trajectory_advantages(
+    totals_B: Sequence[float | None], group: int, steps: int, credit: Credit = "reward_to_go"
+) -> Tensor:
+    """Advantages float32 [B] of the rows of trajectories: what each is credited with, minus the group's mean for it.
+
+    Args:
+        totals_B: a total a row, None where it could not be scored.
+        group: trajectories a group.
+        steps: rows a trajectory.
+        credit: `reward_to_go`: a prediction is credited with its own total and those of the steps after it, and the
+            mean is that of the same step; `trajectory`: every step with the mean over all steps, as in RLIR (arXiv
+            2509.23958).
+
+    Where a total that counts is unknown, so is the credit: the row has advantage 0 and is not part of the mean.
+    """
+    known = torch.tensor([float("nan") if total is None else total for total in totals_B])
+    totals_NGM = known.view(-1, group, steps)
+    if credit == "reward_to_go":
+        credits_NGM = totals_NGM.flip(2).cumsum(2).flip(2)
+    else:
+        credits_NGM = totals_NGM.mean(2, keepdim=True).expand_as(totals_NGM)
+    return (credits_NGM - credits_NGM.nanmean(1, keepdim=True)).nan_to_num(0.0).flatten()
+
+
+def dead_groups(totals_B: Sequence[float | None], group: int, steps: int = 1) -> np.ndarray:
+    """bool [groups]: those whose known totals are all alike, at every step, or that have none. They teach nothing."""
+    known = np.array([np.nan if total is None else total for total in totals_B]).reshape(-1, group, steps)
     highest, lowest = np.nan_to_num(known, nan=-np.inf).max(1), np.nan_to_num(known, nan=np.inf).min(1)
-    return ~(highest - lowest > TIE)
+    return ~(highest - lowest > TIE).any(1)
 
 
 def dead_rows(advantages_B: Tensor, group: int) -> Tensor:

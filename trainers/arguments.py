@@ -110,6 +110,21 @@ class GRPOArguments(ImproveArguments):
             "is off, which is advised: others' policies collapsed when guidance was on while they trained"
         },
     )
+    rollout_steps: int = field(
+        default=1,
+        metadata={
+            "help": "M, actions of a trajectory, each prediction the next one's source; above 1 it trains on chains "
+            "among --triplets, and batch sizes count predictions: a group is num_generations x M of them"
+        },
+    )
+    rollout_credit: str = field(
+        default="reward_to_go",
+        metadata={
+            "help": "what each prediction of a trajectory is credited with: its reward and those of later steps, or "
+            "the mean of all steps (arXiv 2509.23958)",
+            "choices": ["reward_to_go", "trajectory"],
+        },
+    )
     early_stop: int = field(
         default=0, metadata={"help": "stop after so many evaluations without a better one; 0 never does"}
     )

@@ -5,14 +5,14 @@ policy and reference), rewards by our contract. What is TRL's: everything else.
 
 Seams of TRL 1.16 that it touches: `rollout_func` (prompts arrive repeated), `_get_per_token_logps_and_entropies`
 (policy, old and reference), `_generate_and_score_completions` (wrapped, to compare the sampler's log-probabilities with
-the trainer's).
+the trainer's, and to shape advantages), `num_generations` and `num_generations_eval` (rows a group, which TRL reads in
+its samplers and advantages).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from math import lcm
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,34 @@ from transformers.integrations import TensorBoardCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Batch, Reward, score
+from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import token_ids
 from rl.models.noise import Noise
-from rl.models.sampler import MAX_ROWS, sample_tokens
+from rl.models.sampler import MAX_ROWS
 from rl.report.grids import candidate_row, sheet
 from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
-from trainers.advantages import Importance, dead_groups, dead_rows, parts_of_groups, shaped, token_weights
+from trainers.advantages import (
+    Credit,
+    Importance,
+    by_step,
+    by_trajectory,
+    dead_groups,
+    dead_rows,
+    parts_of_groups,
+    shaped,
+    token_weights,
+    trajectory_advantages,
+)
 from trainers.checkpoints import WholeCheckpoints
+from trainers.grpo_checks import check_grpo, check_trajectories
 from trainers.monitors import Monitors
 from trainers.scoring import IGNORED, score_under
 from trainers.sharding import ShardingCheck, gathered, keep_head_whole
+from trainers.trajectories import Part, ScoredRow, Trajectories
 
 VALIDATION_NOISE = 2**31 - 1
 """The step under which validation candidates are drawn: the same noise every time, and none of training's."""
@@ -67,6 +81,11 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             leaves them to `scale_rewards`.
         importance_advantages: weigh a token's advantage by whether it changes (`trainers.advantages.token_weights`).
         guidance: the policy is the guided distribution (`TokenDistribution`), in sampler, loss and reference alike.
+        rollout_steps: actions of a trajectory, M: each prediction is the next one's source. Above 1, what is trained on
+            is the chains among the triplets (`rl.data.chains`), a group is `num_generations` trajectories of one chain,
+            and batch sizes count predictions, of which such a group has M times as many. Store, oracle and grids get
+            those of the first step, the only ones that start from a picture.
+        rollout_credit: what a prediction of a trajectory is credited with: `trainers.advantages.trajectory_advantages`.
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
 
@@ -83,53 +102,31 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         spread_floor: float | None = None,
         importance_advantages: Importance = "none",
         guidance: float = 1.0,
+        rollout_steps: int = 1,
+        rollout_credit: Credit = "reward_to_go",
         monitors: Monitors | None = None,
         store: CandidateStore | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if args.top_k or args.top_p != 1.0 or args.min_p:
-            raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
-        if not triplets:
-            raise RewindError("there is no source and action to train on")
-        needed = args.generation_batch_size // args.num_generations
-        if len(triplets) < needed:
-            raise RewindError(
-                f"a step draws {needed} groups and there are {len(triplets)} sources and actions: give more, or lower "
-                "--per_device_train_batch_size"
-            )
-        # In optimizer steps, of which each takes some of the passes that a rollout serves.
-        cycle = lcm(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
-        cycle //= args.gradient_accumulation_steps
-        if cycle > 1 and args.save_strategy not in ("no", "steps"):
-            raise RewindError(
-                f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: use "
-                f"--save_strategy steps with a multiple of {cycle}, not '{args.save_strategy.value}'"
-            )
-        if args.save_strategy == "steps" and args.save_steps % cycle:
-            raise RewindError(
-                f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
-                f"--save_steps a multiple of {cycle}, not {args.save_steps:g}"
-            )
-        if spread_floor is not None and (spread_floor <= 0 or args.scale_rewards not in ("none", False)):
-            raise RewindError(
-                "--spread_floor must be above 0 and takes the place of --scale_rewards: leave that 'none'"
-            )
-        if importance_advantages == "target" and any(triplet.target is None for triplet in triplets):
-            raise RewindError("--importance_advantages target needs the true target of every source: use 'group'")
-        if (args.eval_strategy != "no") != bool(validation):
-            raise RewindError(
-                "evaluation while training needs both sources and actions to evaluate on (--validation) and "
-                "--eval_strategy steps"
-            )
-        self.vlm, self.triplets, self.rewards_of_ours = vlm, [*triplets, *validation], list(rewards)
-        self.oracle, self.num_training = oracle, len(triplets)
+        check_trajectories(args, rollout_steps, rollout_credit)
+        training, evaluated = chains(triplets, rollout_steps), chains(validation, rollout_steps)
+        check_grpo(
+            args,
+            training,
+            evaluated,
+            rollout_steps=rollout_steps,
+            spread_floor=spread_floor,
+            importance_advantages=importance_advantages,
+        )
+        self.vlm, self.rewards_of_ours, self.oracle = vlm, list(rewards), oracle
+        self.num_training = len(training)
+        self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
         self.dead_group_retries, self.spread_floor = dead_group_retries, spread_floor
         self.importance_advantages: Importance = importance_advantages
         self.monitors, self.store = monitors, store
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
-        self.source_ids = vlm.encode([triplet.source for triplet in self.triplets]).tolist()
-        self.last_scored: list[Scored] = []
-        self.last_rows: list[tuple[int, int]] = []
+        self.trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
+        self.last_rows: list[ScoredRow] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
         args.max_completion_length = vlm.layout.tokens_per_image
@@ -138,19 +135,23 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         weights = [reward.weight for reward in rewards]
         args.reward_weights = weights
         # No column of a data set reaches a rollout, so a row's number travels as its prompt.
-        rows = Dataset.from_dict({"prompt": [str(number) for number in range(len(self.triplets))]})
+        count = len(training) + len(evaluated)
+        rows = Dataset.from_dict({"prompt": [str(number) for number in range(count)]})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*'rollout_func'")  # experimental in TRL; pinned and tested here
             super().__init__(
                 model=vlm.model,
                 reward_funcs=[self._column(reward) for reward in rewards],
                 args=args,
-                train_dataset=rows.select(range(len(triplets))),
-                eval_dataset=rows.select(range(len(triplets), len(rows))) if validation else None,
+                train_dataset=rows.select(range(len(training))),
+                eval_dataset=rows.select(range(len(training), count)) if evaluated else None,
                 processing_class=vlm.tokenizer,
                 callbacks=[*(callbacks or []), *([monitors] if monitors is not None else [])],
                 rollout_func=self._rollout,
             )
+        # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
+        self.num_generations *= rollout_steps
+        self.num_generations_eval *= rollout_steps
         score_under(vlm, self.distribution, entropy=True)
         keep_head_whole(self, vlm)
         self.add_callback(ShardingCheck(self))
@@ -182,77 +183,73 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             rows = self._draw_and_score(parts)
             if self.model.training:
                 self._replace_dead_groups(parts, rows, self.accelerator.process_index * len(prompts))
-        self.last_scored = [scored for part in rows for scored in part]
-        self.last_rows = [(number, member) for number, members in parts for member in members]
+        self.last_rows = [row for part in rows for row in part]
+        self._log_steps()
+        firsts = [[row for row in part if row.step == 0] for part in rows]
         if not self.model.training:
-            self._note_validation(parts, rows)
+            self._note_validation(firsts)
         elif self.monitors is not None:
-            triplets = [self.triplets[number] for number, _ in self.last_rows]
-            group, step = self.num_generations, self.state.global_step
-            self.monitors.observe(triplets, self.last_scored, group, self._log_metric, step)
+            ordered = [row for step in range(self.rollout_steps) for row in self.last_rows[step :: self.rollout_steps]]
+            triplets, group = [row.triplet for row in ordered], self.num_generations // self.rollout_steps
+            self.monitors.observe(
+                triplets, [row.scored for row in ordered], group, self._log_metric, self.state.global_step
+            )
         if self.model.training and self.store is not None:
-            self._keep(self.store, parts, rows)
+            self._keep(self.store, firsts)
         return {
-            "prompt_ids": [self._prompt_ids(number) for number, _ in self.last_rows],
-            "completion_ids": [scored.candidate.ids.tolist() for scored in self.last_scored],
-            "logprobs": [scored.candidate.logprobs.tolist() for scored in self.last_scored],
+            "prompt_ids": [row.prompt_ids() for row in self.last_rows],
+            "completion_ids": [row.candidate.ids.tolist() for row in self.last_rows],
+            "logprobs": [row.candidate.logprobs.tolist() for row in self.last_rows],
         }
 
-    def _keep(self, store: CandidateStore, parts: Sequence[tuple[int, range]], rows: Sequence[list[Scored]]) -> None:
+    def _log_steps(self) -> None:
+        """The mean reward of each step of the trajectories, as `reward_step_1` and so on."""
+        for step in range(self.rollout_steps) if self.rollout_steps > 1 else ():
+            totals = [row.scored.total for row in self.last_rows if row.step == step]
+            known = [total for total in totals if total is not None]
+            if known:
+                self._log_metric(f"reward_step_{step + 1}", float(np.mean(known)))
+
+    @property
+    def last_scored(self) -> list[Scored]:
+        """What the last rollout drew in this process, in the order of its rows."""
+        return [row.scored for row in self.last_rows]
+
+    def _keep(self, store: CandidateStore, parts: Sequence[Sequence[ScoredRow]]) -> None:
         """Append what was drawn and scored; a process that drew a part of a group keeps that part's numbers."""
-        for first in dict.fromkeys(members.start for _, members in parts):
-            pairs = zip(parts, rows, strict=True)
-            groups = [(self.triplets[number], part) for (number, those), part in pairs if those.start == first]
+        for first in dict.fromkeys(part[0].member for part in parts):
+            groups = [(part[0].triplet, [row.scored for row in part]) for part in parts if part[0].member == first]
             store.append(groups, seed=self.args.seed, step=self.state.global_step, first=first)
 
-    def _prompt_ids(self, number: int) -> list[int]:
-        return self.vlm.fdm_prompt(self.source_ids[number], self.triplets[number].action)
-
-    def _draw_and_score(self, parts: Sequence[tuple[int, range]]) -> list[list[Scored]]:
-        """Candidates of each part of a group, scored once under our contract; TRL's reward columns only read that."""
+    def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
+        """Predictions of each part of a group, scored once under our contract; TRL's reward columns only read that."""
         noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
-        drawn: dict[tuple[int, range], list[Candidate]] = {}
-        for members in dict.fromkeys(members for _, members in parts):
-            numbers = [number for number, those in parts if those == members]
-            with self.vlm.using("default", merged=True), self.accelerator.autocast():
-                found = sample_tokens(
-                    self.vlm,
-                    [self._prompt_ids(number) for number in numbers],
-                    self.distribution,
-                    num_samples=len(members),
-                    first=members.start,
-                    max_tokens=self.vlm.layout.tokens_per_image,
-                    noise=noise,
-                    unconditional=[self.vlm.fdm_prompt(self.source_ids[number], "") for number in numbers],
-                    max_rows=max(MAX_ROWS, self.args.per_device_train_batch_size),  # the loss needs more memory
-                )
-            groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)
-            for number, (ids, logprobs) in zip(numbers, groups, strict=True):
-                drawn[number, members] = [Candidate(a, b, self.vlm) for a, b in zip(ids, logprobs, strict=True)]
-        rows = [self.triplets[number] for number, members in parts for _ in members]
+        most = max(MAX_ROWS, self.args.per_device_train_batch_size)  # the loss needs more memory
+        with self.vlm.using("default", merged=True), self.accelerator.autocast():
+            rows = self.trajectories.draw(parts, noise, most)
         batch = Batch(
-            [row.action for row in rows],
-            [candidate for part in parts for candidate in drawn[part]],
-            [row.source for row in rows],
-            [row.target for row in rows],
-            [row.task for row in rows],
+            [row.triplet.action for row in rows],
+            [row.candidate for row in rows],
+            [row.triplet.source for row in rows],
+            [row.triplet.target for row in rows],
+            [row.triplet.task for row in rows],
             log_metric=self._log_metric,
             trainer_state=self.state,
         )
-        scored = iter(score(self.rewards_of_ours, batch))
-        return [[next(scored) for _ in members] for _, members in parts]
+        scored = score(self.rewards_of_ours, batch)
+        found = iter([ScoredRow(**vars(row), scored=one) for row, one in zip(rows, scored, strict=True)])
+        return [[next(found) for _ in range(len(members) * self.rollout_steps)] for _, members in parts]
 
-    def _replace_dead_groups(self, parts: list[tuple[int, range]], rows: list[list[Scored]], first_row: int) -> None:
+    def _replace_dead_groups(self, parts: list[Part], rows: list[list[ScoredRow]], first_row: int) -> None:
         """Draw other sources and actions in the place of groups whose totals are all alike, within the budget.
 
         The replacement depends on seed, step and the group's number alone, so that every process takes the same.
         """
-        group, rng_of = self.num_generations, (self.args.seed, self.state.global_step)
-        starts = np.cumsum([0, *(len(members) for _, members in parts[:-1])]) + first_row
+        steps, rng_of = self.rollout_steps, (self.args.seed, self.state.global_step)
+        group = self.num_generations // steps
+        starts = np.cumsum([0, *(len(members) for _, members in parts[:-1])]) + first_row // steps
         for attempt in range(self.dead_group_retries + 1):
-            totals = [scored.total for part in rows for scored in part]
-            everyone = gather_object(totals) if self.accelerator.num_processes > 1 else totals
-            dead = dead_groups(everyone, group)
+            dead = dead_groups(self._everyones([row.scored.total for part in rows for row in part]), group, steps)
             if attempt == 0:
                 self._log_metric("dead_groups", float(dead.mean()))
             if attempt == self.dead_group_retries or not dead.any():
@@ -264,24 +261,31 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             for i, part in zip(again, self._draw_and_score([parts[i] for i in again]), strict=True) if again else ():
                 rows[i] = part
 
-    def _parts(self, prompts: list[str]) -> list[tuple[int, range]]:
-        """(number of the triplet, members of its group) of this process's rows: a group may span processes.
+    def _everyones(self, values: list[Any]) -> list[Any]:
+        """What all processes have, one after the other."""
+        return gather_object(values) if self.accelerator.num_processes > 1 else values
+
+    def _parts(self, prompts: list[str]) -> list[Part]:
+        """What this process's rows are: the chain's number and trajectories of its group, which may span processes.
 
         Raises:
-            RewindError: the rows of all processes, one after the other, are no whole groups.
+            RewindError: the rows of all processes, one after the other, are no whole groups, or those of this one no
+                whole trajectories.
         """
-        group = self.num_generations if self.model.training else self.num_generations_eval
-        everyone = gather_object(prompts) if self.accelerator.num_processes > 1 else prompts
-        if everyone != [prompt for prompt in everyone[::group] for _ in range(group)]:
+        group, steps = self.num_generations if self.model.training else self.num_generations_eval, self.rollout_steps
+        everyone = self._everyones(prompts)
+        if everyone != [prompt for prompt in everyone[::group] for _ in range(group)] or len(prompts) % steps:
             raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
-        first = self.accelerator.process_index * len(prompts)
-        return [(int(everyone[row]), members) for row, members in parts_of_groups(first, len(prompts), group)]
+        first = self.accelerator.process_index * len(prompts) // steps
+        parts = parts_of_groups(first, len(prompts) // steps, group // steps)
+        return [(int(everyone[start * steps]), members) for start, members in parts]
 
-    def _note_validation(self, parts: Sequence[tuple[int, range]], rows: Sequence[list[Scored]]) -> None:
-        self._validated += [(self.triplets[number], part) for (number, _), part in zip(parts, rows, strict=True)]
+    def _note_validation(self, parts: Sequence[Sequence[ScoredRow]]) -> None:
+        """Of each group, the first step's predictions: those after it have no source that an oracle would know."""
+        self._validated += [(part[0].triplet, [row.scored for row in part]) for part in parts]
         if self.oracle is not None:
-            triplets = [self.triplets[number] for number, _ in self.last_rows]
-            for name, value in self.oracle(triplets, [scored.candidate for scored in self.last_scored]).items():
+            rows = [row for part in parts for row in part]
+            for name, value in self.oracle([row.triplet for row in rows], [row.candidate for row in rows]).items():
                 self._log_metric(name, value)
 
     def _column(self, reward: Reward) -> Any:
@@ -333,27 +337,36 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         return output
 
     def _shape_advantages(self, output: dict[str, Any]) -> None:
-        """Leave groups that are all alike out of the loss, their KL term too; divide and weigh as configured."""
-        group, here = self.num_generations, output["advantages"]
+        """Leave groups that are all alike out of the loss, their KL term too; divide and weigh as configured.
+
+        What is compared is always a step's predictions with one another.
+        """
+        here, steps = output["advantages"], self.rollout_steps
+        group = self.num_generations // steps
         first = self.accelerator.process_index * len(here)
         part = slice(first, first + len(here))
         everyone = self.accelerator.gather(here)
-        output["completion_mask"] = output["completion_mask"].masked_fill(dead_rows(everyone, group)[part, None], 0)
+        if steps > 1:
+            totals = self._everyones([scored.total for scored in self.last_scored])
+            everyone = trajectory_advantages(totals, group, steps, self.rollout_credit).to(here.device)
+        everyone = by_step(everyone, group, steps)
+        dead = by_trajectory(dead_rows(everyone, group), group, steps)[part]
+        output["completion_mask"] = output["completion_mask"].masked_fill(dead[:, None], 0)
         weights = None
         if self.importance_advantages != "none":
-            weights = token_weights(
-                self.accelerator.gather(self._changed().to(here.device)), group, self.importance_advantages
-            )
-        output["advantages"] = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)[part]
+            changed = by_step(self.accelerator.gather(self._changed().to(here.device)), group, steps)
+            weights = token_weights(changed, group, self.importance_advantages)
+        found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
+        output["advantages"] = by_trajectory(found, group, steps)[part]
 
     def _changed(self) -> Tensor:
         """Where a row's candidate (or, for `target`, its true target) differs from its source, bool [B, K]."""
-        sources = torch.tensor([self.source_ids[number] for number, _ in self.last_rows])
+        sources = torch.tensor([row.source_ids for row in self.last_rows])
         if self.importance_advantages == "target":
-            targets = [self.triplets[number].target for number, _ in self.last_rows]
+            targets = [row.triplet.target for row in self.last_rows]
             known = token_ids(self.vlm, [target for target in targets if target is not None])
             return torch.tensor(known) != sources
-        return torch.tensor(np.stack([scored.candidate.ids for scored in self.last_scored])) != sources
+        return torch.tensor(np.stack([row.candidate.ids for row in self.last_rows])) != sources
 
     def _check_identity(self, output: dict[str, Any]) -> None:
         """At step 0 the loss must see the very distribution that was sampled from, in train mode.
@@ -366,7 +379,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         keep = output["completion_ids"].shape[1]
         with torch.no_grad():
             ours, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
-        drawn = torch.tensor([scored.candidate.logprobs.tolist() for scored in self.last_scored], device=ours.device)
+        drawn = torch.tensor([row.candidate.logprobs.tolist() for row in self.last_rows], device=ours.device)
         self.sampler_trainer_gap = float((ours - drawn).abs().max())
         exact = self.vlm.head_weight().dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
         if self.sampler_trainer_gap > (GAP_TOLERANCE if exact else GAP_TOLERANCE_HALF):

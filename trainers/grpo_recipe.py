@@ -20,6 +20,7 @@ from rl.unified import UnifiedVLM
 from trainers.arguments import GRPOArguments, ImproveArguments
 from trainers.checkpoints import fit
 from trainers.grpo import WorldModelGRPOTrainer
+from trainers.grpo_checks import check_trajectories
 from trainers.monitors import Monitors, rules_of
 from trainers.pretraining import MetricsFile
 from trainers.sft import save_adapter
@@ -69,6 +70,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     check_output(config)
     if arguments.early_stop and not config.load_best_model_at_end:
         raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
+    check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
@@ -80,6 +82,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs)
     kind: Any = arguments.importance_advantages
+    credit: Any = arguments.rollout_credit
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
@@ -94,6 +97,8 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         spread_floor=arguments.spread_floor,
         importance_advantages=kind,
         guidance=arguments.guidance,
+        rollout_steps=arguments.rollout_steps,
+        rollout_credit=credit,
         monitors=monitors,
         store=CandidateStore(output / "candidates", scorer(arguments.idm, arguments.reward_arguments)),
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early],

@@ -16,9 +16,13 @@ import numpy as np
 from transformers import set_seed
 
 from rl.errors import RewindError
+from rl.evaluation.chains import Chain, sample_chains
 from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks
 from rl.models.bases import base_of_adapter, load_base, read_json
+from rl.models.dynamics import ForwardDynamics
+from rl.triplets import Triplet
+from rl.world import World
 from trainers.arguments import RewindGRPOConfig
 from trainers.demo import grpo_prompts, labelled_by_idm, rewards_of, triplets_of
 from trainers.demo_results import Cases
@@ -31,14 +35,16 @@ from trainers.sft import save_adapter
 
 logger = logging.getLogger("rl")
 TEMPERATURES = (1.0, 0.5, 0.3, 0.0)
-OURS = ("dead_group_retries", "spread_floor", "importance_advantages")
+OURS = ("dead_group_retries", "spread_floor", "importance_advantages", "guidance", "rollout_steps", "rollout_credit")
 """Settings of `WorldModelGRPOTrainer` beside TRL's."""
 SAMPLES = {1.0: 4}
 """Samples a case at a temperature; one where it is not named."""
+STEPS = 3
+"""Actions of a chain of the world."""
 
 
 def study(
-    run: Path, output: Path, settings: dict[str, Any], *, cases: int, keep: float, floor: float
+    run: Path, output: Path, settings: dict[str, Any], *, cases: int, keep: float, floor: float, chains: int = 0
 ) -> dict[str, Any]:
     """Train with `settings` of TRL's `GRPOConfig` from `run/bootstrapped`, rewarded by `run/idm`.
 
@@ -50,10 +56,13 @@ def study(
         cases: validation cases; a sample at each temperature, four at temperature 1.
         keep: weight of `keep_unchanged` beside `idm_margin` of weight 1.
         floor: of `idm_margin`.
+        chains: above 0, what is tried is chains of three actions of the training split, as many triplets as are
+            labelled, in place of the demo's prompts, whether rollouts have one step or several; and success after one
+            and after three steps is measured on so many chains of the validation split.
 
     Returns:
         Seconds, candidates, the curve of the reward, and for each temperature success and minimality before and after
-        with their paired difference and its 95 % interval.
+        with their paired difference and its 95 % interval; the same of success on chains, `after 1` and `after 3`.
 
     Raises:
         RewindError: a folder without the adapters, a setting that TRL does not know.
@@ -65,13 +74,14 @@ def study(
     margin, unchanged = rewards_of(story)
     margin.function.floor = floor  # type: ignore[attr-defined]
     rewards = [margin, replace(unchanged, weight=keep)]
+    group = settings.get("num_generations", budget.group_size) * settings.get("rollout_steps", 1)
     usual = {
         "max_steps": 30,
         "learning_rate": budget.rl_learning_rate,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 2,
         "num_generations": budget.group_size,
-        "per_device_train_batch_size": budget.grpo_prompts * budget.group_size,
+        "per_device_train_batch_size": max(1, budget.grpo_prompts * budget.group_size // group) * group,
     }
     ours = {name: value for name, value in settings.items() if name in OURS}
     unknown = set(settings) - set(ours) - set(RewindGRPOConfig.__dataclass_fields__)
@@ -83,9 +93,12 @@ def study(
     config = RewindGRPOConfig(**{**usual, **told_trl, **fixed}, seed=seed, report_to="none")
     test = Cases(story, "validation", cases)
     before = _measured(test, "bootstrapped")
+    tested = sample_chains(story.splits["validation"], chains, STEPS, seed)
+    chains_before = chain_success(story.fdm("bootstrapped"), story.splits["validation"], tested, seed)
+    tried = world_chains(story.splits["train"], budget.labelled // STEPS, seed) if chains else grpo_prompts(story)
     only_policy_trains(vlm)
     trainer = WorldModelGRPOTrainer(
-        vlm, grpo_prompts(story), rewards, config, callbacks=[MetricsFile(output / "metrics.jsonl")], **ours
+        vlm, tried, rewards, config, callbacks=[MetricsFile(output / "metrics.jsonl")], **ours
     )
     show_quietly(trainer)
     began = time.monotonic()
@@ -93,6 +106,7 @@ def study(
     seconds = time.monotonic() - began
     save_adapter(vlm, output)
     after = _measured(test, "grpo")
+    chains_after = chain_success(story.fdm("grpo"), story.splits["validation"], tested, seed)
     rewarded = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     generations = trainer.state.global_step / (config.num_iterations * (config.steps_per_generation or 1))
     return {
@@ -101,6 +115,7 @@ def study(
         "candidates": round(generations * config.generation_batch_size),
         "reward": [float(np.mean(part)) for part in np.array_split(rewarded, min(10, len(rewarded)))],
         **{str(t): _difference(before[t], after[t]) for t in TEMPERATURES},
+        **({"chains": _difference(chains_before, chains_after)} if chains else {}),
     }
 
 
@@ -120,6 +135,27 @@ def start_of(run: Path, validation: int) -> Story:
     story.synthetic, story.tried = labelled_by_idm(run)
     vlm.attach_adapter(run / "idm" / "adapter", "idm")
     return story
+
+
+def world_chains(world: World, count: int, seed: int) -> list[Triplet]:
+    """The triplets of `count` chains of the world, each one's one after the other."""
+    rng = np.random.default_rng((seed, 2))
+    return [t for chain in sample_chains(world, count, STEPS, (seed, 2)) for t in chain.triplets(world, rng)]
+
+
+def chain_success(fdm: ForwardDynamics, world: World, chains: Sequence[Chain], seed: int) -> dict[str, np.ndarray]:
+    """Success of the picture after one step and after all, without search at temperature 1, a number a chain."""
+    found: dict[str, np.ndarray] = {f"after {step}": np.zeros(len(chains)) for step in (1, STEPS)}
+    for sample in range(SAMPLES[1.0]) if chains else ():
+        ends: list[Any] = [chain.source for chain in chains]
+        for step in range(STEPS):
+            actions = [chain.actions[step] for chain in chains]
+            ends = [one for (one,) in fdm.sample(ends, actions, 1, seed=seed, step=step, first=sample)]
+            if f"after {step + 1}" in found:
+                pairs = zip(chains, ends, strict=True)
+                right = [chain.succeeded(world, step, np.asarray(end)) for chain, end in pairs]
+                found[f"after {step + 1}"] += np.array(right) / SAMPLES[1.0]
+    return found
 
 
 def _measured(cases: Cases, name: str) -> dict[float, dict[str, np.ndarray]]:
@@ -144,14 +180,19 @@ def _difference(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row a study, success after minus before at each temperature."""
+    steps = [f"after {step}" for step in (1, STEPS) if any("chains" in one for one in found)]
     head = ["settings", "candidates", "seconds", *(f"T {t}" for t in TEMPERATURES), "minimality, T 1.0"]
+    head += [f"chains {name}" for name in steps]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for one in found:
         cells = [", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in one["settings"].items())]
         cells += [str(one["candidates"]), f"{one['seconds']:.0f}"]
-        for t in TEMPERATURES:
-            d, low, high = (100 * x for x in one[str(t)]["success"]["difference"])
-            cells.append(f"{d:+.1f} ({low:+.1f} to {high:+.1f})")
+        cells += [_points(one[str(t)]["success"]) for t in TEMPERATURES]
         cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*one["1.0"]["minimality"]["difference"]))
+        cells += [_points(one["chains"][name]) if "chains" in one else "" for name in steps]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _points(measured: dict[str, Any]) -> str:
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in measured["difference"]))

@@ -21,8 +21,10 @@ from transformers import set_seed
 from trl import DPOConfig
 
 from rl.errors import RewindError
+from rl.evaluation.chains import sample_chains
 from rl.evaluation.intervals import mean_of_runs
 from rl.models.bases import read_json
+from rl.triplets import Triplet
 from trainers.arguments import RewindGRPOConfig, RoleConfig
 from trainers.best_of_n import Keep, keep_best, kept_rows
 from trainers.candidates import scored_groups
@@ -33,7 +35,7 @@ from trainers.demo_story import Story
 from trainers.dpo import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
 from trainers.grpo import WorldModelGRPOTrainer
 from trainers.grpo_recipe import only_policy_trains
-from trainers.grpo_study import start_of
+from trainers.grpo_study import STEPS, chain_success, start_of, world_chains
 from trainers.pretraining import MetricsFile, show_quietly
 from trainers.sft import RoleSFTTrainer, save_adapter
 
@@ -49,6 +51,7 @@ MEASURES = {
     "minimality": ("minimality", "of 10", 1.0),
     "copy_rate": ("copies", "points", 100.0),
     "judge_idm": ("judge IDM", "nats a token", 1.0),
+    "three_steps": ("success after 3 steps", "points", 100.0),
 }
 
 
@@ -100,29 +103,42 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
     story.vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
 
 
-def grpo(story: Story, amounts: Amounts, output: Path, **settings: Any) -> None:
+def grpo(
+    story: Story, amounts: Amounts, output: Path, prompts: Sequence[Triplet] | None = None, **settings: Any
+) -> None:
     """GRPO as in the main job, without choice of a checkpoint; `settings` are those of `WorldModelGRPOTrainer`."""
+    group = GROUP * settings.get("rollout_steps", 1)  # predictions of a group
+    batch = GROUP * PROMPTS_A_STEP // group * group
     config = RewindGRPOConfig(
         **_usual(output, story.seed),
-        max_steps=amounts.candidates // (GROUP * PROMPTS_A_STEP),
+        max_steps=amounts.candidates // batch,
         learning_rate=story.budget.rl_learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=2,
         num_generations=GROUP,
-        per_device_train_batch_size=GROUP * PROMPTS_A_STEP,
+        per_device_train_batch_size=batch,
     )
-    prompts, rewards = grpo_prompts(story), rewards_of(story)
-    _train(WorldModelGRPOTrainer(story.vlm, prompts, rewards, config, callbacks=[_log(output)], **settings))
+    tried, log = prompts or grpo_prompts(story), [_log(output)]
+    _train(WorldModelGRPOTrainer(story.vlm, tried, rewards_of(story), config, callbacks=log, **settings))
+
+
+def grpo_importance(story: Story, amounts: Amounts, output: Path) -> None:
+    """GRPO whose advantages weigh tokens by how often the group changes them."""
+    grpo(story, amounts, output, importance_advantages="group")
+
+
+def grpo_trajectory(story: Story, amounts: Amounts, output: Path) -> None:
+    """GRPO on chains of three actions, every prediction credited with the mean reward of its trajectory."""
+    chains = world_chains(story.splits["train"], story.budget.labelled // STEPS, story.seed)
+    grpo(story, amounts, output, chains, rollout_steps=STEPS, rollout_credit="trajectory")
 
 
 METHODS: dict[str, tuple[str, Callable[[Story, Amounts, Path], None]]] = {
     "best_of_n": ("best-of-N training", best_of_n),
     "dpo": ("DPO", dpo),
     "grpo": ("GRPO", grpo),
-    "grpo_importance": (
-        "GRPO, advantages weighted by change",
-        lambda story, amounts, output: grpo(story, amounts, output, importance_advantages="group"),
-    ),
+    "grpo_importance": ("GRPO, advantages weighted by change", grpo_importance),
+    "grpo_trajectory": ("GRPO, trajectory rewards over 3 steps", grpo_trajectory),
 }
 """Name -> what it is called in the table, and what trains the adapter `default` of a story."""
 
@@ -217,7 +233,11 @@ def _measured(name: str, test: Cases, validation: Cases) -> dict[str, Any]:
     drawn = [group[0] for group in test.draw(name)[:JUDGED]]
     count, story = len(drawn), test.story
     said = story.judge.score(test.sources[:count], [np.asarray(c.image) for c in drawn], test.actions[:count])
-    by_case = {key: np.asarray(values).tolist() for key, values in {**each, "judge_idm": said}.items()}
+    world = test.world
+    tested = sample_chains(world, max(1, len(test.tasks) // 4), STEPS, story.seed)
+    steps = chain_success(story.fdm(name), world, tested, story.seed)[f"after {STEPS}"]
+    values = {**each, "judge_idm": said, "three_steps": steps}
+    by_case = {key: np.asarray(one).tolist() for key, one in values.items()}
     return {"metrics": metrics, "by_case": by_case}
 
 
@@ -259,7 +279,8 @@ def page(runs: Sequence[dict[str, Any]], amounts: Amounts, names: Sequence[str])
         f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
         f"{amounts.candidates} candidates in groups of {GROUP}, and is measured on {amounts.cases} test cases a seed "
         "with the same noise: one sample at temperature 1, and one at the temperature that was best on "
-        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}. Rows are method "
+        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of "
+        f"{STEPS} actions, a quarter as many, four times each at temperature 1. Rows are method "
         "minus start, mean of the seeds, with the paired 95 % interval; seconds are of training, drawing included."
     )
     return "\n".join(

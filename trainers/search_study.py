@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from rewards import Batch, Reward, load_rewards, score
 from rl import load_fdm, load_idm, rerank, rollout
-from rl.data.pretraining import draw_task
 from rl.errors import RewindError
+from rl.evaluation.chains import sample_chains
 from rl.evaluation.intervals import mean_of_runs
 from rl.evaluation.oracle import judge_all, sample_tasks
 from rl.models.bases import read_json
@@ -35,15 +34,6 @@ AT_ONCE = 32
 
 Cases = dict[str, list[float]]
 """Name -> success of each test scene."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Actions to be carried out one after the other: `states[k]` are the scenes that are right before action k."""
-
-    source: np.ndarray
-    actions: list[str]
-    states: list[list[Any]]
 
 
 def study(run: Path, system: str, scenes: int, candidates: int, parts: Sequence[str]) -> dict[str, Cases]:
@@ -103,30 +93,6 @@ def _totals(rewards: list[Reward], source: np.ndarray, action: str, group: list[
     return [totals[candidate.ids.tobytes()] for candidate in group]
 
 
-def sample_chains(world: World, count: int, length: int, seed: int, most_states: int = 16) -> list[Chain]:
-    """`count` chains of actions, each possible on every scene that the actions before it may rightly lead to."""
-    rng = np.random.default_rng(seed)
-    chains: list[Chain] = []
-    while len(chains) < count:
-        scene, action = draw_task(world, rng)
-        actions, states = [action], [[scene]]
-        while len(actions) < length:
-            ends = _outcomes(world, states[-1], actions[-1])
-            if not 0 < len(ends) <= most_states:
-                break
-            states.append(ends)
-            actions.append(world.sample_action(ends[int(rng.integers(len(ends)))], rng))
-        if len(actions) == length and _outcomes(world, states[-1], actions[-1]):
-            chains.append(Chain(world.render(scene, rng), actions, states))
-    return chains
-
-
-def _outcomes(world: World, scenes: Sequence[Any], action: str) -> list[Any]:
-    """All right outcomes of an action on any of some scenes; empty if it is impossible on one of them."""
-    each = [world.outcomes(scene, action) for scene in scenes]
-    return list(dict.fromkeys(s for outcomes in each for s in outcomes)) if all(each) else []
-
-
 def rollouts(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes: int, seed: int) -> Cases:
     """Success of the last picture of three steps: sampled, best of N at each step, and a beam of equal cost."""
     chains = sample_chains(world, scenes, STEPS, seed)
@@ -145,9 +111,7 @@ def rollouts(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes: i
     for chain in chains:
         for name, settings in kinds.items():
             end = rollout(fdm, chain.source, chain.actions, idm, **settings, seed=seed)[-1]
-            image = np.asarray(end.image)
-            right = [world.judge(state, chain.actions[-1], image).success for state in chain.states[-1]]
-            found[name].append(float(any(right)))
+            found[name].append(float(chain.succeeded(world, STEPS - 1, np.asarray(end.image))))
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl.images import to_array
-from rl.triplets import Scored, Triplet
+from rl.images import Picture, to_array
+from rl.triplets import Candidate, Scored, Triplet
 
 PICTURES = 64
 """At most so many candidates of a rollout are looked at as pictures and judged: enough for means, at little cost."""
@@ -20,6 +20,8 @@ def measure(
     rows: Sequence[Triplet], scored: Sequence[Scored], group: int, judge: Any | None = None
 ) -> dict[str, float]:
     """What a rollout looks like; rows and candidates side by side, a group's one after the other.
+
+    A row's source may be a `Candidate` of the same backbone, which stands for its own ids.
 
     Returns:
         `copy_rate`, share that equals its source token by token; `duplicates`, share that an earlier candidate of the
@@ -33,12 +35,12 @@ def measure(
     candidates = [s.candidate for s in scored]
     vlm = candidates[0].backbone
     ids_BK = np.stack([c.ids for c in candidates])
-    source_BK = vlm.encode([row.source for row in rows]).cpu().numpy()
+    source_BK = _source_ids(vlm, [row.source for row in rows])
     starts = range(0, len(rows), group)
     distinct = [len({c.ids.tobytes() for c in candidates[start : start + group]}) for start in starts]
     shown = np.unique(np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int))
     images = vlm.decode(ids_BK[shown])
-    before = np.stack([to_array(rows[n].source, vlm.image_size) for n in shown])
+    before = np.stack([to_array(_picture(rows[n].source), vlm.image_size) for n in shown])
     again_BK = vlm.quantise(vlm.features_pixels(torch.from_numpy(images).to(vlm.device))).cpu().numpy()
     found = {
         "copy_rate": float((ids_BK == source_BK).all(1).mean()),
@@ -54,6 +56,17 @@ def measure(
         pictures, sources = list(images), [rows[n].source for n in shown]
         found["judge_idm"] = float(np.mean(judge.score(sources, pictures, [rows[n].action for n in shown])))
     return found
+
+
+def _source_ids(vlm: Any, sources: Sequence[Picture | Candidate]) -> np.ndarray:
+    """Image-token ids int64 [B, K]."""
+    pictures = [source for source in sources if not isinstance(source, Candidate)]
+    encoded = iter(vlm.encode(pictures).cpu().numpy() if pictures else ())
+    return np.stack([source.ids if isinstance(source, Candidate) else next(encoded) for source in sources])
+
+
+def _picture(source: Picture | Candidate) -> Picture:
+    return source.image if isinstance(source, Candidate) else source
 
 
 def _perplexity(ids_BK: np.ndarray) -> float:

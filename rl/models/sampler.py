@@ -113,7 +113,7 @@ def sample_tokens(
     unconditional: Sequence[Sequence[int]] | None = None,
     truncation: Truncation | None = None,
     max_rows: int = MAX_ROWS,
-    first: int = 0,
+    first: int | Sequence[int] = 0,
     kept_PT: Tensor | None = None,
 ) -> Drawn:
     """Draw `num_samples` continuations of each prompt under the active adapter.
@@ -129,11 +129,15 @@ def sample_tokens(
         unconditional: for a guided distribution, the prompts without their condition.
         truncation: top-k and top-p, inference only; the returned log-probabilities include it.
         max_rows: rows decoded at once; bounds the memory of the cache.
-        first: number of the first candidate, for callers that draw some and later more: candidate g is the same.
+        first: number of the first candidate, for callers that draw some and later more: candidate g is the same. Or
+            one number a prompt.
         kept_PT: int64 [P, T], ids that every candidate of a prompt has at a position, -1 where it is drawn. A kept id
             gets its log-probability from the same distribution, so a row's sum is still that of the whole sequence.
     """
     prompts_a_chunk, samples_a_chunk = max(1, max_rows // num_samples), min(num_samples, max_rows)
+    first_P = torch.tensor(
+        [first] * len(prompts) if not isinstance(first, Sequence) else list(first), device=vlm.device
+    )
     rows_P: list[tuple[Tensor, ...]] = []
     for part in chunks(len(prompts), prompts_a_chunk):
         streams = [Stream.prefill(vlm, prompts[part])]
@@ -145,7 +149,8 @@ def sample_tokens(
         for group in chunks(num_samples, samples_a_chunk):
             times = group.stop - group.start
             repeated = torch.arange(len(keys), device=vlm.device).repeat_interleave(times)
-            numbers = first + torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
+            numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
+            numbers += first_P[part].repeat_interleave(times)
             kept = None if kept_PT is None else kept_PT[part].to(vlm.device).repeat_interleave(times, 0)
             drawn = _decode(
                 [stream.rows(repeated) for stream in streams],

@@ -1,0 +1,107 @@
+"""What a GRPO run is refused for before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import lcm
+
+from trl import GRPOConfig
+
+from rl.errors import RewindError
+from rl.triplets import Triplet
+from trainers.advantages import CREDITS, Importance
+
+
+def check_grpo(
+    args: GRPOConfig,
+    chains: Sequence[Sequence[Triplet]],
+    validation: Sequence[Sequence[Triplet]],
+    *,
+    rollout_steps: int = 1,
+    spread_floor: float | None = None,
+    importance_advantages: Importance = "none",
+) -> None:
+    """Check settings against one another and against what there is to train and to evaluate on.
+
+    Raises:
+        RewindError: in a sentence, what does not go together and what to do.
+    """
+    if args.top_k or args.top_p != 1.0 or args.min_p:
+        raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
+    if not chains:
+        raise RewindError(
+            "there is no source and action to train on"
+            if rollout_steps == 1
+            else f"no {rollout_steps} triplets follow one another, each starting from the very picture that the one "
+            "before ended in: give such, e.g. pairs mined from one video, or a lower --rollout_steps"
+        )
+    needed = args.generation_batch_size // (args.num_generations * rollout_steps)
+    if len(chains) < needed:
+        there_are = f"{len(chains)} sources and actions"
+        if rollout_steps > 1:
+            there_are = f"{len(chains)} chains of {rollout_steps} actions"
+        raise RewindError(
+            f"a step draws {needed} groups and there are {there_are}: give more, or lower --per_device_train_batch_size"
+        )
+    _check_checkpoints(args)
+    if spread_floor is not None and (spread_floor <= 0 or args.scale_rewards not in ("none", False)):
+        raise RewindError("--spread_floor must be above 0 and takes the place of --scale_rewards: leave that 'none'")
+    if importance_advantages == "target" and any(t.target is None for chain in chains for t in chain):
+        raise RewindError("--importance_advantages target needs the true target of every source: use 'group'")
+    if (args.eval_strategy != "no") != bool(validation):
+        raise RewindError(
+            "evaluation while training needs both sources and actions to evaluate on (--validation"
+            f"{f', chains of {rollout_steps}' if rollout_steps > 1 else ''}) and --eval_strategy steps"
+        )
+
+
+def _check_checkpoints(args: GRPOConfig) -> None:
+    # In optimizer steps, of which each takes some of the passes that a rollout serves.
+    cycle = lcm(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
+    cycle //= args.gradient_accumulation_steps
+    if cycle > 1 and args.save_strategy not in ("no", "steps"):
+        raise RewindError(
+            f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: use "
+            f"--save_strategy steps with a multiple of {cycle}, not '{args.save_strategy.value}'"
+        )
+    if args.save_strategy == "steps" and args.save_steps % cycle:
+        raise RewindError(
+            f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
+            f"--save_steps a multiple of {cycle}, not {args.save_steps:g}"
+        )
+
+
+def check_trajectories(args: GRPOConfig, steps: int, credit: str, normalised: bool = False) -> None:
+    """Batch sizes count predictions, of which a group of trajectories has `num_generations` times `steps`.
+
+    Raises:
+        RewindError: sizes that do not divide, or a setting that only one step has.
+    """
+    if credit not in CREDITS:
+        raise RewindError(f"--rollout_credit is one of {', '.join(CREDITS)}, not '{credit}'")
+    if steps < 1:
+        raise RewindError(f"--rollout_steps must be at least 1, not {steps}")
+    if steps == 1:
+        return
+    if args.scale_rewards not in ("none", False):
+        raise RewindError(
+            f"--rollout_steps {steps} computes advantages by step: leave --scale_rewards 'none', or use --spread_floor"
+        )
+    if normalised or args.multi_objective_aggregation != "sum_then_normalize":
+        raise RewindError(
+            f"--rollout_steps {steps} sums a step's rewards as they are: leave --normalise_rewards false and choose "
+            "the weights"
+        )
+    sizes = [
+        ("train", args.per_device_train_batch_size * args.steps_per_generation, args.num_generations),
+        ("eval", args.per_device_eval_batch_size, args.num_generations_eval or args.num_generations),
+    ]
+    for name, drawn, trajectories in sizes if args.eval_strategy != "no" else sizes[:1]:
+        whole, everyone = trajectories * steps, drawn * args.world_size
+        if everyone % whole or drawn % steps:
+            where = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
+            raise RewindError(
+                f"{drawn} predictions{where} do not divide into groups of {trajectories} trajectories of {steps} "
+                f"steps: make all of them together a multiple of {whole}, and those of a process one of {steps} "
+                f"(--per_device_{name}_batch_size)"
+            )
