@@ -12,10 +12,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import sysconfig
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,7 +150,7 @@ class Reward:
             elif parameter.default is parameter.empty:
                 raise RewindError(
                     f"the reward '{name}' asks for '{parameter.name}', which there is not; it may ask for "
-                    f"{', '.join(COLUMNS)}"
+                    f"{', '.join(COLUMNS)}, and has parameters of its own from reward_arguments"
                 )
         return cls(name, float(weight), function, tuple(asks_for))
 
@@ -162,8 +165,13 @@ class Reward:
         except RewindError as error:
             raise RewindError(f"the reward '{self.name}' failed: {error}") from error
         except Exception as error:  # whatever a user's function raises stops the run; it never becomes a number
-            where, what = self._where_it_fails(batch), f"{type(error).__name__}: {error}"
+            where, what = self._where_it_fails(batch, error), described(error)
             raise RewindError(f"the reward '{self.name}' failed{where}: {what}") from error
+        if scores is None:
+            raise RewindError(
+                f"the reward '{self.name}' returned None instead of a list with a number or None for each candidate: "
+                "is its 'return' missing?"
+            )
         try:
             listed: list[Any] = [scores] if isinstance(scores, str | Mapping) else list(scores)
             if any(isinstance(score, str | Mapping) for score in listed):
@@ -187,14 +195,25 @@ class Reward:
         answer = self.function(**{column: getattr(batch, column) for column in self.asks_for})
         return _wait_for(answer) if inspect.isawaitable(answer) else answer
 
-    def _where_it_fails(self, batch: Batch) -> str:
-        """The first candidate that fails alone too, in words: the function sees the batch as a whole."""
+    def _where_it_fails(self, batch: Batch, error: Exception) -> str:
+        """The first candidate that fails alone in the same way, in words: the function sees the batch as a whole."""
         for number in range(len(batch.candidates)):
             try:
                 self._ask(batch.only(number))
-            except Exception:  # the first exception is the one that is reported
-                return f" on candidate {number} ('{batch.prompts[number]}')"
+            except Exception as alone:  # what compares candidates fails in another way with one
+                if type(alone) is type(error):
+                    return f" on candidate {number} ('{batch.prompts[number]}')"
         return f" on {len(batch.candidates)} candidates together, though on none of them alone"
+
+
+def described(error: BaseException) -> str:
+    """An exception with the innermost place in a user's file: not in an installed package, nor in ours."""
+    ours = Path(__file__).parent
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_file()]
+    own = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != ours]
+    own = [f for f in own if not f.filename.startswith(sysconfig.get_path("stdlib"))]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {error}{place}"
 
 
 def _wait_for(answer: Awaitable[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards.contract import COLUMNS, Reward, RewardFunction
+from rewards.contract import COLUMNS, Reward, RewardFunction, described
 from rewards.rivals import SameOutcome
 from rl.arguments import mapping
 from rl.errors import RewindError
@@ -75,10 +76,13 @@ def _one(
         weight = float(number) if number else 1.0
     except ValueError as error:
         raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error
+    if path.endswith((".py", ":")):
+        raise RewindError(f"'{item}' names no function: write {path.removesuffix(':')}:FUNCTION")
     if path not in BUILT_IN and ":" not in path:
+        near = difflib.get_close_matches(path, BUILT_IN, n=1)
         raise RewindError(
-            f"there is no reward '{path}': the built-in ones are {', '.join(sorted(BUILT_IN))}; one of your own is "
-            "'file.py:function' or 'package.module:function'"
+            f"there is no reward '{path}'{f', did you mean {near[0]!r}' if near else ''}: the built-in ones are "
+            f"{', '.join(sorted(BUILT_IN))}; one of your own is 'file.py:function' or 'package.module:function'"
         )
     found, name = (BUILT_IN[path], path) if path in BUILT_IN else (_attribute(path), path.rpartition(":")[2])
     return Reward.of(_made(found, name, offered, given), name, weight)
@@ -99,19 +103,22 @@ def _made(found: Any, name: str, offered: Mapping[str, Any], given: Mapping[str,
         raise RewindError(f"the reward '{name}' has no argument '{unknown[0]}': it has {sorted(taken) or 'none'}")
     if not isinstance(found, type):
         return functools.partial(found, **arguments)
-    arguments = {key: offered[key] for key in parameters if offered.get(key)} | arguments
+    told, arguments = arguments, {key: offered[key] for key in parameters if offered.get(key)} | arguments
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
-            what = "an inverse model: give --idm" if key == "idm" else f"the argument '{key}': see --reward_arguments"
+            example = f'give --reward_arguments \'{{"{name}": {{"{key}": ...}}}}\''
+            what = "an inverse model: give --idm" if key == "idm" else f"the argument '{key}': {example}"
             raise RewindError(f"the reward '{name}' needs {what}")
     make: Callable[..., RewardFunction] = found
     try:
         return make(**arguments)
-    except RewindError:
-        raise
+    except RewindError as error:
+        if name in str(error):
+            raise
+        raise RewindError(f"the reward '{name}' cannot be made: {error}") from error
     except Exception as error:  # a constructor may raise anything at values that do not fit
-        why = f"{type(error).__name__}: {error}"
-        raise RewindError(f"the reward '{name}' cannot be made with {arguments}: {why}") from error
+        with_what = f" with {told}" if told else ""
+        raise RewindError(f"the reward '{name}' cannot be made{with_what}: {described(error)}") from error
 
 
 def _attribute(path: str) -> Any:
@@ -130,8 +137,8 @@ def _attribute(path: str) -> Any:
     except RewindError:
         raise
     except Exception as error:  # the user's file may raise anything while it is imported
-        why = f"{type(error).__name__}: {error}"
-        raise RewindError(f"{where} with the reward '{name}' does not import: {why}") from error
+        raise RewindError(f"{where} with the reward '{name}' does not import: {described(error)}") from error
     if not hasattr(module, name):
-        raise RewindError(f"{where} has no '{name}'")
+        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RewindError(f"{where} has no '{name}'; it has {', '.join(there[:20]) or 'nothing that can be called'}")
     return getattr(module, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,18 +27,46 @@ def score(rewards: Sequence[Reward], batch: Batch, normalise: bool = False) -> l
             `multi_objective_aggregation="normalize_then_sum"`). Scores by name stay as they are.
     """
     by_name = {reward.name: reward(batch) for reward in rewards}
+    found = [
+        Scored(candidate, {name: scores[number] for name, scores in by_name.items()}, None)
+        for number, candidate in enumerate(batch.candidates)
+    ]
+    if not normalise:
+        return summed(rewards, found)
+    for numbers in groups_of(batch.prompts, batch.source_image):
+        for number, one in zip(numbers, normalised(rewards, [found[n] for n in numbers]), strict=True):
+            found[number] = one
+    return found
+
+
+def summed(rewards: Sequence[Reward], scored: Sequence[Scored]) -> list[Scored]:
+    """The same candidates and scores by name, with the weighted sum as total."""
+    return _with_totals(rewards, scored, lambda terms_RB: terms_RB)
+
+
+def normalised(rewards: Sequence[Reward], group: Sequence[Scored]) -> list[Scored]:
+    """The same candidates and scores by name, with the sum of normalised terms as total (see `score`).
+
+    Args:
+        rewards: with their weights.
+        group: candidates that are compared with each other, repeated ones included, as they count in GRPO.
+    """
+    return _with_totals(rewards, group, _normalised)
+
+
+def _with_totals(
+    rewards: Sequence[Reward], scored: Sequence[Scored], change: Callable[[np.ndarray], np.ndarray]
+) -> list[Scored]:
+    """Totals of what every counted reward knows, [reward, candidate], after a change of these terms."""
     counted = [reward for reward in rewards if reward.weight != 0]
-    count = len(batch.candidates)
-    terms_RB = np.array([by_name[reward.name] for reward in counted], dtype=float).reshape(len(counted), count)
-    known_B = ~np.isnan(terms_RB).any(0)
-    if normalise:
-        for numbers in groups_of(batch.prompts, batch.source_image):
-            inside = [number for number in numbers if known_B[number]]
-            terms_RB[:, inside] = _normalised(terms_RB[:, inside])
-    totals_B = sum((r.weight * terms_B for r, terms_B in zip(counted, terms_RB, strict=True)), np.zeros(count))
+    known = [all(one.scores[reward.name] is not None for reward in counted) for one in scored]
+    terms = [[one.scores[r.name] for one, is_known in zip(scored, known, strict=True) if is_known] for r in counted]
+    terms_RB = change(np.array(terms, dtype=float).reshape(len(counted), sum(known)))
+    totals_B = sum((r.weight * row_B for r, row_B in zip(counted, terms_RB, strict=True)), np.zeros(sum(known)))
+    totals = iter(totals_B.tolist())
     return [
-        Scored(candidate, {name: scores[n] for name, scores in by_name.items()}, float(total) if known else None)
-        for n, (candidate, total, known) in enumerate(zip(batch.candidates, totals_B, known_B, strict=True))
+        Scored(one.candidate, one.scores, next(totals) if is_known else None)
+        for one, is_known in zip(scored, known, strict=True)
     ]
 
 

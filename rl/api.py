@@ -13,7 +13,7 @@ from rl.errors import RewindError
 from rl.images import Picture
 from rl.models.bases import adapter_folder, base_of_adapter, load_base
 from rl.models.dynamics import ForwardDynamics, InverseDynamics, check_actions, token_ids
-from rl.search.best_of_n import Reranked
+from rl.search.best_of_n import Reranked, Totals
 from rl.search.best_of_n import rerank as rerank_candidates
 from rl.search.refinement import refine as refine_candidates
 from rl.search.rollout import Step
@@ -79,6 +79,8 @@ def rerank(  # type: ignore[misc]
     temperature: float = 1.0,
     seed: int = 0,
     task: str | Sequence[str | None] | None = None,
+    target_image: Picture | Sequence[Picture | None] | None = None,
+    normalise: bool = False,
     min_score: float | None = None,
     min_lead: float | None = None,
     good_enough: float | None = None,
@@ -97,6 +99,10 @@ def rerank(  # type: ignore[misc]
         temperature: of the candidates; low ones are all alike.
         seed: same seed, same result.
         task: the task's name, for rewards that treat tasks differently; a list for a list of sources.
+        target_image: the true picture after, for rewards that ask for it, None if unknown; a list for a list of
+            sources. Who predicts does not know it: what such a reward chooses is an oracle's choice.
+        normalise: before summing, measure each reward's scores in standard deviations from the mean of a source's
+            candidates (`rewards.score`). Such totals compare the candidates of one draw and nothing else.
         min_score: abstain if the best total is below it.
         min_lead: abstain if the best leads the runner-up by less.
         good_enough: draw 1, 2, 4, ... candidates and stop as soon as the best total is this or more (`.saved`).
@@ -110,7 +116,7 @@ def rerank(  # type: ignore[misc]
 
     Raises:
         RewindError: a reward that cannot be loaded or fails, an empty action, something that is no picture, lists of
-            different lengths.
+            different lengths; `normalise` with `min_score`, `good_enough` or `refine`.
     """
     single = isinstance(action, str)
     if single == isinstance(source, list | tuple):
@@ -118,25 +124,28 @@ def rerank(  # type: ignore[misc]
     sources: Sequence[Any] = [source] if single else source  # type: ignore[assignment]
     actions: Sequence[str] = [action] if isinstance(action, str) else action
     tasks = [task] * len(sources) if task is None or isinstance(task, str) else list(task)
-    if not len(sources) == len(actions) == len(tasks):
-        raise RewindError(f"{len(sources)} sources, {len(actions)} actions and {len(tasks)} tasks do not fit together")
+    targets = _targets(target_image, len(sources), single)
+    counts = [len(sources), len(actions), len(tasks), len(targets)]
+    if len(set(counts)) > 1:
+        raise RewindError("{} sources, {} actions, {} tasks and {} targets do not fit together".format(*counts))
     fdm.check(num_candidates, temperature, seed=seed)
+    check_normalise(normalise, min_score=min_score, good_enough=good_enough, refine=refine)
     if refine < 0 or (refine and num_candidates < 2):
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all = _scorer(rewards, idm)
+    score_all, totals = _scorer(rewards, idm, normalise)
 
     def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
         chosen = [sources[n] for n in numbers], [actions[n] for n in numbers]
         return fdm.sample(*chosen, num_samples=count, first=first, **sampling)
 
     def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
-        columns = ([row[n] for n in numbers] for row in (sources, actions, tasks))
+        columns = ([row[n] for n in numbers] for row in (sources, actions, tasks, targets))
         return score_all(candidates, *columns)
 
     whole = num_candidates - num_candidates // 2 if refine else num_candidates
     rules = {"min_score": min_score, "min_lead": min_lead, "good_enough": good_enough}
-    found = rerank_candidates(draw, judge, len(sources), whole, **rules)
+    found = rerank_candidates(draw, judge, len(sources), whole, **rules, totals=totals)
     if refine:
         found = refine_candidates(
             _draw_rest(fdm, sources, actions, sampling),
@@ -182,6 +191,8 @@ def rollout(
     temperature: float = 1.0,
     seed: int = 0,
     task: Sequence[str | None] | None = None,
+    target_image: Sequence[Picture | None] | None = None,
+    normalise: bool = False,
     min_score: float | None = None,
     min_lead: float | None = None,
     **sampling: Any,
@@ -202,6 +213,9 @@ def rollout(
         temperature: of the candidates.
         seed: same seed, same result; the noise of every step is its own.
         task: a name a step, for rewards that treat tasks differently.
+        target_image: a true picture a step, None where unknown, for rewards that ask for it (see `rerank`).
+        normalise: as for `rerank`; with a beam, among the candidates of all its pictures at a step, which are compared
+            with each other.
         min_score, min_lead: a step below these says `abstained`; the rollout goes on all the same.
         sampling: `max_rows`, `top_k`, `top_p`, `guidance`, as for `ForwardDynamics.sample`.
 
@@ -209,8 +223,8 @@ def rollout(
         A `Step` an action (`.image`, `.score`, `.best`, `.candidates`, `.lead`, `.abstained`).
 
     Raises:
-        RewindError: no action or an empty one, several candidates and nothing to choose by, as many tasks as there are
-            no actions.
+        RewindError: no action or an empty one, several candidates and nothing to choose by, tasks or targets that are
+            not one an action, `normalise` with `min_score`.
     """
     if isinstance(actions, str):
         raise RewindError("a rollout takes a list of actions, not one sentence")
@@ -223,8 +237,12 @@ def rollout(
     tasks = [None] * len(actions) if task is None else list(task)
     if len(tasks) != len(actions):
         raise RewindError(f"{len(tasks)} tasks and {len(actions)} actions: give one task an action")
+    targets = [None] * len(actions) if target_image is None else list(target_image)
+    if len(targets) != len(actions):
+        raise RewindError(f"{len(targets)} target pictures and {len(actions)} actions: give one an action, or None")
+    check_normalise(normalise, min_score=min_score)
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all = None if rewards is None else _scorer(rewards, idm)
+    score_all, totals = (None, None) if rewards is None else _scorer(rewards, idm, normalise)
 
     def draw(step: int, ends: Sequence[Picture | Candidate]) -> list[list[Candidate]]:
         return fdm.sample(ends, [actions[step]] * len(ends), num_samples=num_candidates, step=step, **sampling)
@@ -232,15 +250,47 @@ def rollout(
     def judge(step: int, ends: Sequence[Picture | Candidate], candidates: Sequence[Candidate]) -> list[Scored]:
         assert score_all is not None
         count = len(candidates)
-        return score_all(candidates, ends, [actions[step]] * count, [tasks[step]] * count)
+        columns = ([row[step]] * count for row in (actions, tasks, targets))
+        return score_all(candidates, ends, *columns)
 
     rules = {"min_score": min_score, "min_lead": min_lead}
-    return roll_out(draw, judge if score_all is not None else None, source, actions, beam=beam, **rules)
+    chosen_by = judge if score_all is not None else None
+    return roll_out(draw, chosen_by, source, actions, beam=beam, **rules, totals=totals)
 
 
-def _scorer(rewards: Rewards, idm: InverseDynamics | None) -> Callable[..., list[Scored]]:
-    """`f(candidates, sources, actions, tasks)`: a `Scored` each, by rewards that are loaded once."""
+def check_normalise(
+    normalise: bool, *, min_score: float | None = None, good_enough: float | None = None, refine: int = 0
+) -> None:
+    """Refuse what holds a normalised total against something else than the candidates that it was made from.
+
+    Raises:
+        RewindError: `normalise` with a threshold of the total, or with refinement.
+    """
+    given = {"min_score": min_score is not None, "good_enough": good_enough is not None, "refine": refine > 0}
+    for name in [name for name, is_given in given.items() if normalise and is_given]:
+        raise RewindError(
+            f"a normalised total says how a candidate stands among those drawn with it, so it cannot be held against "
+            f"anything else: leave out {name}, or the normalisation"
+        )
+
+
+def _targets(given: Any, count: int, single: bool) -> list[Picture | None]:
+    """A target a source, None where it is unknown."""
+    if given is None:
+        return [None] * count
+    if single == isinstance(given, list | tuple):
+        raise RewindError("give one target_image for one source, or a list (None where unknown) for a list of sources")
+    return [given] if single else list(given)
+
+
+def _scorer(
+    rewards: Rewards, idm: InverseDynamics | None, normalise: bool = False
+) -> tuple[Callable[..., list[Scored]], Totals | None]:
+    """`f(candidates, sources, actions, tasks, targets)`: a `Scored` each, by rewards that are loaded once; and what
+    normalises the totals of candidates that are compared, or None.
+    """
     from rewards import Batch, load_rewards, score
+    from rewards.scoring import normalised
 
     loaded = load_rewards(list(rewards), idm)
 
@@ -249,10 +299,11 @@ def _scorer(rewards: Rewards, idm: InverseDynamics | None) -> Callable[..., list
         sources: Sequence[Picture],
         actions: Sequence[str],
         tasks: Sequence[str | None],
+        targets: Sequence[Picture | None],
     ) -> list[Scored]:
-        return score(loaded, Batch(actions, candidates, sources, task=tasks))
+        return score(loaded, Batch(actions, candidates, sources, targets, tasks))
 
-    return score_all
+    return score_all, (lambda group: normalised(loaded, group)) if normalise else None
 
 
 def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:

@@ -2,7 +2,8 @@
 
 python scripts/evaluate.py --fdm tabletop-chameleon --idm tabletop-chameleon --world tabletop --output runs/evaluation
 
-or, where no world knows what is right, against the true targets of triplets, by task, a copy of the source beside it:
+or, where no world knows what is right, against the true targets of triplets, by task, a copy of the source beside it,
+with the mean of --rewards if there are any:
 
 python scripts/evaluate.py --fdm runs/fdm --idm runs/idm --triplets data/test.json --output runs/evaluation
 """
@@ -19,11 +20,18 @@ from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rewards import Reward
+    from rl.evaluation.benchmark import Rate
     from rl.evaluation.oracle import Task
     from rl.models.dynamics import ForwardDynamics, InverseDynamics
+    from rl.triplets import Candidate, Triplet
     from rl.unified import UnifiedVLM
     from rl.world import World
+
+AT_ONCE = 32
+"""Triplets whose predictions are scored in one call."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
     p.add_argument("--num_ceiling", type=int, default=2000, help="scenes for the tokenizer's ceiling")
     p.add_argument("--best_of", type=int, default=1, help="also best of 1, 2, 4, ... N by --rewards")
-    p.add_argument("--rewards", nargs="+", default=["idm_likelihood"], help="what best of N goes by, as in rerank.py")
+    p.add_argument(
+        "--rewards",
+        nargs="+",
+        help="as in rerank.py: what best of N goes by (idm_likelihood); with --triplets, what is measured too",
+    )
     p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
@@ -63,6 +75,7 @@ def main() -> None:
         raise RewindError(f"--best_of must be at least 1, not {arguments.best_of}")
     if arguments.triplets is not None:
         return _on_triplets(arguments)
+    arguments.rewards = arguments.rewards or ["idm_likelihood"]
     world = load_split(arguments.world, arguments.split)
     fdm = load_fdm(arguments.fdm)
     _check_size(arguments.fdm, fdm.backbone, world)
@@ -115,7 +128,7 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     from rl import load_fdm, load_idm
     from rl.api import shares_base
     from rl.data.triplets_io import read_triplets
-    from rl.evaluation.benchmark import compare
+    from rl.evaluation.benchmark import add_rewards, compare
     from rl.report.grids import sheet
     from rl.run_folder import claim
 
@@ -128,11 +141,14 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     triplets = read_triplets(arguments.triplets, arguments.limit)
     if any(triplet.target is None for triplet in triplets):
         raise RewindError(f"{arguments.triplets} has entries without 'output': there is nothing to compare with")
+    rewards = _rewards_on(triplets, idm, arguments)
     inputs = [arguments.fdm, arguments.idm, arguments.triplets]
     output = claim(
         arguments.output, "evaluate.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite
     )
     results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed)
+    if rewards:
+        add_rewards(results, triplets, drawn, _rating(rewards))
     (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     rows = [
         [(t.source, t.action), (t.target, "true target"), (candidate.image, "predicted")]
@@ -142,6 +158,34 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     sheet([[*a, *b] for a, b in zip(rows[:24:2], rows[1:24:2], strict=False)] or [rows[0]]).save(output / "sheet.png")
     print(json.dumps(results, indent=1))
     print(f"results and sheet.png in {output}")
+
+
+def _rewards_on(triplets: list[Triplet], idm: InverseDynamics | None, arguments: argparse.Namespace) -> list[Reward]:
+    """What is measured on triplets beside the distances; nothing unless it was asked for."""
+    from rewards import load_rewards
+
+    if arguments.rewards is None:
+        if arguments.reward_arguments:
+            raise RewindError("--reward_arguments without --rewards: name the rewards that are to be measured")
+        return []
+    actions = [triplet.action for triplet in triplets]
+    return load_rewards(arguments.rewards, idm, actions, arguments=arguments.reward_arguments)
+
+
+def _rating(rewards: list[Reward]) -> Rate:
+    """Scores of whole groups by name, some groups at a time."""
+    from rewards import score
+    from trainers.candidates import batch_of
+
+    def rate(groups: Sequence[tuple[Triplet, Sequence[Candidate]]]) -> list[list[dict[str, float | None]]]:
+        found = []
+        for start in range(0, len(groups), AT_ONCE):
+            part = groups[start : start + AT_ONCE]
+            scored = iter(score(rewards, batch_of(part)))
+            found += [[next(scored).scores for _ in group] for _, group in part]
+        return found
+
+    return rate
 
 
 def _rewards(

@@ -7,6 +7,7 @@ python scripts/rerank.py --fdm runs/fdm --idm runs/idm --triplets runs/world/tri
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
@@ -29,6 +30,12 @@ def parser() -> argparse.ArgumentParser:
         help="built-in names, file.py:function or package.module:function, each with =WEIGHT if it is not 1",
     )
     p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
+    p.add_argument("--normalise_rewards", action="store_true", help="sum standard deviations within a group's scores")
+    p.add_argument(
+        "--use_targets",
+        action="store_true",
+        help="hand the true targets of --triplets to rewards that ask for them: an oracle's choice, to compare with",
+    )
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--min_score", type=float, help="abstain below this total")
     p.add_argument("--min_lead", type=float, help="abstain below this lead over the runner-up")
@@ -49,7 +56,7 @@ def main() -> None:
 
     from rewards import load_rewards
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
-    from rl.api import shares_base
+    from rl.api import check_normalise, shares_base
     from rl.data.store import CandidateStore, scorer
     from rl.data.triplets_io import read_triplets
     from rl.images import load_image
@@ -73,6 +80,9 @@ def main() -> None:
     numbers = range(len(triplets))[shard[0] :: shard[1]] if shard else range(len(triplets))
     if not len(numbers):
         raise RewindError(f"there are only {len(triplets)} triplets for {shard[1] if shard else 1} shards")
+    check_normalise(a.normalise_rewards, min_score=a.min_score, good_enough=a.good_enough, refine=a.refine)
+    if a.use_targets and not any(triplet.target is not None for triplet in triplets):
+        raise RewindError("--use_targets needs --triplets with true targets ('output'), and there are none")
     take_own_gpu()
     fdm = load_fdm(a.fdm)
     fdm.check(a.num_candidates, a.temperature, seed=a.seed)
@@ -82,6 +92,12 @@ def main() -> None:
         idm.max_rows = min(idm.max_rows, a.max_rows)
     actions = [triplet.action for triplet in triplets]
     rewards = load_rewards(a.rewards, idm, actions, arguments=a.reward_arguments)
+    blind = [reward.name for reward in rewards if "target_image" in reward.asks_for] if not a.use_targets else []
+    if blind:
+        logging.getLogger("rl").warning(
+            "the reward '%s' asks for the true target, which is not handed on: --use_targets does, as an oracle",
+            blind[0],
+        )
     if a.refine < 0 or (a.refine and a.num_candidates < 2):
         raise RewindError("--refine takes 0 or more rounds, and needs at least 2 candidates to share out")
     output = claim(
@@ -94,7 +110,9 @@ def main() -> None:
         each_process=True,
     )
 
-    store = CandidateStore(output / "candidates", scorer(a.idm, a.reward_arguments))
+    # Scores that were given without the target are not those that training would give with it.
+    told = {**(a.reward_arguments or {}), "without targets": blind} if blind else a.reward_arguments
+    store = CandidateStore(output / "candidates", scorer(a.idm, told))
 
     def best_of(part: Sequence[Triplet]) -> list[Reranked]:
         found = rerank(
@@ -107,6 +125,8 @@ def main() -> None:
             temperature=a.temperature,
             seed=a.seed,
             task=[triplet.task for triplet in part],
+            target_image=[triplet.target if a.use_targets else None for triplet in part],
+            normalise=a.normalise_rewards,
             min_score=a.min_score,
             min_lead=a.min_lead,
             good_enough=a.good_enough,

@@ -32,7 +32,7 @@ def main() -> None:
     import yaml
 
     from rl.run_folder import claim
-    from trainers.grpo_study import study, table
+    from trainers.grpo_study import check, study, table
 
     settings = {}
     for spec in a.settings:
@@ -44,6 +44,7 @@ def main() -> None:
             settings[name] = float(number) if isinstance(number, str) else number
         except ValueError:
             settings[name] = number
+    check(a.run, settings, a.cases)
     output = claim(a.output, "study_grpo.py", plain(vars(a)), inputs=[a.run], overwrite=a.overwrite)
     found = study(a.run, output, settings, cases=a.cases, keep=a.keep, floor=a.floor, chains=a.chains)
     (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

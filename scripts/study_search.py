@@ -1,13 +1,15 @@
 """What search at inference gains on the test scenes of runs of the main job: best of N, beam over steps, refinement.
 
-python scripts/study_search.py --runs runs/demo --system sft --output runs/study/search
+python scripts/study_search.py --runs runs/demo --system sft --second_idm judge_idm --output runs/study/search
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
@@ -20,10 +22,17 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", nargs="+", default=["runs/demo"], help="run folders of demo.py, one a seed")
     p.add_argument("--system", default="sft", help="the forward model in them that is searched")
+    p.add_argument(
+        "--second_idm",
+        nargs="+",
+        default=[],
+        help="further inverse models for the ensemble: the name of one in each run (judge_idm), or a run folder",
+    )
     p.add_argument("--scenes", type=int, default=200, help="test scenes, and chains of three actions")
     p.add_argument("--candidates", type=int, default=32, help="the largest N of best of N; twice as many are drawn")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
     p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/results-search.md")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
 
@@ -31,18 +40,47 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from rl.run_folder import claim
-    from trainers.search_study import study, table
+    from trainers.reproduce import versions
+    from trainers.search_page import page_of
+    from trainers.search_study import jobs, study
 
     if a.scenes < 1 or a.candidates < 1:
         raise RewindError("--scenes and --candidates must be at least 1")
-    output = claim(a.output, "study_search.py", plain(vars(a)), inputs=a.runs, overwrite=a.overwrite)
-    found = []
-    for folder in a.runs:
-        found.append(study(Path(folder), a.system, a.scenes, a.candidates, a.parts))
-        by_run = dict(zip(a.runs, found, strict=False))  # those done so far
-        (output / "results.json").write_text(json.dumps(by_run) + "\n", encoding="utf-8")
-    (output / "table.md").write_text(table(found) + "\n", encoding="utf-8")
-    print(table(found))
+    if a.page is not None and a.page.suffix != ".md":
+        raise RewindError(f"--page must end in .md, its JSON stands beside it; not {a.page}")
+    todo = jobs([Path(folder) for folder in a.runs], a.system, a.second_idm)
+    output = claim(a.output, "study_search.py", plain(vars(a)), inputs=[*a.runs, *a.second_idm], overwrite=a.overwrite)
+    names = ("system", "scenes", "candidates", "second_idm")
+    found = {"command": command(a), **{name: getattr(a, name) for name in names}, "versions": versions(), "runs": []}
+    for job in todo:
+        cases = study(job, a.scenes, a.candidates, a.parts)
+        found["runs"].append({"run": str(job.run), "seed": job.seed, "world": job.world, "cases": cases})
+        write(output / "results.json", found)  # after every run, so that an interruption loses one at most
+    page = output / "results.md"
+    if a.page is not None:
+        page = a.page
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write(page.with_suffix(".json"), found)
+    source = page.with_suffix(".json")
+    page.write_text(page_of(json.loads(source.read_text(encoding="utf-8")), source.name), encoding="utf-8")
+    print(page.read_text(encoding="utf-8"))
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    """Beside and moved into place, so that the file is whole or absent."""
+    beside = file.with_suffix(".partial")
+    beside.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    beside.replace(file)
+
+
+def command(a: argparse.Namespace) -> str:
+    """What makes the same figures again."""
+    words = ["python", "scripts/study_search.py", "--runs", *a.runs, "--system", a.system]
+    words += ["--second_idm", *a.second_idm] if a.second_idm else []
+    words += ["--scenes", str(a.scenes), "--candidates", str(a.candidates)]
+    words += ["--parts", *a.parts] if a.parts != list(PARTS) else []
+    words += ["--output", str(a.output), *(["--page", str(a.page)] if a.page is not None else [])]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from trainers.advantages import (
     dead_groups,
     dead_rows,
     divided_by_spread,
+    groups_span,
     parts_of_groups,
     shaped,
     token_weights,
@@ -27,6 +28,15 @@ def test_groups_may_span_processes() -> None:
     """Groups of 4, 6 rows a process: the second process has the end of one group and a whole one."""
     assert parts_of_groups(0, 6, 4) == [(0, range(4)), (4, range(2))]
     assert parts_of_groups(6, 6, 4) == [(6, range(2, 4)), (8, range(4))]
+
+
+def test_a_group_is_divided_where_a_process_begins_inside_it() -> None:
+    for rows in range(1, 13):
+        for group in range(1, 9):
+            for processes in (1, 2, 3):
+                parts = [part for p in range(processes) for part in parts_of_groups(p * rows, rows, group)]
+                begins_inside = processes > 1 and any(members.start for _, members in parts)
+                assert groups_span(rows, group, processes) == begins_inside
 
 
 def test_totals_that_are_alike_or_missing_are_dead() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,40 @@ def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) 
     assert found["candidates"] == 12
     assert set(found["chains"]) == {"after 1", "after 3"}
     assert all(0 <= found["chains"][name]["before"] <= 1 for name in found["chains"])
-    wrong = start("scripts/study_grpo.py", "--run", tmp_path, *short, "--output", tmp_path / "other")
-    assert wrong.returncode == 2
+    for flags, sentence in (
+        (["--run", tmp_path], "give a run folder of demo.py"),
+        (["--run", demo, "--cases", 0], "--cases must be at least 1"),
+        (["--run", demo, "--settings", "learning_rte=1"], "GRPOConfig has no learning_rte"),
+        (["--run", demo, "--settings", "num_generations=1"], "GRPOConfig cannot have {'num_generations': 1}"),
+    ):
+        wrong = start("scripts/study_grpo.py", *short, *flags, "--output", tmp_path / "study", "--overwrite")
+        assert wrong.returncode == 2
+        assert sentence in wrong.stderr
+        assert (tmp_path / "study" / "results.json").is_file()  # bad input loses nothing
+
+
+def test_the_study_of_search_on_two_runs(demo: Path, tmp_path: Path) -> None:
+    second = tmp_path / "second"
+    shutil.copytree(demo, second)
+    told = json.loads((second / "run.json").read_text())
+    told["config"]["seed"] = 1
+    (second / "run.json").write_text(json.dumps(told))
+    page = tmp_path / "docs" / "search.md"
+    few = ["--scenes", 2, "--candidates", 2, "--parts", "best_of_n"]
+    both = ["scripts/study_search.py", "--runs", demo, second, "--second_idm", "judge_idm", *few]
+    shown = succeed(*both, "--output", tmp_path / "study", "--page", page)
+    assert page.read_text().strip() == shown.strip()
+    found = json.loads(page.with_suffix(".json").read_text())
+    assert found == json.loads((tmp_path / "study" / "results.json").read_text())
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    names = [f"{name} {n}" for name in ("idm_likelihood", "idm_margin", "ensemble", "oracle") for n in (1, 2)]
+    for run in found["runs"]:
+        assert list(run["cases"]["best_of_n"]) == names
+        assert {len(values) for values in run["cases"]["best_of_n"].values()} == {2}
+    assert "| at N 2, by | seed 0, % | seed 1, % |" in shown
+    assert f"--runs {demo} {second} --system sft --second_idm judge_idm --scenes 2" in shown
+    wrong = start(*both, "--runs", demo, tmp_path, "--output", tmp_path / "other")
+    assert (wrong.returncode, (tmp_path / "other").exists()) == (2, False)
     assert "give a run folder of demo.py" in wrong.stderr
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import pytest
 
+from rewards import load_rewards, score
 from rl.errors import RewindError
 from rl.evaluation import oracle
-from rl.evaluation.benchmark import compare
+from rl.evaluation.benchmark import add_rewards, compare
 from rl.evaluation.intervals import paired_difference, wilson
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import expected_best
 from rl.triplets import Triplet
 from rl.worlds.tabletop import Tabletop
+from trainers.candidates import batch_of
 
 
 def test_wilson_against_the_published_values() -> None:
@@ -110,3 +115,41 @@ def test_predictions_against_true_targets(tiny: ChameleonVLM, picture: np.ndarra
         compare(fdm, None, [Triplet(picture, "push it")])
     with pytest.raises(RewindError, match="no triplet"):
         compare(fdm, None, [])
+
+
+def test_rewards_beside_the_measures(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    triplets = [
+        Triplet(picture, "dim the light", picture // 2, task="light"),
+        Triplet(picture, "invert it", 255 - picture),
+        Triplet(picture, "wait", picture),
+    ]
+    found, drawn = compare(ForwardDynamics(tiny), None, triplets)
+    before = copy.deepcopy(found)
+    seen: list[list[str]] = []
+
+    def length(prompts: list[str]) -> list[float | None]:
+        seen.append(prompts)
+        return [None if prompt == "wait" else float(len(prompt)) for prompt in prompts]
+
+    def never(prompts: list[str]) -> list[None]:
+        return [None] * len(prompts)
+
+    rewards = load_rewards(["target_distance", "copy_penalty", length, never], arguments={"copy_penalty": {"least": 1}})
+
+    def rate(groups: Any) -> Any:
+        scored = iter(score(rewards, batch_of(groups)))
+        return [[next(scored).scores for _ in group] for _, group in groups]
+
+    add_rewards(found, triplets, drawn, rate)
+    assert seen == [[triplet.action for triplet in triplets for _ in range(3)]]  # prediction, copy and truth in a group
+    assert list(found["truth"]) == ["light", "unnamed", "average"]
+    for key in ("tasks", "copy"):
+        for task, entry in found[key].items():
+            assert {name: value for name, value in entry.items() if name != "rewards"} == before[key][task]
+    assert found["truth"]["average"]["rewards"]["target_distance"] == {"mean": 0.0, "n": 3}
+    assert found["copy"]["average"]["rewards"]["copy_penalty"] == {"mean": -1.0, "n": 3}
+    assert found["tasks"]["light"]["rewards"]["length"] == {"mean": 13.0, "n": 1}
+    assert found["tasks"]["average"]["rewards"]["length"] == {"mean": 11.0, "n": 2}  # 13 and 9, and one without
+    assert found["tasks"]["average"]["rewards"]["never"] == {"n": 0}
+    wrong = found["tasks"]["average"]["rewards"]["target_distance"]["mean"]
+    assert wrong == pytest.approx(before["tasks"]["average"]["token_accuracy"] - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainers.candidates import scored_groups
 from trainers.checkpoints import fit
 from trainers.dpo import Pairing
 from trainers.grpo import WorldModelGRPOTrainer
+from trainers.grpo_recipe import warn_of_divided_groups
 from trainers.sft import LINEAR_LAYERS, add_adapter
 
 
@@ -282,6 +284,26 @@ class StopAfter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_training_stop = state.global_step >= self.step
         control.should_save = control.should_save and state.global_step < self.step
+
+
+def test_a_recipe_says_once_that_groups_are_divided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for processes, rows, strategy, said in (
+        (1, 8, "no", ""),
+        (2, 6, "steps", "groups of 4 candidates are divided among processes, which draw 6 each"),
+        (2, 8, "no", ""),
+        (2, 8, "steps", "a --per_device_eval_batch_size that is a multiple of 4 avoids it"),
+    ):
+        monkeypatch.setattr(RewindGRPOConfig, "world_size", property(lambda _, n=processes: n))
+        caplog.clear()
+        sizes = {"per_device_train_batch_size": rows, "num_generations": 4, "per_device_eval_batch_size": 2}
+        steps = {"eval_strategy": strategy, "eval_steps": 1, "report_to": "none"}
+        config = RewindGRPOConfig(output_dir=str(tmp_path), **sizes, **steps)
+        with caplog.at_level(logging.WARNING, logger="rl"):
+            warn_of_divided_groups(config)
+        assert len(caplog.records) == bool(said)
+        assert said in caplog.text
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from rl.errors import RewindError
 from rl.evaluation.rollouts import measure
 from rl.models.chameleon import ChameleonVLM
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.monitors import RULES, Monitors, Rule, rules_of
+from trainers.monitors import ENOUGH, RULES, Monitors, Rule, rules_of
 
 
 def test_rules_in_words() -> None:
@@ -69,6 +69,7 @@ def watch(monitors: Monitors, values: list[float], monkeypatch: pytest.MonkeyPat
     import trainers.monitors as module
 
     told = []
+    monkeypatch.setattr(module, "ENOUGH", 0)
     for step, value in enumerate(values):
         monkeypatch.setattr(module, "measure", lambda *_: {"copy_rate": value, "survival": 1 - value})  # noqa: B023
         monitors.observe([], [], 1, lambda name, value: None, step)
@@ -104,6 +105,7 @@ def test_a_monitor_stops_a_run_and_leaves_its_checkpoints(tmp_path: Path) -> Non
     """A reward that pays for few codes, at a rate that collapses the policy."""
     monitors = Monitors(rules_of(["all", "code_usage=0.05:0.15"]), tmp_path / "monitors.json")
     settings = {"max_steps": 40, "learning_rate": 0.05, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"per_device_train_batch_size": ENOUGH, "num_generations": 8}
     run = trainer(tmp_path, [Reward.of(low_tokens)], extra={"monitors": monitors}, **settings)
     run.train()
     assert monitors.stopped is not None

@@ -75,7 +75,7 @@ def raises(prompts: Any, **_: Any) -> list[float]:
         (lambda prompts: [1.0, math.nan, 0.0], "gave nan for candidate 1"),
         (lambda prompts: ["high"] * 3, "must return a list of numbers or None"),
         (lambda prompts: 3, "must return a list of numbers or None"),
-        (lambda prompts: None, "must return a list of numbers or None"),
+        (lambda prompts: None, "returned None instead of a list .* is its 'return' missing"),
         (lambda prompts: "123", "must return a list of numbers or None: not '123'"),
         (lambda prompts: {0: 1.0, 1: 1.0, 2: 1.0}, "must return a list of numbers or None"),
         (lambda prompts: [0.0, 0.0, -math.inf], "gave -inf for candidate 2"),
@@ -108,6 +108,11 @@ def test_a_failure_names_the_sample_and_keeps_the_traceback(batch: Batch) -> Non
         log_metric("asked", float(len(predicted_ids)))
         return [{True: 1.0}[ids != last] for ids in predicted_ids]
 
+    line = picky.__code__.co_firstlineno + 2
+
+    def compares(prompts: list[str], predicted_ids: list[list[int]]) -> list[float]:
+        return [predicted_ids[1][0] / 0 for _ in prompts]
+
     def refuses(prompts: list[str]) -> list[float]:
         raise RewindError("no endpoint answers: start it")
 
@@ -120,6 +125,10 @@ def test_a_failure_names_the_sample_and_keeps_the_traceback(batch: Batch) -> Non
     assert isinstance(caught.value.__cause__, KeyError)
     assert caught.value.__cause__.__traceback__ is not None
     assert logged == [3.0]  # looking for the sample logs nothing
+    with pytest.raises(RewindError, match=rf"KeyError: False \({__file__}, line {line}\)$"):
+        Reward.of(picky)(batch)
+    with pytest.raises(RewindError, match=r"'compares' failed on 3 .* on none of them alone: Zero"):
+        Reward.of(compares)(batch)  # alone it fails for want of a second one
     with pytest.raises(RewindError, match="failed on 3 candidates together, though on none of them alone: Mem"):
         Reward.of(large)(batch)
     with pytest.raises(RewindError, match="the reward 'refuses' failed: no endpoint answers: start it"):
@@ -219,13 +228,17 @@ def test_names_paths_and_weights(tmp_path: Path, tiny: ChameleonVLM, batch: Batc
 @pytest.mark.parametrize(
     ("specification", "sentence"),
     [
-        ("idm_margins", "there is no reward 'idm_margins': the built-in ones are copy_penalty, "),
+        (
+            "idm_margins",
+            "there is no reward 'idm_margins', did you mean 'idm_margin': the built-in ones are ",
+        ),
         ("idm_margin=much", "the weight in 'idm_margin=much' is no number"),
         ("idm_margin=nan", "must be a number, not nan"),
         ("idm_likelihood", "needs an inverse model: give --idm"),
         ("none.py:f", "there is no file none.py"),
         ("FILE:f", "does not import: ZeroDivisionError"),
-        ("json:f", "json has no 'f'"),
+        ("json:f", "json has no 'f'; it has "),
+        ("mine.py", "'mine.py' names no function: write mine.py:FUNCTION"),
         ("no_such_package.x:f", "does not import: ModuleNotFoundError"),
     ],
 )
@@ -254,6 +267,15 @@ def flat(prompts, level=1.0, **_):
     return [level] * len(prompts)
 
 ready = Own()
+
+class Opens:
+    def __init__(self, path="none.txt"):
+        self.text = open(path).read()
+
+class Refuses:
+    def __init__(self):
+        from rl.errors import RewindError
+        raise RewindError("there is no licence: buy one")
 """
 
 
@@ -289,13 +311,15 @@ def test_arguments_of_rewards(tmp_path: Path, batch: Batch) -> None:
         (["copy_penalty"], {"copy_penalty": 3}, "must be a mapping of names to values"),
         (["copy_penalty"], "least=3", "'least=3' is not JSON .*: write"),
         (["copy_penalty"], "[1]", "is no mapping: write"),
-        (["FILE:Strict"], {}, "the reward 'Strict' needs the argument 'scale': see --reward_arguments"),
+        (["FILE:Strict"], {}, r"""needs the argument 'scale': give --reward_arguments '{"Strict": {"scale": ...}}'"""),
         (["FILE:Strict"], {"Strict": {"scale": "x"}}, "'Strict' cannot be made with .*ValueError: could not convert"),
         (["FILE:flat"], {"flat": {"prompts": 1}}, r"has no argument 'prompts': it has \['level'\]"),
         (["FILE:ready"], {"ready": {"scale": 1}}, "is ready and takes no arguments"),
         ([KeepUnchanged()], {"keep_unchanged": {"default": 1}}, "is ready"),
         ([Reward.of(KeepUnchanged())], {"keep_unchanged": {"default": 1}}, "is ready"),
         (["ensemble"], {}, "the reward 'ensemble' needs the argument 'others'"),
+        (["FILE:Opens"], {}, r"'Opens' cannot be made: FileNotFoundError: .* \(.*own.py, line 21\)"),
+        (["FILE:Refuses"], {}, "the reward 'Refuses' cannot be made: there is no licence: buy one"),
     ],
 )
 def test_arguments_that_do_not_fit(names: list[Any], arguments: Any, sentence: str, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from rl.data.store import CandidateStore
+
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))  # TRL's arguments bring torch
 FORKS = multiprocessing.get_context("forkserver")
@@ -121,6 +123,33 @@ def test_rerank_shards_and_resume(world_folder: Path, tmp_path: Path) -> None:
     assert (folder / "candidates.jsonl").read_bytes() == whole
 
 
+def test_rerank_normalises_and_takes_targets_only_if_told(world_folder: Path, tmp_path: Path) -> None:
+    command = ["scripts/rerank.py", "--fdm", "tabletop-chameleon", "--idm", "tabletop-chameleon", "--limit", 2]
+    command += ["--triplets", world_folder / "triplets.json", "--num_candidates", 4, "--rewards", "target_distance"]
+    blind = start(*command, "--output", tmp_path / "blind")
+    assert blind.returncode == 0, blind.stderr
+    assert "the reward 'target_distance' asks for the true target, which is not handed on" in blind.stderr
+    assert "abstained on 2" in blind.stdout
+    told = ["idm_likelihood", "--use_targets", "--normalise_rewards", "--output", tmp_path / "told"]
+    done = start(*command, *told)
+    assert done.returncode == 0, done.stderr
+    assert "not handed on" not in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "told" / "candidates.jsonl").read_text().splitlines()]
+    assert all(-1 <= row["scores"]["target_distance"] <= 0 for row in rows)
+    assert sum(row["total"] for row in rows[:4]) == pytest.approx(0.0, abs=1e-6)  # of one source
+    stores = [CandidateStore(tmp_path / name / "candidates", "tabletop-chameleon") for name in ("blind", "told")]
+    assert [len(store.known_scores()) > 0 for store in stores] == [False, True]  # None is not what training would give
+    for flags, sentence in (
+        (["--normalise_rewards", "--good_enough", 1], "leave out good_enough, or the normalisation"),
+        (["--use_targets"], "--use_targets needs --triplets with true targets"),
+    ):
+        one = ["--source", world_folder / "images" / "0-input.png", "--action", "move it", "--output", tmp_path / "x"]
+        wrong = start("scripts/rerank.py", "--fdm", "tabletop-chameleon", *one, *flags)
+        assert wrong.returncode == 2
+        assert sentence in wrong.stderr
+        assert not (tmp_path / "x").exists()
+
+
 def test_sample_a_file_of_triplets(world_folder: Path, tmp_path: Path) -> None:
     command = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--triplets", world_folder / "triplets.json"]
     succeed(*command, "--limit", 2, "--num_samples", 3, "--output", tmp_path / "out")
@@ -136,6 +165,25 @@ def test_evaluate(tmp_path: Path) -> None:
     kinds = {"random_action", "counterfactual_action", "random_target", "copy", "swapped"}
     assert set(results["idm_prefers_truth"]["all"]) == set(results["fdm_prefers_truth"]["all"]) == kinds
     assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_evaluate_with_rewards_on_triplets(world_folder: Path, tmp_path: Path) -> None:
+    base = ["--fdm", "tabletop-chameleon", "--idm", "tabletop-chameleon", "--triplets", world_folder / "triplets.json"]
+    command = ["scripts/evaluate.py", *base]
+    succeed(*command, "--output", tmp_path / "plain")
+    rewards = ["--rewards", "idm_margin=1.0", "idm_likelihood", "keep_unchanged"]
+    succeed(*command, *rewards, "--reward_arguments", '{"idm_margin": {"num_rivals": 2}}', "--output", tmp_path / "out")
+    plain, found = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "out"))
+    for key in ("tasks", "copy", "truth"):
+        for task, entry in found[key].items():
+            said = entry.pop("rewards")
+            assert entry == plain[key][task]
+            assert list(said) == ["idm_margin", "idm_likelihood", "keep_unchanged"]
+            assert said["idm_margin"]["n"] == entry["n"]
+    assert said["idm_likelihood"]["mean"] == pytest.approx(entry["idm_likelihood"], abs=0.1)  # picture or its tokens
+    wrong = start(*command, "--reward_arguments", '{"idm_margin": {}}', "--output", tmp_path / "other")
+    assert (wrong.returncode, (tmp_path / "other").exists()) == (2, False)
+    assert "name the rewards" in wrong.stderr
 
 
 def test_pretrain_on_any_pictures(tmp_path: Path) -> None:
@@ -216,10 +264,15 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     metrics = (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()
     assert any("eval_reward" in json.loads(line) for line in metrics)
     chained = [*models, *rewards, "--triplets", tmp_path / "world" / "chains" / "triplets.json", "--max_steps", 1]
-    two_steps = ["--rollout_steps", 2, "--num_generations", 2, "--per_device_train_batch_size", 8, "--monitors", "all"]
+    two_steps = ["--rollout_steps", 2, "--num_generations", 8, "--per_device_train_batch_size", 64, "--monitors", "all"]
     run("train_grpo", *two_steps, *chained, "--output_dir", tmp_path / "trajectories")
     (row,) = [json.loads(line) for line in (tmp_path / "trajectories" / "metrics.jsonl").read_text().splitlines()][:1]
     assert {"reward", "reward_step_1", "reward_step_2", "monitors/copy_rate"} <= set(row)
+    kept = (tmp_path / "trajectories" / "adapter" / "adapter_model.safetensors").read_bytes()
+    wrong = [*two_steps, *chained, "--spread_floor", -1, "--overwrite", "true"]
+    refused = start("scripts/train_grpo.py", *wrong, "--output_dir", tmp_path / "trajectories")
+    assert (refused.returncode, "--spread_floor must be above 0" in refused.stderr) == (2, True)
+    assert (tmp_path / "trajectories" / "adapter" / "adapter_model.safetensors").read_bytes() == kept
     best_config = ["--config", "configs/best_of_n_tabletop.yaml", "--min_lead", 0, "--num_candidates", 4]
     run("train_best_of_n", *best_config, *improve, "--output_dir", tmp_path / "best_of_n")
     dpo = ["--config", "configs/dpo_tabletop.yaml", "--min_gap", 0, "--num_candidates", 4, "--rounds", 2]
@@ -276,6 +329,10 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (["scripts/make_world.py", "--output", "docs"], "holds no run of this script"),
         (["scripts/pretrain_base.py", "--output", "OUT"], "give either --world or --frames"),
         (["scripts/pretrain_base.py", "--frames", "EMPTY", "--output", "OUT"], "holds no picture"),
+        (
+            ["scripts/pretrain_base.py", "--world", "tabletop", "--tokenizer_from", "EMPTY", "--output", "OUT"],
+            "--tokenizer_from: there is no",
+        ),
         (["scripts/train_idm.py", "--output_dir", "OUT"], "give at least one file of triplets"),
         (
             ["scripts/train_fdm.py", "--triplets", "none.json", "--output_dir", "OUT"],

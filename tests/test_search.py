@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rewards import Reward, load_rewards
+from rewards.scoring import normalised
 from rl import load_world, rerank, rollout
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
@@ -17,8 +19,9 @@ from rl.search.best_of_n import Reranked, expected_best, order
 from rl.search.best_of_n import rerank as rerank_candidates
 from rl.search.refinement import refine, tokens_to_draw
 from rl.search.rollout import rollout as roll_out
-from rl.triplets import Candidate, Scored
+from rl.triplets import Candidate, Scored, Triplet
 from rl.unified import UnifiedVLM
+from trainers.candidates import scored_groups
 
 ACTION = "move the red circle left"
 
@@ -191,6 +194,96 @@ def test_rerank_from_python(tiny: ChameleonVLM, picture: np.ndarray) -> None:
     assert set(mixed.best.scores) == {"idm_likelihood", "bright"}
     alone = rerank(fdm, None, picture, ACTION, 4, rewards=[bright])
     assert alone.best.score == mixed.best.score
+
+
+def test_terms_are_normalised_among_a_sources_candidates() -> None:
+    """Pictures 0, 0, 1, 2 of terms 0, 0, 3, 6 and 0, 0, 0, -0.1; the picture drawn twice counts twice, as in GRPO."""
+    first, second = Reward.of(lambda prompts: [], "first"), Reward.of(lambda prompts: [], "second", 2.0)
+    terms = {0: (0.0, 0.0), 1: (3.0, 0.0), 2: (6.0, -0.1)}
+
+    def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
+        pairs = [terms[int(c.ids[0])] for c in candidates]
+        return [
+            Scored(c, dict(zip(("first", "second"), p, strict=True)), p[0] + 2 * p[1])
+            for c, p in zip(candidates, pairs, strict=True)
+        ]
+
+    drawn = [candidate(n) for n in (0, 0, 1, 2)]
+    plain, normal = (
+        rerank_candidates(lambda numbers, first, count: [drawn], judge, 1, 4, totals=totals)[0]
+        for totals in (None, lambda group: normalised([first, second], group))
+    )
+    assert [int(s.candidate.ids[0]) for s in plain.candidates] == [2, 1, 0, 0]
+    assert [int(s.candidate.ids[0]) for s in normal.candidates] == [1, 0, 0, 2]
+    # means 2.25 and -0.025, standard deviations (of 4 - 1) 2.8723 and 0.05; 1e-4 is added to each
+    assert [s.total for s in normal.candidates] == pytest.approx([1.2590, 0.2150, 0.2150, -1.6890], abs=1e-3)
+    assert normal.lead == pytest.approx(1.2590 - 0.2150, abs=1e-3)
+    assert normal.best.scores == {"first": 3.0, "second": 0.0}  # by name they stay as they are
+
+
+def test_a_beam_compares_normalised_totals_of_all_its_pictures() -> None:
+    """Of step 2's candidates 4 and 5 (from 1) and 6 (from 2), 6 is far the best, though alone in its group."""
+    graph = {0: {1: 1.0, 2: 0.9}, 1: {4: 0.0, 5: -1.0}, 2: {6: 5.0}}
+    reward = Reward.of(lambda prompts: [], "r")
+    number_of = lambda source: int(source.ids[0]) if isinstance(source, Candidate) else 0  # noqa: E731
+
+    def draw(step: int, sources: Sequence[Any]) -> list[list[Candidate]]:
+        return [[candidate(n) for n in graph[number_of(source)]] for source in sources]
+
+    def judge(step: int, sources: Sequence[Any], candidates: Sequence[Candidate]) -> list[Scored]:
+        return [scored(c, graph[number_of(s)][int(c.ids[0])]) for s, c in zip(sources, candidates, strict=True)]
+
+    start = np.zeros((2, 2, 3), np.uint8)
+    steps = roll_out(draw, judge, start, ["a", "b"], beam=2, totals=lambda group: normalised([reward], group))
+    assert [int(step.best.candidate.ids[0]) for step in steps] == [2, 6]
+    assert steps[1].score == pytest.approx((5 - 4 / 3) / np.std([0.0, -1.0, 5.0], ddof=1), abs=1e-3)
+
+
+def test_normalised_totals_are_those_of_the_training_recipes(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    fdm, idm = ForwardDynamics(tiny), InverseDynamics(tiny)
+    names = ["idm_likelihood=1.0", "keep_unchanged=0.25"]
+    rewards = load_rewards(names, idm)
+    ((_, group),) = scored_groups(fdm, rewards, [Triplet(picture, ACTION)], 6, normalise=True)
+    found = rerank(fdm, idm, picture, ACTION, 6, names, normalise=True)
+    assert found.best.total == pytest.approx(max(s.total or 0 for s in group), abs=1e-4)
+    assert sorted(s.total or 0 for s in found.candidates) == pytest.approx(
+        sorted(s.total or 0 for s in group), abs=1e-4
+    )
+    assert sum(s.total or 0 for s in found.candidates) == pytest.approx(0.0, abs=1e-5)
+    (step,) = rollout(fdm, picture, [ACTION], idm, 6, names, normalise=True)
+    assert step.score == pytest.approx(found.best.total, abs=1e-4)
+    for rules in ({"min_score": 0.0}, {"good_enough": 1.0}, {"refine": 1}):
+        with pytest.raises(RewindError, match=f"leave out {next(iter(rules))}, or the normalisation"):
+            rerank(fdm, idm, picture, ACTION, 6, names, normalise=True, **rules)
+    with pytest.raises(RewindError, match="leave out min_score"):
+        rollout(fdm, picture, [ACTION], idm, 6, names, normalise=True, min_score=0.0)
+
+
+def test_rewards_that_ask_get_the_true_target(tiny: ChameleonVLM) -> None:
+    pictures = list(np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8))
+    fdm, truth = ForwardDynamics(tiny), pictures[2]
+    wanted = tiny.encode([truth]).numpy()[0]
+    found = rerank(fdm, None, pictures[0], ACTION, 6, ["target_distance"], target_image=truth)
+    assert found.best.total == -min(float((s.candidate.ids != wanted).mean()) for s in found.candidates)
+    assert rerank(fdm, None, pictures[0], ACTION, 2, ["target_distance"]).abstained  # None where it is unknown
+    known, unknown = rerank(fdm, None, pictures[:2], [ACTION] * 2, 6, ["target_distance"], target_image=[truth, None])
+    assert [s.total for s in known.candidates] == [s.total for s in found.candidates]
+    assert unknown.abstained
+    seen: list[Any] = []
+
+    def asks(target_image: list[Any]) -> list[float]:
+        seen.append({id(target) for target in target_image})
+        return [0.0] * len(target_image)
+
+    rollout(fdm, pictures[0], [ACTION] * 2, num_candidates=2, rewards=[asks], target_image=[None, truth])
+    assert seen == [{id(None)}, {id(truth)}]
+    for wrong in ([truth], [truth] * 3):
+        with pytest.raises(RewindError, match="give one an action, or None"):
+            rollout(fdm, pictures[0], [ACTION] * 2, target_image=wrong)
+    with pytest.raises(RewindError, match="give one target_image for one source"):
+        rerank(fdm, None, pictures[0], ACTION, 2, [asks], target_image=[truth])
+    with pytest.raises(RewindError, match="2 sources, 2 actions, 2 tasks and 1 targets do not fit together"):
+        rerank(fdm, None, pictures[:2], [ACTION] * 2, 2, [asks], target_image=[truth])
 
 
 def test_many_sources_and_any_memory_bound_give_the_same(tiny: ChameleonVLM) -> None:

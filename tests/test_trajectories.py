@@ -150,7 +150,7 @@ def test_rewards_see_each_step(tmp_path: Path) -> None:
     assert np.asarray(seen["image"][1]).shape == (32, 32, 3)
     for row in run.last_rows:
         changed = sum(a != b for a, b in zip(row.candidate.ids.tolist(), row.source_ids, strict=True))
-        assert row.scored.scores["keep_unchanged"] == pytest.approx(-changed / 4)
+        assert row.scored.scores["keep_unchanged"] == -changed  # default 0: in units of one token
         assert (row.scored.scores["target_distance"] is None) == (row.step == 1)
 
 

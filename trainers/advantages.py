@@ -33,6 +33,11 @@ def parts_of_groups(first: int, count: int, group: int) -> list[tuple[int, range
     return parts
 
 
+def groups_span(rows: int, group: int, processes: int) -> bool:
+    """Whether some group of `group` rows is divided among processes that take `rows` rows each, one after the other."""
+    return processes > 1 and rows % group != 0
+
+
 def by_step(rows_B: Tensor, group: int, steps: int) -> Tensor:
     """Rows [B, ...] of trajectories -> the same rows, the `group` predictions of one step together."""
     return rows_B.view(-1, group, steps, *rows_B.shape[1:]).transpose(1, 2).flatten(0, 2)

@@ -50,6 +50,8 @@ def make_base(arguments: argparse.Namespace) -> Path:
         raise RewindError(f"--hidden_size {a.hidden_size} must be a multiple of twice --num_heads {a.num_heads}")
     if a.tokenizer_steps < 1 and a.tokenizer_from is None and base is None:
         raise RewindError("--tokenizer_steps 0 needs --tokenizer_from: there is no tokenizer to use")
+    if a.tokenizer_from is not None:
+        _tokenizer_file(a.tokenizer_from)
     require_one_process("pretrain_base.py")
     if world is not None:
         pool = pool_from_world(world, a.num_pairs, a.num_videos, np.random.default_rng(a.seed))
@@ -137,11 +139,17 @@ def _train_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: i
     return vq
 
 
-def _tokenizer_weights(run: Path, vq: VQTrainingModel) -> dict[str, torch.Tensor]:
-    """The weights that another run of the script left, checked against this one's sizes."""
+def _tokenizer_file(run: Path) -> Path:
+    """Where another run of the script left its tokenizer."""
     file = run / "training" / TOKENIZER_FILE
     if not file.is_file():
         raise RewindError(f"--tokenizer_from: there is no {file}: give the output folder of a finished tokenizer stage")
+    return file
+
+
+def _tokenizer_weights(run: Path, vq: VQTrainingModel) -> dict[str, torch.Tensor]:
+    """The weights that another run of the script left, checked against this one's sizes."""
+    file = _tokenizer_file(run)
     weights = load_file(file)
     expected = {key: value.shape for key, value in vq.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} != expected:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import EarlyStoppingCallback, set_seed
 from trl import GRPOConfig
 
 from rewards import Reward, load_rewards
 from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
+from rl.data.chains import chains
 from rl.data.store import CandidateStore, scorer
 from rl.data.triplets_io import read_triplets
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
+from trainers.advantages import Credit, groups_span
 from trainers.arguments import GRPOArguments, ImproveArguments
 from trainers.checkpoints import fit
 from trainers.grpo import WorldModelGRPOTrainer
-from trainers.grpo_checks import check_trajectories
+from trainers.grpo_checks import check_grpo, check_trajectories
 from trainers.monitors import Monitors, rules_of
 from trainers.pretraining import MetricsFile
 from trainers.sft import save_adapter
@@ -65,6 +67,25 @@ def open_for_improvement(
     return fdm, idm, triplets, rewards
 
 
+def warn_of_divided_groups(config: GRPOConfig, steps: int = 1) -> None:
+    """Say once if processes share a group, of trajectories of so many steps: a reward that compares candidates then
+    sees only a part of them.
+    """
+    sizes = {"train": (config.per_device_train_batch_size * config.steps_per_generation, config.num_generations)}
+    if config.eval_strategy != "no":
+        sizes["eval"] = (config.per_device_eval_batch_size, config.num_generations_eval or config.num_generations)
+    for kind, (rows, members) in sizes.items():
+        group = members * steps
+        if groups_span(rows, group, config.world_size) and config.process_index == 0:
+            logger.warning(
+                "groups of %d candidates are divided among processes, which draw %d each: a reward that compares the "
+                "candidates of a group, as idm_margin does, sees only its process's part; a "
+                "--per_device_%s_batch_size that is a multiple of %d avoids it",
+                *(group, rows, kind, group),
+            )
+            return
+
+
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
     check_output(config)
@@ -77,15 +98,24 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     fdm.check(temperature=config.temperature, guidance=arguments.guidance)
     validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
     rules = rules_of(arguments.monitors, arguments.judge_idm is not None)
+    kind: Any = arguments.importance_advantages
+    steps, credit = arguments.rollout_steps, cast(Credit, arguments.rollout_credit)
+    check_grpo(
+        config,
+        chains(triplets, steps),
+        chains(validation, steps),
+        rollout_steps=steps,
+        spread_floor=arguments.spread_floor,
+        importance_advantages=kind,
+    )
     with whole_weights():
         judge = load_idm(arguments.judge_idm) if arguments.judge_idm is not None else None
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs)
-    kind: Any = arguments.importance_advantages
-    credit: Any = arguments.rollout_credit
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
+    warn_of_divided_groups(config, steps)
     monitors = Monitors(rules, output / "monitors.json", judge)
     trainer = WorldModelGRPOTrainer(
         vlm,
@@ -97,7 +127,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         spread_floor=arguments.spread_floor,
         importance_advantages=kind,
         guidance=arguments.guidance,
-        rollout_steps=arguments.rollout_steps,
+        rollout_steps=steps,
         rollout_credit=credit,
         monitors=monitors,
         store=CandidateStore(output / "candidates", scorer(arguments.idm, arguments.reward_arguments)),

@@ -43,6 +43,26 @@ STEPS = 3
 """Actions of a chain of the world."""
 
 
+def check(run: Path, settings: dict[str, Any], cases: int) -> None:
+    """Look at what `study` is given, before a folder is claimed for it.
+
+    Raises:
+        RewindError: a folder without the adapters, a setting that there is not or that TRL refuses, no case.
+    """
+    if not all((run / name / "run.json").is_file() for name in ("", "idm", "bootstrapped")):
+        raise RewindError(f"{run} has no 'idm' and 'bootstrapped': give a run folder of demo.py")
+    if cases < 1:
+        raise RewindError(f"--cases must be at least 1, not {cases}")
+    unknown = set(settings) - set(OURS) - set(RewindGRPOConfig.__dataclass_fields__)
+    if unknown:
+        raise RewindError(f"GRPOConfig has no {', '.join(sorted(unknown))}")
+    budget = Budget(**read_json(run / "run.json")["config"]["budget"])
+    try:
+        _config(run, run, _usual(budget, settings), settings)
+    except (TypeError, ValueError) as error:
+        raise RewindError(f"GRPOConfig cannot have {settings}: {error}") from error
+
+
 def study(
     run: Path, output: Path, settings: dict[str, Any], *, cases: int, keep: float, floor: float, chains: int = 0
 ) -> dict[str, Any]:
@@ -65,8 +85,9 @@ def study(
         with their paired difference and its 95 % interval; the same of success on chains, `after 1` and `after 3`.
 
     Raises:
-        RewindError: a folder without the adapters, a setting that TRL does not know.
+        RewindError: what `check` finds.
     """
+    check(run, settings, cases)
     story = start_of(run, cases)
     vlm, seed, budget = story.vlm, story.seed, story.budget
     for name in ("bootstrapped", "default"):
@@ -74,23 +95,9 @@ def study(
     margin, unchanged = rewards_of(story)
     margin.function.floor = floor  # type: ignore[attr-defined]
     rewards = [margin, replace(unchanged, weight=keep)]
-    group = settings.get("num_generations", budget.group_size) * settings.get("rollout_steps", 1)
-    usual = {
-        "max_steps": 30,
-        "learning_rate": budget.rl_learning_rate,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": 2,
-        "num_generations": budget.group_size,
-        "per_device_train_batch_size": max(1, budget.grpo_prompts * budget.group_size // group) * group,
-    }
-    ours = {name: value for name, value in settings.items() if name in OURS}
-    unknown = set(settings) - set(ours) - set(RewindGRPOConfig.__dataclass_fields__)
-    if unknown:
-        raise RewindError(f"GRPOConfig has no {', '.join(sorted(unknown))}")
-    fixed = {"output_dir": str(output), "save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1}
+    usual, ours = _usual(budget, settings), {name: value for name, value in settings.items() if name in OURS}
     set_seed(seed)
-    told_trl = {name: value for name, value in settings.items() if name not in ours}
-    config = RewindGRPOConfig(**{**usual, **told_trl, **fixed}, seed=seed, report_to="none")
+    config = _config(run, output, usual, settings)
     test = Cases(story, "validation", cases)
     before = _measured(test, "bootstrapped")
     tested = sample_chains(story.splits["validation"], chains, STEPS, seed)
@@ -120,13 +127,7 @@ def study(
 
 
 def start_of(run: Path, validation: int) -> Story:
-    """The story that a run of the main job has told as far as `bootstrapped`, with its IDM on the backbone.
-
-    Raises:
-        RewindError: a folder without it.
-    """
-    if not all((run / name / "run.json").is_file() for name in ("", "idm", "bootstrapped")):
-        raise RewindError(f"{run} has no 'idm' and 'bootstrapped': give a run folder of demo.py")
+    """The story that a run of the main job has told as far as `bootstrapped`, with its IDM on the backbone."""
     told = read_json(run / "run.json")["config"]
     budget, splits = replace(Budget(**told["budget"]), validation=validation), splits_of(told["world"])
     vlm = load_base(base_of_adapter(run / "bootstrapped" / "adapter"))
@@ -156,6 +157,26 @@ def chain_success(fdm: ForwardDynamics, world: World, chains: Sequence[Chain], s
                 right = [chain.succeeded(world, step, np.asarray(end)) for chain, end in pairs]
                 found[f"after {step + 1}"] += np.array(right) / SAMPLES[1.0]
     return found
+
+
+def _usual(budget: Budget, settings: dict[str, Any]) -> dict[str, Any]:
+    """The demo's settings of GRPO; larger groups among `settings` get about as many candidates."""
+    group = settings.get("num_generations", budget.group_size) * settings.get("rollout_steps", 1)
+    return {
+        "max_steps": 30,
+        "learning_rate": budget.rl_learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 2,
+        "num_generations": budget.group_size,
+        "per_device_train_batch_size": max(1, budget.grpo_prompts * budget.group_size // group) * group,
+    }
+
+
+def _config(run: Path, output: Path, usual: dict[str, Any], settings: dict[str, Any]) -> RewindGRPOConfig:
+    told = {name: value for name, value in settings.items() if name not in OURS}
+    fixed = {"output_dir": str(output), "save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1}
+    seed = read_json(run / "run.json")["config"]["seed"]
+    return RewindGRPOConfig(**{**usual, **told, **fixed}, seed=seed, report_to="none")
 
 
 def _measured(cases: Cases, name: str) -> dict[float, dict[str, np.ndarray]]:

@@ -27,6 +27,9 @@ from rl.triplets import Scored, Triplet
 logger = logging.getLogger("rl")
 ROLLOUTS = 2
 """Rollouts in a row beyond a limit before a rule warns or stops, so that one odd batch does neither."""
+ENOUGH = 64
+"""Candidates that are measured together at least: with fewer, what sources a rollout happens to draw moves the measures
+beyond the limits. Smaller rollouts are put together."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
         self.start_file, self.judge = start_file, judge
         self.start: dict[str, float] | None = None
         self.stopped: str | None = None
+        self._rows: list[Triplet] = []
+        self._scored: list[Scored] = []
         self._beyond: dict[str, int] = {}
         self._warned: set[str] = set()
 
@@ -120,10 +125,18 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
         log: Callable[[str, float], None],
         step: int,
     ) -> None:
-        """Measure a rollout, log it as `monitors/NAME`, and hold it against the rules."""
+        """Measure a rollout, log it as `monitors/NAME`, and hold it against the rules.
+
+        One of fewer than `ENOUGH` candidates (of all processes) waits until those after it make up for that.
+        """
         if not self.rules:
             return
-        found = _mean_of_processes(measure(rows, scored, group, self.judge))
+        self._rows += rows
+        self._scored += scored
+        if len(self._rows) * PartialState().num_processes < ENOUGH:
+            return
+        found = _mean_of_processes(measure(self._rows, self._scored, group, self.judge))
+        self._rows, self._scored = [], []
         if self.start is None:
             self.start = self._first(found)
         for name in self.rules:

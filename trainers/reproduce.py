@@ -66,6 +66,11 @@ def config_of(family: str, seed: int, budget: Budget) -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """What figures are told with: Python and the libraries that they depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
 def with_changes(budget: Budget, specs: Sequence[str]) -> Budget:
     """A budget with some amounts replaced, from `["test=200", "fdm_learning_rate=1e-3"]`.
 
@@ -113,7 +118,7 @@ def one_seed(family: str, seed: int, budget: Budget, output: Path, results: Path
         "config_hash": hash_of(config),
         "config": config,
         "git_revision": git_revision(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
         "results": found,
         "curves": progress["curves"],
         "differences": json.loads((run / DIFFERENCES_FILE).read_text(encoding="utf-8")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from rewards import Batch, Reward, load_rewards, score
 from rl import load_fdm, load_idm, rerank, rollout
 from rl.errors import RewindError
 from rl.evaluation.chains import sample_chains
-from rl.evaluation.intervals import mean_of_runs
 from rl.evaluation.oracle import judge_all, sample_tasks
 from rl.models.bases import read_json
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
@@ -22,7 +22,7 @@ from rl.world import World
 from rl.worlds import load_split
 
 REWARDS = ("idm_likelihood", "idm_margin")
-HEADROOM_AT = 8
+ENSEMBLE, ORACLE = "ensemble", "oracle"
 REFINED = (8, 16, 32)
 """Budgets, in candidates, at which refinement is compared with plain best of N."""
 REFINEMENT_ROUNDS = 2
@@ -32,43 +32,85 @@ GREEDY_CANDIDATES = BEAM_CANDIDATES * (1 + (STEPS - 1) * BEAM) // STEPS
 AT_ONCE = 32
 """Scenes that are drawn and scored together."""
 
+DIGITS = 6
+"""Of a scene's expected success, as it is kept."""
+
 Cases = dict[str, list[float]]
 """Name -> success of each test scene."""
 
 
-def study(run: Path, system: str, scenes: int, candidates: int, parts: Sequence[str]) -> dict[str, Cases]:
-    """Success on `scenes` test scenes of a run folder of `demo.py` or `reproduce.py`, by kind of search.
+@dataclass(frozen=True)
+class Job:
+    """A run folder of `demo.py` or `reproduce.py` and what is searched in it."""
+
+    run: Path
+    system: str
+    world: str
+    seed: int
+    second_idms: tuple[Path, ...]
+
+
+def jobs(runs: Sequence[Path], system: str, second_idms: Sequence[str] = ()) -> list[Job]:
+    """What is to be studied, looked at before anything is loaded.
 
     Args:
-        run: the folder, with `idm` and the forward model's `system` in it; its `run.json` names world and seed.
+        runs: folders with `idm` and the forward model's `system` in them; each `run.json` names world and seed.
         system: e.g. 'sft' or 'grpo'.
+        second_idms: further inverse models for the ensemble: the name of one in each run, e.g. 'judge_idm', or a path.
+
+    Raises:
+        RewindError: a folder without them, runs of several worlds, two of one seed, whose test scenes are the same.
+    """
+    found: list[Job] = []
+    for run in runs:
+        if not all((run / name / "run.json").is_file() for name in ("", "idm", system)):
+            raise RewindError(f"{run} has no 'idm' and '{system}': give a run folder of demo.py")
+        told = read_json(run / "run.json")["config"]
+        others = [run / name if (run / name).is_dir() else Path(name) for name in second_idms]
+        for name, other in zip(second_idms, others, strict=True):
+            if not other.is_dir():
+                raise RewindError(f"--second_idm: there is no inverse model {name}, neither in {run} nor as a folder")
+        found.append(Job(run, system, str(told["world"]), int(told["seed"]), tuple(others)))
+    by_seed: dict[int, Job] = {}
+    for job in found:
+        same = by_seed.setdefault(job.seed, job)
+        if same is not job:
+            raise RewindError(f"{same.run} and {job.run} are both of seed {job.seed}, so of the same test scenes")
+        if job.world != found[0].world:
+            raise RewindError(f"{found[0].run} is of the world {found[0].world} and {job.run} of {job.world}")
+    return found
+
+
+def study(job: Job, scenes: int, candidates: int, parts: Sequence[str]) -> dict[str, Cases]:
+    """Success on `scenes` test scenes of a run's world and seed, by kind of search.
+
+    Args:
+        job: of `jobs`.
         scenes: test scenes, and chains of three actions.
         candidates: the largest N of best of N; twice as many are drawn, so that its estimate rests on many subsets.
         parts: which of 'best_of_n', 'rollout' and 'refinement' are measured.
-
-    Raises:
-        RewindError: a folder without them.
     """
-    if not all((run / name / "run.json").is_file() for name in ("", "idm", system)):
-        raise RewindError(f"{run} has no 'idm' and '{system}': give a run folder of demo.py")
-    told = read_json(run / "run.json")["config"]
-    world, seed = load_split(told["world"], "test"), int(told["seed"])
-    fdm = load_fdm(run / system)
-    idm = load_idm(run / "idm", fdm.backbone)
+    world, seed = load_split(job.world, "test"), job.seed
+    fdm = load_fdm(job.run / job.system)
+    idm = load_idm(job.run / "idm", fdm.backbone)
+    rewards = load_rewards(REWARDS, idm)
+    if job.second_idms:
+        rewards += load_rewards([ENSEMBLE], idm, arguments={ENSEMBLE: {"others": job.second_idms}})
     known = {
-        "best_of_n": lambda: best_of_n(fdm, idm, world, scenes, candidates, seed),
+        "best_of_n": lambda: best_of_n(fdm, rewards, world, scenes, candidates, seed),
         "rollout": lambda: rollouts(fdm, idm, world, scenes, seed),
         "refinement": lambda: refinement(fdm, idm, world, scenes, seed),
     }
-    return {part: known[part]() for part in parts}
+    return {part: {name: np.round(values, DIGITS).tolist() for name, values in known[part]().items()} for part in parts}
 
 
-def best_of_n(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes: int, largest: int, seed: int) -> Cases:
+def best_of_n(
+    fdm: ForwardDynamics, rewards: Sequence[Reward], world: World, scenes: int, largest: int, seed: int
+) -> Cases:
     """Expected success of the best of N by each reward and by the oracle, 'REWARD N', from one set of samples."""
     tasks = sample_tasks(world, scenes, seed)
-    rewards = [*load_rewards(REWARDS, idm)]
     numbers = [2**k for k in range(largest.bit_length()) if 2**k <= largest]
-    found: Cases = {f"{name} {n}": [] for name in (*REWARDS, "oracle") for n in numbers}
+    found: Cases = {f"{name} {n}": [] for name in (*(r.name for r in rewards), ORACLE) for n in numbers}
     for start in range(0, len(tasks), AT_ONCE):
         part = tasks[start : start + AT_ONCE]
         groups = fdm.sample([t.source for t in part], [t.action for t in part], 2 * largest, seed=seed)
@@ -76,7 +118,7 @@ def best_of_n(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes: 
             size = len(group)
             images = fdm.backbone.decode(np.stack([c.ids for c in group]))
             right = [float(j.success) for j in judge_all(world, [task] * size, images)]
-            by: dict[str, Sequence[float | None]] = {"oracle": right}
+            by: dict[str, Sequence[float | None]] = {ORACLE: right}
             for reward in rewards:
                 by[reward.name] = _totals([reward], task.source, task.action, group)
             for name, scores in by.items():
@@ -135,59 +177,3 @@ def refinement(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes:
                     cost = [one.sampled_tokens / ids.shape[1] for one in best]
                     found.setdefault(f"{key}: cost", []).extend(cost)
     return found
-
-
-Runs = Sequence[dict[str, Cases]]
-
-
-def table(runs: Runs) -> str:
-    """Markdown of one or several runs: means over runs of means over scenes, differences with 95 % intervals."""
-    written = {"best_of_n": _table_of_best, "rollout": _table_of_rollouts, "refinement": _table_of_refinement}
-    return "\n\n".join("\n".join(write(runs)) for part, write in written.items() if part in runs[0])
-
-
-def _mean(runs: Runs, part: str, name: str) -> float:
-    return float(np.mean([np.mean(run[part][name]) for run in runs]))
-
-
-def _difference(runs: Runs, part: str, ours: str, theirs: str) -> str:
-    values = [np.subtract(run[part][ours], run[part][theirs]) for run in runs]
-    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in mean_of_runs(values)))
-
-
-def _table_of_best(runs: Runs) -> list[str]:
-    numbers = [int(name.split()[1]) for name in runs[0]["best_of_n"] if name.startswith("oracle ")]
-    rates = {name: [_mean(runs, "best_of_n", f"{name} {n}") for n in numbers] for name in (*REWARDS, "oracle")}
-    lines = ["| best of N by | " + " | ".join(f"N {n}" for n in numbers) + f" | head-room used at N {HEADROOM_AT} |"]
-    lines.append("|" + " --- |" * (len(numbers) + 2))
-    for name, found in rates.items():
-        used = ""
-        if HEADROOM_AT in numbers:
-            at = numbers.index(HEADROOM_AT)
-            room = rates["oracle"][at] - rates["oracle"][0]
-            used = f"{100 * (found[at] - found[0]) / room:.0f} %" if room else "there is none"
-        lines.append(f"| {name} | " + " | ".join(f"{100 * x:.1f}" for x in found) + f" | {used} |")
-    return lines
-
-
-def _table_of_rollouts(runs: Runs) -> list[str]:
-    lines, names = (
-        [f"| {STEPS} steps | success % | beam minus greedy |", "| --- | --- | --- |"],
-        list(runs[0]["rollout"]),
-    )
-    for number, name in enumerate(names):
-        gained = _difference(runs, "rollout", name, names[number - 1]) if "beam" in name else ""
-        lines.append(f"| {name} | {100 * _mean(runs, 'rollout', name):.1f} | {gained} |")
-    return lines
-
-
-def _table_of_refinement(runs: Runs) -> list[str]:
-    lines = ["| at the cost of N | plain % | refined % | refined minus plain | cost used |", "|" + " --- |" * 5]
-    for name in runs[0]["refinement"]:
-        if "plain" not in name or name.endswith("cost"):
-            continue
-        refined = name.replace("plain", "refined")
-        rates = [f"{100 * _mean(runs, 'refinement', key):.1f}" for key in (name, refined)]
-        gained, cost = _difference(runs, "refinement", refined, name), _mean(runs, "refinement", f"{refined}: cost")
-        lines.append(f"| {name.replace('plain', 'N')} | {rates[0]} | {rates[1]} | {gained} | {cost:.1f} |")
-    return lines

@@ -7,7 +7,7 @@ inverse model says of the pictures is a second, also fallible, opinion.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,13 @@ import numpy as np
 from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
 from rl.images import to_array
-from rl.triplets import Triplet
+from rl.triplets import Candidate, Triplet
 
 Rows = list[dict[str, float]]
+Scores = dict[str, "float | None"]
+"""By the reward's name; None where it cannot score."""
+Rate = Callable[[Sequence[tuple[Triplet, Sequence[Candidate]]]], Sequence[Sequence[Scores]]]
+"""`rate(groups)`: the scores of each candidate of each triplet."""
 
 
 def compare(
@@ -76,10 +80,47 @@ def compare(
     return found, drawn
 
 
+def add_rewards(found: dict[str, Any], triplets: Sequence[Triplet], drawn: Sequence[Candidate], rate: Rate) -> None:
+    """Put what rewards say beside the measures of `compare`, by task: `rewards: {name: {"mean": x, "n": scored}}`.
+
+    In "tasks" of the predictions, in "copy" of the copied source, in "truth" of the true target, both as the model's
+    tokens. The three of a triplet are scored as one group, so that a reward that compares a group's candidates holds
+    them against the same rivals. What a reward cannot score is not in its `n`; without any there is no `mean`.
+
+    Args:
+        found: of `compare`, changed in place.
+        triplets, drawn: as `compare` was given and has given them.
+        rate: asks the rewards.
+    """
+    vlm = drawn[0].backbone
+    pictures = [t.source for t in triplets], [to_array(t.target, vlm.image_size) for t in triplets]  # type: ignore[arg-type]
+    ids = [vlm.encode(row).cpu().numpy() for row in pictures]
+    # Nobody drew these, so a reward that asks for their likelihood finds none.
+    unlikely = np.zeros(vlm.layout.tokens_per_image, np.float32)
+    copies, truths = ([Candidate(one, unlikely, vlm) for one in row] for row in ids)
+    groups = list(zip(triplets, zip(drawn, copies, truths, strict=True), strict=True))
+    rated = rate(groups)
+    for place, key in enumerate(("tasks", "copy", "truth")):
+        by_task = _split(triplets, [group[place] for group in rated])
+        for task, rows in by_task.items():
+            entry = found.setdefault(key, {}).setdefault(task, {"n": len(rows)})
+            entry["rewards"] = {name: _mean([row[name] for row in rows]) for name in rows[0]}
+
+
+def _mean(scores: Sequence[float | None]) -> dict[str, float]:
+    known = [score for score in scores if score is not None]
+    return {"mean": float(np.mean(known)), "n": len(known)} if known else {"n": 0}
+
+
 def _by_task(triplets: Sequence[Triplet], rows: Rows) -> dict[str, dict[str, float]]:
-    tasks = [triplet.task or "unnamed" for triplet in triplets]
-    parts = {task: [row for row, t in zip(rows, tasks, strict=True) if t == task] for task in dict.fromkeys(tasks)}
     return {
         name: {"n": len(part), **{key: float(np.mean([row[key] for row in part])) for key in part[0]}}
-        for name, part in {**parts, "average": rows}.items()
+        for name, part in _split(triplets, rows).items()
     }
+
+
+def _split(triplets: Sequence[Triplet], rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Rows by the task of their triplet, and all of them as 'average'."""
+    tasks = [triplet.task or "unnamed" for triplet in triplets]
+    parts = {task: [row for row, t in zip(rows, tasks, strict=True) if t == task] for task in dict.fromkeys(tasks)}
+    return {**parts, "average": list(rows)}

@@ -17,6 +17,8 @@ Draw = Callable[[Sequence[int], int, int], Sequence[Sequence[Candidate]]]
 """`draw(sources, first, count)`: candidates number `first` to `first + count - 1` of each source (by number)."""
 Judge = Callable[[Sequence[int], Sequence[Candidate]], Sequence[Scored]]
 """`judge(sources, candidates)`: one `Scored` a candidate, in order; candidate i is of source number `sources[i]`."""
+Totals = Callable[[Sequence[Scored]], Sequence[Scored]]
+"""`totals(scored)`: candidates that are compared with each other, with totals that may depend on all of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ def rerank(
     min_score: float | None = None,
     min_lead: float | None = None,
     good_enough: float | None = None,
+    totals: Totals | None = None,
 ) -> list[Reranked]:
     """Draw candidates for each source, score them and put the best first.
 
@@ -69,6 +72,7 @@ def rerank(
         min_score: abstain if the best total is below it.
         min_lead: abstain if the lead is below it.
         good_enough: stop at a total of this or more, unless the lead says to abstain.
+        totals: gives all candidates of a source, repeated ones too, other totals than the judge did.
 
     Returns:
         One `Reranked` a source.
@@ -83,7 +87,9 @@ def rerank(
         for number, fresh in zip(running, draw(running, drawn, target - drawn), strict=True):
             groups[number] += fresh
         drawn = target
-        for number, scored in zip(running, score_once(judge, running, [groups[n] for n in running]), strict=True):
+        judged = score_once(judge, running, [groups[n] for n in running])
+        for number, one in zip(running, judged, strict=True):
+            scored = one if totals is None else totals(one)
             found[number] = order(scored, min_score=min_score, min_lead=min_lead, saved=num_candidates - drawn)
         running = [number for number in running if not found[number].reaches(good_enough)]
         if not running:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rl.errors import RewindError
 from rl.images import Picture
-from rl.search.best_of_n import order, score_once
+from rl.search.best_of_n import Totals, order, score_once
 from rl.triplets import Candidate, Scored
 
 Source: TypeAlias = "Picture | Candidate"
@@ -82,6 +82,7 @@ def rollout(
     beam: int = 1,
     min_score: float | None = None,
     min_lead: float | None = None,
+    totals: Totals | None = None,
 ) -> list[Step]:
     """The steps of the best trajectory.
 
@@ -93,6 +94,7 @@ def rollout(
         beam: trajectories kept after each step; 1 goes on with the best of N. Of trajectories that have arrived at one
             picture, only the best is kept. Draws N candidates at the first step and up to `beam` times N at others.
         min_score, min_lead: a step has abstained below these; the rollout goes on all the same.
+        totals: gives all candidates of a step, of all trajectories, other totals than the judge did.
 
     Raises:
         RewindError: no action, a beam below 1.
@@ -105,7 +107,11 @@ def rollout(
     for number, action in enumerate(actions):
         ends = [trajectory.end for trajectory in kept]
         grown = []
-        for trajectory, scored in zip(kept, _scored(judge, number, ends, draw(number, ends)), strict=True):
+        judged = _scored(judge, number, ends, draw(number, ends))
+        if totals is not None:
+            each = iter(totals([one for group in judged for one in group]))
+            judged = [[next(each) for _ in group] for group in judged]
+        for trajectory, scored in zip(kept, judged, strict=True):
             found = order(scored, min_score=min_score, min_lead=min_lead)
             abstained = judge is not None and found.abstained
             grown += [
