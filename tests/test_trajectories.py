@@ -200,7 +200,8 @@ def test_dead_groups_are_alike_at_every_step(tmp_path: Path) -> None:
     assert [row.step for row in run.last_rows] == [0, 1] * 8
 
 
-def test_evaluation_monitors_and_store(tmp_path: Path) -> None:
+def test_evaluation_monitors_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.monitors.ENOUGH", 0)  # each of these small rollouts by itself
     judged: list[tuple[int, int]] = []
 
     def oracle(rows: Any, candidates: Any) -> dict[str, float]:
