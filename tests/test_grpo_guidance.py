@@ -51,7 +51,7 @@ def test_sampler_loss_and_reference_are_guided_alike(tmp_path: Path) -> None:
 def test_the_policy_is_what_the_public_sampler_draws_with_guidance(tmp_path: Path) -> None:
     run = guided(tmp_path, report_to="none")
     rolled_out(run)
-    triplet = run.triplets[1]
+    triplet = run.trajectories.chains[1][0]
     fdm = ForwardDynamics(run.vlm, "default")
     same, other = (
         fdm.sample(triplet.source, triplet.action, num_samples=4, guidance=g, seed=run.args.seed)
@@ -113,10 +113,10 @@ def test_the_script_trains_the_guided_policy(tmp_path: Path, monkeypatch: pytest
 def by_hand(run: WorldModelGRPOTrainer, action_free: bool) -> Tensor:
     """Log-probabilities of the drawn tokens from two plain passes a row, each over its own sequence."""
     vlm, found = run.vlm, []
-    for (number, _), scored in zip(run.last_rows, run.last_scored, strict=True):
-        target, logits = scored.candidate.ids.tolist(), []
-        for words in (run.triplets[number].action, ""):
-            sequence = torch.tensor([vlm.fdm_prompt(run.source_ids[number], words) + target])
+    for row in run.last_rows:
+        target, logits = row.candidate.ids.tolist(), []
+        for words in (row.triplet.action, ""):
+            sequence = torch.tensor([vlm.fdm_prompt(row.source_ids, words) + target])
             hidden = vlm.hidden_states(sequence).last_hidden_state[0, -len(target) - 1 : -1]
             logits.append((hidden @ vlm.head_weight().T)[:, vlm.layout.image_ids_V])
         other = logits[1] if action_free else logits[1].detach()
