@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
@@ -20,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--candidates", type=int, default=7680, help="sampled pictures a method")
     p.add_argument("--cases", type=int, default=400, help="test cases")
     p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
-    p.add_argument("--page", type=Path, help="write the table there too, e.g. docs/results-methods.md")
+    p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/results-methods.md")
     return p
 
 
@@ -28,16 +29,19 @@ def main() -> None:
     a = parse_with_config(parser())
     from rl.run_folder import claim
     from trainers.method_study import METHODS, Amounts, check, page, study
+    from trainers.reproduce import versions
 
     methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases)
     check(a.runs, methods)
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
     output = claim(a.output, "study_methods.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, methods, amounts, output / folder.name) for folder in a.runs}
-    (output / "results.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
-    text = page(list(found.values()), amounts, [str(folder) for folder in a.runs])
+    told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
+    text = page(told)
     for file in (output / "results.md", a.page):
         if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.with_suffix(".json").write_text(json.dumps(told) + "\n", encoding="utf-8")
             file.write_text(text, encoding="utf-8")
     print(text)
 

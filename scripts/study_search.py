@@ -1,6 +1,6 @@
 """What search at inference gains on the test scenes of runs of the main job: best of N, beam over steps, refinement.
 
-python scripts/study_search.py --runs runs/demo --system sft --second_idm judge_idm --output runs/study/search
+python scripts/study_search.py --runs runs/demo --system sft --output runs/study/search
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "--second_idm",
         nargs="+",
         default=[],
-        help="further inverse models for the ensemble: the name of one in each run (judge_idm), or a run folder",
+        help="further inverse models for the ensemble: the name of one in each run, or a run folder",
     )
     p.add_argument("--scenes", type=int, default=200, help="test scenes, and chains of three actions")
     p.add_argument("--candidates", type=int, default=32, help="the largest N of best of N; twice as many are drawn")

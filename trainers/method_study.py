@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -265,35 +264,24 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(runs: Sequence[dict[str, Any]], amounts: Amounts, names: Sequence[str]) -> str:
-    """The page that `study_methods.py` writes: the table, and each method against the start in words."""
-    words = []
+def page(told: dict[str, Any]) -> str:
+    """The page that `study_methods.py` writes from its JSON: the table, and each method against the start in words."""
+    runs, amounts, words = list(told["runs"].values()), Amounts(**told["amounts"]), []
     for name in runs[0]:
         if name != "start":
             for key in ("success", "success_at_best_temperature"):
                 values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
                 words.append(f"- `{name}`, {MEASURES[key][0]}: {how_sure(mean_of_runs(values))}")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
-    command = f"python scripts/study_methods.py --runs {' '.join(names)} --candidates {amounts.candidates}"
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    command = f"python scripts/study_methods.py --runs {' '.join(told['runs'])} --candidates {amounts.candidates}"
     about = (
         f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
         f"{amounts.candidates} candidates in groups of {GROUP}, and is measured on {amounts.cases} test cases a seed "
         "with the same noise: one sample at temperature 1, and one at the temperature that was best on "
-        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of "
-        f"{STEPS} actions, a quarter as many, four times each at temperature 1. Rows are method "
-        "minus start, mean of the seeds, with the paired 95 % interval; seconds are of training, drawing included."
+        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of {STEPS} "
+        "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "
+        "with the paired 95 % interval; seconds are of training, drawing included."
     )
-    return "\n".join(
-        [
-            "# Ways to improve by rewards, at equal candidates",
-            "",
-            f"Written by `{command} --cases {amounts.cases} --page FILE`; not by hand. Versions: {versions}.",
-            "",
-            about,
-            "",
-            table(runs),
-            "",
-            *words,
-            "",
-        ]
-    )
+    head = f"Written by `{command} --cases {amounts.cases} --page FILE`; not by hand. Versions: {versions}."
+    lines = ["# Ways to improve by rewards, at equal candidates", "", head, "", about, "", table(runs), "", *words, ""]
+    return "\n".join(lines)
