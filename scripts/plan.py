@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps_per_generation", type=int, help="GRPO: passes for which one rollout draws")
     p.add_argument("--num_generations", type=int, help="GRPO: candidates a group")
     p.add_argument("--num_candidates", type=int, help="best-of-N training, DPO: candidates a group")
+    p.add_argument("--guidance", type=float, default=1.0, help="GRPO: other than 1, every sequence is read twice")
+    p.add_argument("--with_idm", action=argparse.BooleanOptionalAction, default=False, help="SFT of both roles at once")
     p.add_argument("--min_gap", type=float, help="DPO: only tells that it is DPO")
     p.add_argument("--rollout_rows", type=int, help="sequences that a GPU draws at once, if other than the run's")
     p.add_argument("--gradient_checkpointing", **switch, help="compute activations again (as in TRL: on)")
@@ -70,9 +72,11 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         lora_r=rank,
         targets=LINEAR_LAYERS if list(targets) == ["all-linear"] else targets,
         dropout=algorithm in ("sft", "best_of_n"),
+        trained_adapters=2 if arguments.with_idm and algorithm == "sft" else 1,
         frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2),
         rows=2 * rows if algorithm == "dpo" else rows,  # chosen and rejected
         rollout_rows=drawn if arguments.rollout_rows is None else arguments.rollout_rows,
+        branches=2 if arguments.guidance != 1 and algorithm == "grpo" else 1,
         accumulation=arguments.gradient_accumulation_steps,
         checkpointing=arguments.gradient_checkpointing,
         action_tokens=arguments.action_tokens,

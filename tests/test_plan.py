@@ -172,3 +172,25 @@ def test_the_docs_show_what_it_prints() -> None:
 def test_bad_input(arguments: list[str], sentence: str) -> None:
     done = plan(*arguments)
     assert (done.returncode, sentence in done.stderr) == (2, True)
+
+
+def test_guidance_reads_twice_and_both_roles_train_two_adapters() -> None:
+    once, twice = (memory(SMALL, Job(lora_r=2, rows=3, rollout_rows=5, branches=n), "ddp", 1) for n in (1, 2))
+    assert (twice["activations"], twice["cache"]) == (2 * once["activations"], 2 * once["cache"])
+    assert (twice["weights"], twice["optimizer"]) == (once["weights"], once["optimizer"])
+    sft = {"lora_r": 2, "frozen_adapters": 0, "rollout_rows": 0}
+    one, both = (memory(SMALL, Job(**sft, trained_adapters=n), "ddp", 1) for n in (1, 2))
+    assert (both["gradients"], both["optimizer"]) == (2 * one["gradients"], 2 * one["optimizer"])
+    assert both["weights"] - one["weights"] == 2 * SMALL.lora_parameters(2, LINEAR_LAYERS)
+    assert both["activations"] == one["activations"]  # a role after the other
+
+
+def test_the_script_knows_guidance_and_both_roles() -> None:
+    def figures(*arguments: object) -> list[str]:
+        shown = plan("--base", "chameleon-7b", "--gpus", 1, *arguments).stdout
+        return next(line for line in shown.splitlines() if line.startswith("  single")).split()
+
+    plain, guided = (figures("--algorithm", "grpo", "--guidance", g) for g in (1, 1.5))
+    assert float(guided[4]) == pytest.approx(2 * float(plain[4]), rel=0.01)  # activations
+    alone, both = figures("--algorithm", "sft"), figures("--algorithm", "sft", "--with_idm")
+    assert float(both[3]) == pytest.approx(2 * float(alone[3]), rel=0.05)  # the optimizer

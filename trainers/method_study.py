@@ -188,7 +188,6 @@ def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> 
 
     Returns:
         'start' and each method -> `seconds` of training, `metrics` (M of `results.json`), `by_case`.
-
     """
     story = start_of(run, amounts.validation)
     story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")

@@ -31,9 +31,11 @@ class Job:
         lora_r: rank of the trained adapter; 0 is full fine-tuning.
         targets: the layers that it changes.
         dropout: whether its dropout is on (SFT; RL switches it off).
+        trained_adapters: 2 if both roles are trained at once.
         frozen_adapters: further adapters of the same size on the backbone: the reference's and the IDM's.
         rows: sequences in one forward and backward pass.
         rollout_rows: sequences drawn at once; 0 if nothing is drawn.
+        branches: how often a sequence is read: 2 with guidance, with and without its words.
         accumulation: passes an optimizer step.
         checkpointing: whether activations are computed again in the backward pass.
         action_tokens: tokens of an action.
@@ -43,9 +45,11 @@ class Job:
     lora_r: int = 16
     targets: Sequence[str] = LINEAR_LAYERS
     dropout: bool = False
+    trained_adapters: int = 1
     frozen_adapters: int = 2
     rows: int = 8
     rollout_rows: int = 8
+    branches: int = 1
     accumulation: int = 1
     checkpointing: bool = True
     action_tokens: int = 24
@@ -55,7 +59,7 @@ class Job:
         for name in ("lora_r", "frozen_adapters", "rollout_rows", "action_tokens"):
             if getattr(self, name) < 0:
                 raise RewindError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("rows", "accumulation"):
+        for name in ("rows", "branches", "accumulation", "trained_adapters"):
             if getattr(self, name) < 1:
                 raise RewindError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -97,12 +101,13 @@ def sent_bytes(
 
 
 def activation_bytes(shape: Shape, job: Job) -> float:
-    """Bytes kept for the backward pass of `job.rows` sequences."""
-    tokens = job.rows * sequence_tokens(shape, job)
+    """Bytes kept for the backward pass of `job.rows` sequences, each read `job.branches` times."""
+    rows = job.rows * job.branches
+    tokens = rows * sequence_tokens(shape, job)
     layer = shape.layer_activations(job.targets if job.dropout and job.lora_r else ())
     kept = shape.layers * shape.hidden * shape.weight_bytes + layer if job.checkpointing else shape.layers * layer
     # The codes' logits, their log-probabilities and the gradient of one of them, in float32.
-    return tokens * kept + 3 * 4 * job.rows * shape.tokens_per_image * shape.image_codes
+    return tokens * kept + 3 * 4 * rows * shape.tokens_per_image * shape.image_codes
 
 
 def sequence_tokens(shape: Shape, job: Job) -> int:
@@ -116,9 +121,10 @@ def memory(shape: Shape, job: Job, strategy: str, gpus: int) -> dict[str, float]
     The rollout's cache is freed before the backward pass, so the two peaks are alternatives.
     """
     adapter = shape.lora_parameters(job.lora_r, job.targets)
-    trainable = adapter if job.lora_r else shape.parameters()
+    one = adapter if job.lora_r else shape.parameters()
+    trainable = job.trained_adapters * one
     # Beside full fine-tuning, the reference and the IDM are models of their own.
-    frozen = job.frozen_adapters * trainable + (shape.parameters() if job.lora_r else 0)
+    frozen = job.frozen_adapters * one + (shape.parameters() if job.lora_r else 0)
     found = state_bytes(trainable, frozen, strategy, gpus, shape.weight_bytes)
     state = found["weights"] + found["gradients"] + found["optimizer"]
     sharded = strategy.startswith("zero3") and (gpus > 1 or strategy.endswith("offload"))
@@ -126,7 +132,7 @@ def memory(shape: Shape, job: Job, strategy: str, gpus: int) -> dict[str, float]
     live = min(every, shape.weight_bytes * LIVE_PARAMETERS) if sharded else 0.0
     gathered = (every if job.gather else live) if sharded else 0.0
     found["activations"] = activation_bytes(shape, job)
-    found["cache"] = float(job.rollout_rows * sequence_tokens(shape, job) * shape.cache_bytes())
+    found["cache"] = float(job.rollout_rows * job.branches * sequence_tokens(shape, job) * shape.cache_bytes())
     found["training"] = state + live + found["activations"]
     found["rollout"] = state - found["gradients"] + gathered + found["cache"] if job.rollout_rows else 0.0
     found["peak"] = max(found["training"], found["rollout"])
