@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 from transformers import set_seed
-from trl import DPOConfig
 
 from rl.errors import RewindError
 from rl.evaluation.chains import sample_chains
 from rl.evaluation.intervals import mean_of_runs
 from rl.models.bases import read_json
 from rl.triplets import Triplet
-from trainers.arguments import RewindGRPOConfig, RoleConfig
+from trainers.arguments import RewindDPOConfig, RewindGRPOConfig, RoleConfig
 from trainers.best_of_n import Keep, keep_best, kept_rows
 from trainers.candidates import scored_groups
 from trainers.demo import grpo_prompts, rewards_of
@@ -88,7 +87,7 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
     """The best of each group against its worst, with TRL's SFT term on the best; settings of `configs/dpo_tabletop`."""
     pairing = Pairing(GROUP, min_gap=0.5)
     pairs = [p for triplet, group in _groups(story, amounts.candidates) if (p := pairing.pair(triplet, group))]
-    config = DPOConfig(
+    config = RewindDPOConfig(
         **_usual(output, story.seed),
         max_steps=max(1, amounts.candidates // 128),
         learning_rate=3e-4,
