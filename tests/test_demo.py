@@ -165,15 +165,15 @@ def test_the_study_of_search_on_two_runs(demo: Path, tmp_path: Path) -> None:
 
 
 def test_ways_to_improve_from_the_same_start(demo: Path, tmp_path: Path) -> None:
-    short = ["--methods", "best_of_n", "dpo", "grpo_importance", "--candidates", 256, "--cases", 3]
+    short = ["--methods", "best_of_n", "dpo", "grpo", "--candidates", 256, "--cases", 3]
     call = ["scripts/study_methods.py", "--runs", demo, *short, "--output", tmp_path / "study"]
     shown = succeed(*call)
     made = tmp_path / "study" / demo.name
     assert [row.split("`")[1] for row in shown.splitlines() if row.startswith("| ") and "`" in row] == [
-        *("bootstrapped", "best_of_n", "dpo", "grpo_importance"),
+        *("bootstrapped", "best_of_n", "dpo", "grpo"),
     ]
     starts = load_file(demo / "bootstrapped" / "adapter" / "adapter_model.safetensors")
-    for name in ("best_of_n", "dpo", "grpo_importance"):
+    for name in ("best_of_n", "dpo", "grpo"):
         ends = load_file(made / name / "adapter" / "adapter_model.safetensors")
         assert any((ends[key] != starts[key]).any() for key in starts), name
         assert load_fdm(made / name).adapter is not None

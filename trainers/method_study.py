@@ -204,10 +204,10 @@ def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> 
             seconds = time.monotonic() - began
             save_adapter(story.vlm, folder)
             story.vlm.model.delete_adapter("default")  # type: ignore[operator]
-            story.vlm.attach_adapter(folder / "adapter", name)
+            story.vlm.attach_adapter(folder / "adapter", f"after_{name}")
             return seconds
 
-        found[name] = _kept(output / name, train, partial(_measured, name, test, validation))
+        found[name] = _kept(output / name, train, partial(_measured, f"after_{name}", test, validation))
     return found
 
 
