@@ -72,7 +72,7 @@ class Amounts:
 def best_of_n(story: Story, amounts: Amounts, output: Path) -> None:
     """SFT on the best of each group that leads by 0.1."""
     keep = Keep(GROUP, min_lead=0.1)
-    kept, _ = keep_best(story.vlm, _groups(story, amounts.candidates), keep)
+    kept, _ = keep_best(story.vlm, _groups(story, amounts), keep)
     config = RoleConfig(
         **_usual(output, story.seed),
         max_steps=max(1, amounts.candidates // 64),
@@ -86,7 +86,7 @@ def best_of_n(story: Story, amounts: Amounts, output: Path) -> None:
 def dpo(story: Story, amounts: Amounts, output: Path) -> None:
     """The best of each group against its worst, with TRL's SFT term on the best; settings of `configs/dpo_tabletop`."""
     pairing = Pairing(GROUP, min_gap=0.5)
-    pairs = [p for triplet, group in _groups(story, amounts.candidates) if (p := pairing.pair(triplet, group))]
+    pairs = [p for triplet, group in _groups(story, amounts) if (p := pairing.pair(triplet, group))]
     config = RewindDPOConfig(
         **_usual(output, story.seed),
         max_steps=max(1, amounts.candidates // 128),
@@ -116,7 +116,7 @@ def grpo(
         num_generations=GROUP,
         per_device_train_batch_size=batch,
     )
-    tried, log = prompts or grpo_prompts(story), [_log(output)]
+    tried, log = prompts or _prompts(story, amounts), [_log(output)]
     _train(WorldModelGRPOTrainer(story.vlm, tried, rewards_of(story), config, callbacks=log, **settings))
 
 
@@ -155,10 +155,14 @@ def _train(trainer: Any) -> None:
     trainer.train()
 
 
-def _groups(story: Story, candidates: int) -> Any:
-    """Scored groups of the first prompts, drawn from the start."""
-    triplets = grpo_prompts(story)[: candidates // GROUP]
-    return scored_groups(story.fdm(START), rewards_of(story), triplets, GROUP, seed=story.seed)
+def _prompts(story: Story, amounts: Amounts) -> list[Triplet]:
+    """The same sources and actions for every method but that of several steps, each tried once."""
+    return grpo_prompts(story)[: amounts.candidates // GROUP]
+
+
+def _groups(story: Story, amounts: Amounts) -> Any:
+    """Scored groups, drawn from the start."""
+    return scored_groups(story.fdm(START), rewards_of(story), _prompts(story, amounts), GROUP, seed=story.seed)
 
 
 def check(runs: Sequence[Path], methods: Sequence[str]) -> None:
