@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,13 +257,21 @@ def test_checkpoints_stand_where_a_rollout_has_been_used_up(tmp_path: Path) -> N
         trainer(tmp_path, [Reward.of(low_tokens)], save_strategy="epoch", num_iterations=2)
 
 
-def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "beta": 0.1, "learning_rate": 0.01}
-    whole = trainer(tmp_path / "whole", [Reward.of(low_tokens)], **settings)
+RESUMED = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "beta": 0.1, "learning_rate": 0.01}
+
+
+def whole_and_cut(make: Callable[..., WorldModelGRPOTrainer], folder: Path) -> WorldModelGRPOTrainer:
+    """A run of four steps; in `folder / "cut"` the same one, ended after its third."""
+    whole = make(folder / "whole", [Reward.of(low_tokens)], **RESUMED)
     whole.train()
-    cut = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
+    cut = make(folder / "cut", [Reward.of(low_tokens)], **RESUMED)
     cut.add_callback(StopAfter(3))
     cut.train()
+    return whole
+
+
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    settings, whole = RESUMED, whole_and_cut(trainer, tmp_path)
     (tmp_path / "cut" / "checkpoint-4").mkdir()  # what a kill in the middle of saving leaves
     again = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
     fit(again, tmp_path / "cut", resume=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
-from test_grpo import StopAfter, low_tokens
+from test_grpo import RESUMED, low_tokens, whole_and_cut
 from transformers import set_seed
 
 from rewards import Reward, load_rewards
@@ -225,13 +225,8 @@ def test_evaluation_monitors_and_store(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "beta": 0.1, "learning_rate": 0.01}
-    whole = trainer(tmp_path / "whole", [Reward.of(low_tokens)], **settings)
-    whole.train()
-    cut = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
-    cut.add_callback(StopAfter(3))
-    cut.train()
-    again = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **settings)
+    whole = whole_and_cut(trainer, tmp_path)
+    again = trainer(tmp_path / "cut", [Reward.of(low_tokens)], **RESUMED)
     fit(again, tmp_path / "cut", resume=True)
     for name, weight in whole.model.named_parameters():
         assert torch.equal(weight, again.model.get_parameter(name)), name
