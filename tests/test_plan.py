@@ -146,7 +146,7 @@ def test_the_script(tmp_path: Path) -> None:
     done = plan(*config, "--gpus", 1, 8, "--output", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     assert "grpo, LoRA r 16: 40.0 M trained; a GPU reads 4 sequences at once and draws 4" in done.stdout
-    assert "that change no memory: learning_rate" in done.stdout
+    assert "that change no memory: importance_advantages, learning_rate" in done.stdout
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert set(figures["gpus"]) == {"1", "8"}
     zero2 = figures["gpus"]["8"]["zero2"]
