@@ -154,7 +154,7 @@ def test_the_script(tmp_path: Path) -> None:
     for name in sorted(p.name for p in (ROOT / "configs").glob("*_tabletop.yaml") if "pretrain" not in p.name):
         done = plan("--config", f"configs/{name}", "--base", "tabletop-chameleon", "--gpus", 1)
         assert done.returncode == 0, (name, done.stderr)
-        assert "GiB a GPU" in done.stdout
+        assert "MiB a GPU" in done.stdout
 
 
 def test_the_docs_show_what_it_prints() -> None:
