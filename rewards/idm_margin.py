@@ -3,7 +3,9 @@
 log p(a) - logsumexp over {a, a_1 .. a_K} of sequence log-likelihoods: the log of the posterior of the action among its
 rivals, 0 or less. A picture that makes every action likely earns nothing. Without a in the denominator the reward would
 be unbounded and would pay for pictures off the manifold. What the model itself says of a candidate is among the rivals,
-so a policy cannot gain by leaving behind the rivals that its start named.
+so a policy cannot gain by leaving behind the rivals that its start named. A background rival, as in open-set
+recognition, stands for whatever nobody names: without it a picture that fits no sentence wins by fitting its own least
+badly.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ class IDMMargin:
             that the model takes for something else, is mostly noise: without a floor it outweighs the difference
             between right and wrong. The order of candidates stays: log(e^margin + e^floor), moved so that 0 stays 0.
         same_outcome: `(source_picture, a, b) -> bool` where a world can tell that two sentences name one outcome.
+        background: sequence log-likelihood, in nats, of the background rival; None for none. About what the model gives
+            to the right sentence on true pictures, or a little less; far above that, only the likelihood counts.
     """
 
     name = "idm_margin"
@@ -43,13 +47,17 @@ class IDMMargin:
         num_rivals: int = 8,
         same_outcome: Callable[[Any, str, str], bool] | None = None,
         floor: float | None = -5.0,
+        background: float | None = None,
     ) -> None:
         if num_rivals < 1:
             raise RewindError(f"idm_margin needs at least one rival, not {num_rivals}")
         if floor is not None and not floor < 0:
             raise RewindError(f"the floor of idm_margin must be below 0, which is its highest value, not {floor}")
+        if background is not None and not background <= 0:
+            raise RewindError(f"the background of idm_margin is a log-likelihood: 0 or less, not {background}")
         self.idm, self.actions, self.num_rivals, self.same_outcome = idm, list(actions), num_rivals, same_outcome
         self.floor = -np.inf if floor is None else floor
+        self.background = [] if background is None else [background]
 
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
@@ -68,7 +76,7 @@ class IDMMargin:
         scores: list[float | None] = [None] * len(candidates)
         for key, alike in groups.items():
             for numbers in alike.values():
-                block = np.array([next(totals) for _ in range(1 + len(rivals[key]))])
+                block = np.array([*(next(totals) for _ in range(1 + len(rivals[key]))), *self.background])
                 # Without a rival there is nothing to compare with.
                 margin = self._levelled(float(block[0] - np.logaddexp.reduce(block))) if len(block) > 1 else None
                 for number in numbers:

@@ -361,6 +361,16 @@ def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarra
     found = reward(batch.prompts, batch.source_image, batch.candidates)
     assert found == pytest.approx(expected, abs=1e-4)
     assert max(expected) <= 0
+    # The background is one more rival, of a fixed likelihood, and stands alone where there is no other.
+    background = sorted(expected)[1]
+    with_it = IDMMargin(_Silent(idm), num_rivals=3, floor=None, background=background)  # type: ignore[arg-type]
+    found, expected = with_it(batch.prompts, batch.source_image, batch.candidates), []
+    for candidate in batch.candidates:
+        totals = [float(idm.log_probs(picture, [candidate], w)[0].sum()) for w in (ACTION, *edits)]
+        expected.append(totals[0] - np.logaddexp.reduce([*totals, background]))
+    assert found == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(RewindError, match="0 or less"):
+        IDMMargin(idm, background=0.5)
 
 
 class _Silent:

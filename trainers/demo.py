@@ -47,6 +47,8 @@ from trainers.sft import LINEAR_LAYERS, Role, RoleSFTTrainer, add_adapter, role_
 logger = logging.getLogger("rl")
 JUDGE_SEED = 1_000_003
 """Added to the seed for what a judge IDM learns from, so that it never sees the rewarding IDM's labels."""
+BACKGROUND = -1.0
+"""Of `idm_margin`, in nats: about what an inverse model here gives to the right sentence on a right picture."""
 LORA_ALPHA = 4
 """alpha of every adapter as a multiple of its rank."""
 
@@ -265,7 +267,8 @@ def rewards_of(story: Story) -> list[Reward]:
     free = {task: float(np.quantile(counts, 0.95)) for task, counts in by_task.items()}
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", 0.25)
     actions = [t.action for t in story.labelled]
-    return [*load_rewards(["idm_margin=1.0"], story.idm, actions), keep]
+    arguments = {"idm_margin": {"background": BACKGROUND}}
+    return [*load_rewards(["idm_margin=1.0"], story.idm, actions, arguments=arguments), keep]
 
 
 def grpo_prompts(story: Story) -> list[Triplet]:
