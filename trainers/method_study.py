@@ -62,7 +62,7 @@ class Amounts:
 
     candidates: int = 7680
     cases: int = 400
-    validation: int = 60
+    validation: int = 120
 
     def __post_init__(self) -> None:
         if self.candidates < GROUP * PROMPTS_A_STEP or min(self.cases, self.validation) < 1:
@@ -90,12 +90,12 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
     config = RewindDPOConfig(
         **_usual(output, story.seed),
         max_steps=max(1, amounts.candidates // 128),
-        learning_rate=3e-4,
+        learning_rate=1e-4,
         lr_scheduler_type="linear",
         per_device_train_batch_size=32,
-        beta=0.1,
+        beta=3.0,
         loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, 0.1],
+        loss_weights=[1.0, 1.0],
     )
     _train(WorldModelDPOTrainer(story.vlm, config, preference_rows(story.vlm, pairs), callbacks=[_log(output)]))
     story.vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
