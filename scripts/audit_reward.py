@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="built-in names, file.py:function or package.module:function, each with =WEIGHT if it is not 1",
     )
+    p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--world", help="a world's name or file.py:Class, whose oracle tells right from wrong; needs --fdm")
     p.add_argument("--split", default="test", help="a split of the world, if it has any")
     p.add_argument("--num_scenes", type=int, default=40, help="cases on which adversaries and selection are tried")
@@ -78,7 +79,7 @@ def main() -> None:
     tasks = sample_tasks(world, max(a.limit if a.triplets is None else 0, a.num_scenes), a.seed) if world else []
     from_world = [Triplet(t.source, t.action, t.target, _family(world, t.action)) for t in tasks]
     triplets = read_triplets(a.triplets, a.limit) if a.triplets is not None else from_world[: a.limit]
-    rewards = load_rewards(a.rewards, idm, [triplet.action for triplet in triplets])
+    rewards = load_rewards(a.rewards, idm, [triplet.action for triplet in triplets], arguments=a.reward_arguments)
     inputs = [a.idm, a.fdm, a.triplets]
     output = claim(a.output, "audit_reward.py", plain(vars(a)), inputs=inputs, overwrite=a.overwrite)
 
@@ -86,7 +87,8 @@ def main() -> None:
     leads_there = _leads_there(world, tasks) if a.triplets is None else None
     cases = reward_probes.build(triplets, vlm, word_edits, leads_there, a.seed)
     scores = score_probes(cases, score)
-    found: dict[str, Any] = {"rewards": a.rewards, **audit(scores, [t.task for t in triplets])}
+    told = {"rewards": a.rewards, **({"reward_arguments": a.reward_arguments} if a.reward_arguments else {})}
+    found: dict[str, Any] = {**told, **audit(scores, [t.task for t in triplets])}
     pictures = _pictures(vlm, cases[:SHOWN], scores)
     if fdm is not None:
         tried = (from_world if world else triplets)[: a.num_scenes]

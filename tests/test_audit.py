@@ -146,6 +146,26 @@ def test_adversaries_of_a_reward_for_one_token(tiny: ChameleonVLM) -> None:
     assert set(score_probes(build(triplets, tiny, word_edits), score)) == {TRUTH, *KINDS}
 
 
+def test_the_script_audits_rewards_with_their_arguments(tmp_path: Path) -> None:
+    """With every token free nothing costs; with none, whatever changes more than the truth does."""
+    write_triplets(triplets_of(Tabletop("test"), 2), tmp_path / "data")
+    command = ["scripts/audit_reward.py", "--idm", "tabletop-chameleon", "--rewards", "keep_unchanged"]
+    command += ["--triplets", tmp_path / "data" / "triplets.json"]
+    means = {}
+    for default in (16, 0):
+        told, output = {"keep_unchanged": {"default": default}}, tmp_path / str(default)
+        done = start(*command, "--reward_arguments", json.dumps(told), "--output", output)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((output / "results.json").read_text())
+        assert found["reward_arguments"] == told
+        means[default] = found["probes"]["noise"]["mean"]
+    assert means[16] == 0
+    assert means[0] <= -8
+    done = start(*command, "--reward_arguments", '{"idm_margin": {}}', "--output", tmp_path / "none")
+    assert done.returncode == 2
+    assert "idm_margin" in done.stderr
+
+
 def test_the_script_sees_through_a_bad_reward(tmp_path: Path) -> None:
     """The reward of docs/reward-hacking.md, with the oracle; then bad input."""
     write_triplets(triplets_of(Tabletop("test"), 5), tmp_path / "data")

@@ -49,8 +49,12 @@ def test_the_page_of_several_runs_by_hand() -> None:
     second = {name: [1.0, 0.0] for name in first}
     gains = {"ensemble 4": [0.0, 1.0], "oracle 4": [1.0, 1.0]}
     runs = [{"best_of_n": first | gains}, {"best_of_n": second | {"oracle 4": [1.0, 1.0]}}]
+    for run, area, wrong in zip(runs, (0.75, 0.4), (0.1, 0.2), strict=True):
+        run["best_of_n"] |= {"calibration auc": [area], "calibration wrong": [wrong]}
     page = page_of(results(runs, ["judge_idm"]), "found.json")
     lines = page.splitlines()
+    assert "wrong reward than for a right one in 75 %, 40 % of the pairs" in page
+    assert "Wrong are 10 %, 20 % of the rewards" in page
     assert "seeds 0, 1, 2 test scenes each" in page
     assert "| `ensemble` | 25.0 | 25.0 | 50.0 |" in lines  # N 1, 2, 4; means of the runs
     # The mean of two draws of [0, 1] is 0, 1/2 or 1 (1/4, 1/2, 1/4); seed 1 adds 0, and half of that is the mean.

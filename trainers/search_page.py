@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rl.evaluation.intervals import mean_of_runs
-from trainers.search_study import ENSEMBLE, ORACLE, REWARDS, STEPS
+from trainers.search_study import CALIBRATION, ENSEMBLE, ORACLE, REWARDS, STEPS
 
 COMPARED_AT = 8
 """The N at which best of N is looked at closely, or the largest below it."""
@@ -89,7 +89,18 @@ def _best(found: dict[str, Any], part: _Part) -> list[str]:
         else f"No second inverse model was given (`--second_idm`), so there is no row for `{ENSEMBLE}`."
     )
     drawn = f"An unbiased estimate over subsets of {2 * found['candidates']} samples a scene at temperature 1."
-    return ["## Best of N\n", f"{drawn} {note}\n", curves, _table(head, rows)]
+    return ["## Best of N\n", f"{drawn} {note}\n", curves, _table(head, rows), *_calibrated(part)]
+
+
+def _calibrated(part: _Part) -> list[str]:
+    """Whether the ensemble's spread can be believed."""
+    if not all(name in part.names for name in CALIBRATION):
+        return []
+    each, wrong = (", ".join(f"{100 * share:.0f} %" for share in part.of_run(name)) for name in CALIBRATION)
+    return [
+        f"The spread of `{ENSEMBLE}` is larger for a wrong reward than for a right one in {each} of the pairs (50 % "
+        f"says nothing). Wrong are {wrong} of the rewards, if as many candidates are taken for right as are right.\n"
+    ]
 
 
 def _rollouts(found: dict[str, Any], part: _Part) -> list[str]:

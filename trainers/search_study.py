@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rewards import Batch, Reward, load_rewards, score
+from rewards.ensemble import calibration
 from rl import load_fdm, load_idm, rerank, rollout
 from rl.errors import RewindError
 from rl.evaluation.chains import sample_chains
@@ -23,6 +24,8 @@ from rl.worlds import load_split
 
 REWARDS = ("idm_likelihood", "idm_margin")
 ENSEMBLE, ORACLE = "ensemble", "oracle"
+CALIBRATION = ("calibration auc", "calibration wrong")
+"""Of the ensemble's spread over all candidates of a run (`rewards.ensemble.calibration`), beside the cases."""
 REFINED = (8, 16, 32)
 """Budgets, in candidates, at which refinement is compared with plain best of N."""
 REFINEMENT_ROUNDS = 2
@@ -107,7 +110,12 @@ def study(job: Job, scenes: int, candidates: int, parts: Sequence[str]) -> dict[
 def best_of_n(
     fdm: ForwardDynamics, rewards: Sequence[Reward], world: World, scenes: int, largest: int, seed: int
 ) -> Cases:
-    """Expected success of the best of N by each reward and by the oracle, 'REWARD N', from one set of samples."""
+    """Expected success of the best of N by each reward and by the oracle, 'REWARD N', from one set of samples.
+
+    With an ensemble among the rewards also `CALIBRATION`, one number each: does its spread tell wrong rewards?
+    """
+    ensemble = next((reward.function for reward in rewards if reward.name == ENSEMBLE), None)
+    pooled: dict[str, list[Any]] = {ENSEMBLE: [], "spread": [], "right": []}
     tasks = sample_tasks(world, scenes, seed)
     numbers = [2**k for k in range(largest.bit_length()) if 2**k <= largest]
     found: Cases = {f"{name} {n}": [] for name in (*(r.name for r in rewards), ORACLE) for n in numbers}
@@ -121,9 +129,17 @@ def best_of_n(
             by: dict[str, Sequence[float | None]] = {ORACLE: right}
             for reward in rewards:
                 by[reward.name] = _totals([reward], task.source, task.action, group)
+            if ensemble is not None:
+                spread = Reward.of(ensemble.spread, "spread")  # type: ignore[attr-defined]
+                pooled[ENSEMBLE] += by[ENSEMBLE]
+                pooled["spread"] += _totals([spread], task.source, task.action, group)
+                pooled["right"] += [value > 0 for value in right]
             for name, scores in by.items():
                 for n in numbers:
                     found[f"{name} {n}"].append(expected_best(scores, right, n))
+    if ensemble is not None:
+        told = calibration(pooled[ENSEMBLE], pooled["spread"], pooled["right"])
+        found |= {name: [told[name.split()[1]]] for name in CALIBRATION} if "auc" in told else {}
     return found
 
 
