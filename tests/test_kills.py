@@ -17,20 +17,24 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rl.data.store import CandidateStore
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-SMALL: list[Any] = ["--per_device_train_batch_size", 4, "--save_steps", 1, "--logging_steps", 1, "--max_steps", 3]
+SMALL: list[Any] = ["--per_device_train_batch_size", 4, "--save_steps", 1, "--logging_steps", 1]
 SMALL += ["--gradient_checkpointing", "false", "--learning_rate", 1e-3]
 REWARDS = ["--rewards", "idm_likelihood", "keep_unchanged=0.25"]
 
 
-def command(script: str, world: Path, start: Path, output: Path) -> list[str]:
+def command(script: str, world: Path, start: Path, output: Path, steps: int = 3) -> list[str]:
     """A short run of a script, with a checkpoint after each step."""
     triplets, models = ["--triplets", world / "triplets.json"], ["--fdm", start, "--idm", "tabletop-chameleon"]
-    improve = [*models, *triplets, "--limit", 6, *REWARDS, *SMALL]
+    small = [*SMALL, "--max_steps", steps]
+    improve = [*models, *triplets, "--limit", 6, *REWARDS, *small]
     rounds = ["--num_candidates", 4, "--rounds", 2]
     arguments: dict[str, list[Any]] = {
-        "train_fdm": ["--base", "tabletop-chameleon", *triplets, *SMALL, "--lora_r", 4],
+        "train_fdm": ["--base", "tabletop-chameleon", *triplets, *small, "--lora_r", 4],
         "train_grpo": [*improve, "--num_generations", 4, "--beta", 0.1],
         "train_best_of_n": [*improve, *rounds],
         "train_dpo": [*improve, *rounds, "--min_gap", 0],
@@ -64,11 +68,24 @@ def kill_at(argv: list[str], output: Path, kept: int, pause: float) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of losses and rewards: each step once, in order."""
+    events = EventAccumulator(str(folder)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag in ("train/loss", "train/reward", "train/grad_norm")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
 def outcome(script: str, output: Path) -> dict[str, Any]:
-    """What must not depend on kills: the result's bytes, and each step's metrics once."""
+    """What must not depend on kills: the result's bytes, and each step's metrics and each candidate once."""
     if script == "label":
         return {"triplets": (output / "triplets.json").read_bytes()}
     found: dict[str, Any] = {"adapter": (output / "adapter" / "adapter_model.safetensors").read_bytes()}
+    for folder in sorted({file.parent for file in output.rglob("events.out.tfevents.*")}):
+        found[str(folder.relative_to(output))] = scalars(folder)
+    if (output / "candidates").is_dir():
+        rows = CandidateStore(output / "candidates").rows()
+        kept = [(*(row[key] for key in ("seed", "step", "prompt", "candidate", "ids", "total")),) for row in rows]
+        found["candidates"] = sorted(kept, key=repr)
     for file in sorted(output.rglob("metrics.jsonl")):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         found[str(file.relative_to(output))] = [
@@ -92,14 +109,17 @@ def start(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def survives(script: str, kills: int, seed: int, world: Path, start: Path, folder: Path) -> None:
+    """Each kill comes at a random moment of the step after the next checkpoint, be that a rollout or the saving."""
     rng = random.Random(seed)
     whole, cut = folder / "whole", folder / "cut"
-    run(command(script, world, start, whole))
-    argv, resume = command(script, world, start, cut), ["--resume"] + ([] if script == "label" else ["true"])
+    steps = kills + 2
+    run(command(script, world, start, whole, steps))
+    kept = sorted(file.stat().st_mtime for file in whole.rglob("checkpoint-*/checkpoint.json"))
+    step = (kept[-1] - kept[0]) / (len(kept) - 1) if len(kept) > 1 else 0.05
+    argv, resume = command(script, world, start, cut, steps), ["--resume"] + ([] if script == "label" else ["true"])
     for number in range(kills):
         again = argv if number == 0 or not cut.exists() else [*argv, *resume]
-        more = rng.randrange(2)  # a third would be the end of a short run
-        hit = kill_at(again, cut, progress(cut) + more, rng.uniform(0, 0.05))
+        hit = kill_at(again, cut, progress(cut) + 1, rng.uniform(0, step))
         assert hit or number > 0  # else the run had ended before it was killed, and nothing would be tested
     run([*argv, *resume] if cut.exists() else argv)
     assert outcome(script, cut) == outcome(script, whole)
