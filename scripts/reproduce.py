@@ -39,7 +39,8 @@ def main() -> None:
     usual = a.seeds == [0, 1, 2] and not a.budget
     command = "make reproduce" if usual else f"python scripts/reproduce.py --seeds {' '.join(map(str, a.seeds))}"
     command += f" --budget {' '.join(a.budget)}" if a.budget else ""
-    page.write_text(reproduce.page_of(found, files, command), encoding="utf-8")
+    others = sorted(other.name for other in page.parent.glob(f"{page.stem}-*.md"))
+    page.write_text(reproduce.page_of(found, files, command, others), encoding="utf-8")
     print(f"{page} and {a.results / 'results.json'} are written")
 
 
