@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of GRPOConfig or our trainer")
     p.add_argument("--keep", type=float, default=0.25, help="weight of keep_unchanged")
     p.add_argument("--floor", type=float, default=-5.0, help="of idm_margin")
+    p.add_argument("--background", type=float, help="of idm_margin: log-likelihood of a rival for what nobody names")
     p.add_argument("--cases", type=int, default=300, help="validation cases")
     p.add_argument("--chains", type=int, default=0, help="train on chains of 3 actions, measure on so many of them")
     p.add_argument("--output", type=Path, required=True)
@@ -46,7 +47,9 @@ def main() -> None:
             settings[name] = number
     check(a.run, settings, a.cases)
     output = claim(a.output, "study_grpo.py", plain(vars(a)), inputs=[a.run], overwrite=a.overwrite)
-    found = study(a.run, output, settings, cases=a.cases, keep=a.keep, floor=a.floor, chains=a.chains)
+    found = study(
+        a.run, output, settings, cases=a.cases, keep=a.keep, floor=a.floor, background=a.background, chains=a.chains
+    )
     (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table([found]))
 

@@ -47,8 +47,6 @@ from trainers.sft import LINEAR_LAYERS, Role, RoleSFTTrainer, add_adapter, role_
 logger = logging.getLogger("rl")
 JUDGE_SEED = 1_000_003
 """Added to the seed for what a judge IDM learns from, so that it never sees the rewarding IDM's labels."""
-BACKGROUND = -1.0
-"""Of `idm_margin`, in nats: about what an inverse model here gives to the right sentence on a right picture."""
 LORA_ALPHA = 4
 """alpha of every adapter as a multiple of its rank."""
 
@@ -256,7 +254,7 @@ def labelled_by_idm(run: Path) -> tuple[list[Triplet], list[Triplet]]:
     return read_triplets(files[0]), read_triplets(files[1]) if files[1].is_file() else []
 
 
-def rewards_of(story: Story) -> list[Reward]:
+def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
     """`idm_margin` and `keep_unchanged`; as much change as labelled data of the task shows is free."""
     vlm = story.vlm
     sources = token_ids(vlm, [t.source for t in story.labelled])
@@ -267,7 +265,7 @@ def rewards_of(story: Story) -> list[Reward]:
     free = {task: float(np.quantile(counts, 0.95)) for task, counts in by_task.items()}
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", 0.25)
     actions = [t.action for t in story.labelled]
-    arguments = {"idm_margin": {"background": BACKGROUND}}
+    arguments = {"idm_margin": {"background": background}}
     return [*load_rewards(["idm_margin=1.0"], story.idm, actions, arguments=arguments), keep]
 
 

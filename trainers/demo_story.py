@@ -30,7 +30,7 @@ class Budget:
     videos: int = 600
     selected: int = 800
     test: int = 400
-    validation: int = 100
+    validation: int = 60
     idm_steps: int = 400
     fdm_steps: int = 400
     grpo_steps: int = 15
@@ -48,7 +48,7 @@ class Budget:
     rl_learning_rate: float = 2.5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
-    searched: int = 80
+    searched: int = 120
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) <= 0:

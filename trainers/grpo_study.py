@@ -64,7 +64,15 @@ def check(run: Path, settings: dict[str, Any], cases: int) -> None:
 
 
 def study(
-    run: Path, output: Path, settings: dict[str, Any], *, cases: int, keep: float, floor: float, chains: int = 0
+    run: Path,
+    output: Path,
+    settings: dict[str, Any],
+    *,
+    cases: int,
+    keep: float,
+    floor: float,
+    background: float | None = None,
+    chains: int = 0,
 ) -> dict[str, Any]:
     """Train with `settings` of TRL's `GRPOConfig` from `run/bootstrapped`, rewarded by `run/idm`.
 
@@ -75,7 +83,7 @@ def study(
             `OURS`.
         cases: validation cases; a sample at each temperature, four at temperature 1.
         keep: weight of `keep_unchanged` beside `idm_margin` of weight 1.
-        floor: of `idm_margin`.
+        floor, background: of `idm_margin`.
         chains: above 0, what is tried is chains of three actions of the training split, as many triplets as are
             labelled, in place of the demo's prompts, whether rollouts have one step or several; and success after one
             and after three steps is measured on so many chains of the validation split.
@@ -92,7 +100,7 @@ def study(
     vlm, seed, budget = story.vlm, story.seed, story.budget
     for name in ("bootstrapped", "default"):
         vlm.attach_adapter(run / "bootstrapped" / "adapter", name)
-    margin, unchanged = rewards_of(story)
+    margin, unchanged = rewards_of(story, background)
     margin.function.floor = floor  # type: ignore[attr-defined]
     rewards = [margin, replace(unchanged, weight=keep)]
     usual, ours = _usual(budget, settings), {name: value for name, value in settings.items() if name in OURS}
@@ -117,7 +125,7 @@ def study(
     rewarded = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     generations = trainer.state.global_step / (config.num_iterations * (config.steps_per_generation or 1))
     return {
-        "settings": {**usual, **settings, "keep_unchanged": keep, "floor": floor},
+        "settings": {**usual, **settings, "keep_unchanged": keep, "floor": floor, "background": background},
         "seconds": seconds,
         "candidates": round(generations * config.generation_batch_size),
         "reward": [float(np.mean(part)) for part in np.array_split(rewarded, min(10, len(rewarded)))],

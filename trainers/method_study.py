@@ -39,6 +39,8 @@ from trainers.sft import RoleSFTTrainer, save_adapter
 
 logger = logging.getLogger("rl")
 GROUP, PROMPTS_A_STEP = 8, 32
+BACKGROUND = -1.0
+"""Of `idm_margin`, in nats: about what an inverse model here gives to the right sentence on a right picture."""
 START = "bootstrapped"
 JUDGED = 100
 """Test cases on which the judge IDM reads a candidate."""
@@ -117,7 +119,7 @@ def grpo(
         per_device_train_batch_size=batch,
     )
     tried, log = prompts or _prompts(story, amounts), [_log(output)]
-    _train(WorldModelGRPOTrainer(story.vlm, tried, rewards_of(story), config, callbacks=log, **settings))
+    _train(WorldModelGRPOTrainer(story.vlm, tried, rewards_of(story, BACKGROUND), config, callbacks=log, **settings))
 
 
 def grpo_importance(story: Story, amounts: Amounts, output: Path) -> None:
@@ -162,7 +164,9 @@ def _prompts(story: Story, amounts: Amounts) -> list[Triplet]:
 
 def _groups(story: Story, amounts: Amounts) -> Any:
     """Scored groups, drawn from the start."""
-    return scored_groups(story.fdm(START), rewards_of(story), _prompts(story, amounts), GROUP, seed=story.seed)
+    return scored_groups(
+        story.fdm(START), rewards_of(story, BACKGROUND), _prompts(story, amounts), GROUP, seed=story.seed
+    )
 
 
 def check(runs: Sequence[Path], methods: Sequence[str]) -> None:
@@ -278,7 +282,8 @@ def page(told: dict[str, Any]) -> str:
     command = f"python scripts/study_methods.py --runs {' '.join(told['runs'])} --candidates {amounts.candidates}"
     about = (
         f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
-        f"{amounts.candidates} candidates in groups of {GROUP}, and is measured on {amounts.cases} test cases a seed "
+        f"{amounts.candidates} candidates in groups of {GROUP}, rewarded by `idm_margin` (1.0, with a background of "
+        f"{BACKGROUND:g} nat) and `keep_unchanged` (0.25), and is measured on {amounts.cases} test cases a seed "
         "with the same noise: one sample at temperature 1, and one at the temperature that was best on "
         f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of {STEPS} "
         "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "

@@ -33,14 +33,14 @@ BUDGET = Budget(
     validation=200,
     idm_steps=900,
     fdm_steps=600,
-    grpo_steps=120,
+    grpo_steps=80,
     grpo_prompts=64,
     grpo_evaluations=8,
-    best_of_n_steps=450,
+    best_of_n_steps=300,
     candidates=32,
     searched=500,
 )
-RECIPE = 3
+RECIPE = 2
 """Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
