@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewards.contract import Batch, Reward
+from rewards.contract import Batch, Reward, scorers
 from rewards.copy_penalty import CopyPenalty
 from rewards.ensemble import Ensemble
 from rewards.fdm_confidence import FDMConfidence
@@ -36,4 +36,4 @@ BUILT_IN: dict[str, type[Any]] = {
 }
 NEEDS_IDM = {"idm_likelihood", "idm_margin", "idm_match", "idm_token_f1", "idm_choice", "idm_yes_no", "ensemble"}
 
-__all__ = ["BUILT_IN", "NEEDS_IDM", "Batch", "Reward", "load_rewards", "score"]
+__all__ = ["BUILT_IN", "NEEDS_IDM", "Batch", "Reward", "load_rewards", "score", "scorers"]

@@ -102,6 +102,11 @@ class Batch:
         )
 
 
+def scorers(rewards: Sequence[Reward]) -> dict[str, str]:
+    """What the scores of each reward come from, by name, where it says so: for a store of scored candidates."""
+    return {reward.name: reward.scorer for reward in rewards if reward.scorer}
+
+
 def pictures_of(candidates: Sequence[Candidate]) -> list[Image.Image]:
     """The pictures of candidates of one backbone; those that nobody has looked at are decoded together."""
     fresh = [candidate for candidate in candidates if "image" not in vars(candidate)]
@@ -114,16 +119,24 @@ def pictures_of(candidates: Sequence[Candidate]) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward with its name, its weight in the sum, and the columns that it asks for."""
+    """A reward with its name, its weight in the sum, and the columns that it asks for.
+
+    `scorer` is what the scores come from where the name does not say it: the file of a reward of one's own, the server
+    of a judge. Stored scores are taken over only from the same scorer. It is empty for what is built in, and for a
+    function that is handed over in Python, whose name stands for it.
+    """
 
     name: str
     weight: float
     function: RewardFunction
     asks_for: tuple[str, ...]
+    scorer: str = ""
 
     @classmethod
-    def of(cls, function: RewardFunction, name: str | None = None, weight: float = 1.0) -> Reward:
+    def of(cls, function: RewardFunction, name: str | None = None, weight: float = 1.0, scorer: str = "") -> Reward:
         """Check a function's signature once.
+
+        An object may say by a `scorer` of its own (str) what else its scores come from; it is added.
 
         Raises:
             RewindError: no callable or one without a signature, a parameter that nothing can fill, positional-only
@@ -152,7 +165,9 @@ class Reward:
                     f"the reward '{name}' asks for '{parameter.name}', which there is not; it may ask for "
                     f"{', '.join(COLUMNS)}, and has parameters of its own from reward_arguments"
                 )
-        return cls(name, float(weight), function, tuple(asks_for))
+        own_scorer = getattr(function, "scorer", "")
+        told = [part for part in (scorer, own_scorer) if isinstance(part, str) and part]
+        return cls(name, float(weight), function, tuple(asks_for), " ".join(told))
 
     def __call__(self, batch: Batch) -> list[float | None]:
         """One score a candidate.

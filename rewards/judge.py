@@ -123,6 +123,11 @@ class Judge:
         )
         self.cache = None if cache is None else MarksCache(Path(cache))
 
+    @property
+    def scorer(self) -> str:
+        """Whom it asks, never with what key: stored scores of another model or server are not taken over."""
+        return f"{self.model} at {self.endpoint.url}"
+
     def __call__(
         self,
         prompts: Sequence[str],

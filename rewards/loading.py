@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,10 @@ def _one(
             f"there is no reward '{path}'{f', did you mean {near[0]!r}' if near else ''}: the built-in ones are "
             f"{', '.join(sorted(BUILT_IN))}; one of your own is 'file.py:function' or 'package.module:function'"
         )
-    found, name = (BUILT_IN[path], path) if path in BUILT_IN else (_attribute(path), path.rpartition(":")[2])
-    return Reward.of(_made(found, name, offered, given), name, weight)
+    if path in BUILT_IN:
+        return Reward.of(_made(BUILT_IN[path], path, offered, given), path, weight)
+    found, name = _attribute(path), path.rpartition(":")[2]
+    return Reward.of(_made(found, name, offered, given), name, weight, _written(found, path))
 
 
 def _made(found: Any, name: str, offered: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> RewardFunction:
@@ -142,3 +146,18 @@ def _attribute(path: str) -> Any:
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RewindError(f"{where} has no '{name}'; it has {', '.join(there[:20]) or 'nothing that can be called'}")
     return getattr(module, name)
+
+
+def _written(found: Any, path: str) -> str:
+    """Where a reward of one's own stands and a digest of its source: another file, or another text, scores otherwise.
+
+    The file that was named counts, and the one that the attribute was imported from; what those import does not.
+    """
+    where, _, name = path.rpartition(":")
+    modules = [None if where.endswith(".py") else where, getattr(found, "__module__", None)]
+    files = [Path(where).resolve()] if where.endswith(".py") else []
+    files += [Path(file) for module in modules if (file := getattr(sys.modules.get(module or ""), "__file__", None))]
+    digest = hashlib.blake2b(digest_size=8)
+    for file in dict.fromkeys(file for file in files if file.is_file()):
+        digest.update(file.read_bytes())
+    return f"{files[0] if where.endswith('.py') else where}:{name} {digest.hexdigest()}"

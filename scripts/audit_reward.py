@@ -121,6 +121,8 @@ def _check(a: argparse.Namespace) -> None:
         raise RewindError("--world judges what a forward model draws: give --fdm too")
     if a.fdm is None and a.idm is None:
         raise RewindError("pictures are tried as image tokens, so give a model whose tokens they are: --idm or --fdm")
+    if a.fdm is None and any(item.partition("=")[0] == "fdm_confidence" for item in a.rewards):
+        raise RewindError("the reward 'fdm_confidence' asks how likely a forward model finds a picture: give --fdm")
     if a.best_of < 2 or a.num_scenes < 2 or a.limit < 2:
         raise RewindError("--best_of, --num_scenes and --limit must be at least 2")
 

@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parse_with_config(parser())
     from collections.abc import Sequence
 
-    from rewards import load_rewards
+    from rewards import load_rewards, scorers
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
     from rl.api import check_normalise, shares_base
     from rl.data.store import CandidateStore, scorer
@@ -112,7 +112,7 @@ def main() -> None:
 
     # Scores that were given without the target are not those that training would give with it.
     told = {**(a.reward_arguments or {}), "without targets": blind} if blind else a.reward_arguments
-    store = CandidateStore(output / "candidates", scorer(a.idm, told))
+    store = CandidateStore(output / "candidates", scorer(a.idm, told), scorers(rewards))
 
     def best_of(part: Sequence[Triplet]) -> list[Reranked]:
         found = rerank(

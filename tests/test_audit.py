@@ -184,3 +184,11 @@ def test_the_script_sees_through_a_bad_reward(tmp_path: Path) -> None:
     done = start(*command[:3], "--output", tmp_path / "none", "--world", "tabletop")
     assert done.returncode == 2
     assert "give --fdm too" in done.stderr
+
+
+def test_the_script_says_that_a_reward_needs_the_forward_model(tmp_path: Path) -> None:
+    command = ["scripts/audit_reward.py", "--rewards", "copy_penalty", "fdm_confidence=0.5", "--output", tmp_path / "x"]
+    done = start(*command, "--idm", "tabletop-chameleon", "--triplets", tmp_path / "triplets.json")
+    assert done.returncode == 2
+    assert "the reward 'fdm_confidence' asks how likely a forward model finds a picture: give --fdm" in done.stderr
+    assert not (tmp_path / "x").exists()

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, set_seed
 
 from rewards import Batch, Reward, load_rewards, score
 from rl import rerank
+from rl.data.store import CandidateStore
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.distribution import TokenDistribution
@@ -27,7 +28,7 @@ from trainers.candidates import scored_groups
 from trainers.checkpoints import fit
 from trainers.dpo import Pairing
 from trainers.grpo import WorldModelGRPOTrainer
-from trainers.grpo_recipe import warn_of_divided_groups
+from trainers.grpo_recipe import train_grpo, warn_of_divided_groups
 from trainers.sft import LINEAR_LAYERS, add_adapter
 
 
@@ -175,6 +176,49 @@ def test_what_moves_the_support_is_refused(tmp_path: Path) -> None:
             trainer(tmp_path, [Reward.of(low_tokens)], **wrong)
 
 
+def test_options_that_a_rollout_would_not_apply_are_refused(tmp_path: Path) -> None:
+    for wrong, sentence in (
+        ({"repetition_penalty": 1.2}, "--repetition_penalty 1.2 would not be applied"),
+        ({"generation_kwargs": {"num_beams": 2}}, "--generation_kwargs would not be applied"),
+        ({"mask_truncated_completions": True}, "--mask_truncated_completions would mask every prediction"),
+        ({"reward_weights": [1.0, 2.0]}, r"has 2 numbers and there are 1 rewards \(low_tokens\)"),
+        ({"reward_weights": [float("nan")]}, "weight of the reward 'low_tokens' must be a number, not nan"),
+    ):
+        with pytest.raises(RewindError, match=sentence):
+            trainer(tmp_path, [Reward.of(low_tokens)], **wrong)
+
+
+def test_options_are_looked_at_before_a_model_is_loaded(tmp_path: Path) -> None:
+    two = ["idm_margin", "b.py:score"]
+    for rewards, flags, sentence in (
+        (two, ["--reward_weights", "1"], r"has 1 numbers and there are 2 rewards \(idm_margin, b.py:score\)"),
+        (["idm_margin", "b.py:score=.5"], ["--reward_weights", "1", "2"], "of 'b.py:score=.5' would be given twice"),
+        (two, ["--mask_truncated_completions", "true"], "--mask_truncated_completions would mask"),
+        (two, ["--reward_weights", "1", "2"], "give the model to improve"),  # all is well up to there
+    ):
+        found = parse((GRPOArguments, RewindGRPOConfig), ["--output_dir", str(tmp_path), "--rewards", *rewards, *flags])
+        with pytest.raises(RewindError, match=sentence):
+            train_grpo(*found)
+
+
+def test_trls_reward_weights_take_the_place_of_the_rewards_own(tmp_path: Path) -> None:
+    """TRL 1.16 reads `reward_weights` in `GRPOTrainer.__init__` alone."""
+    first = Reward.of(lambda predicted_ids: [float(ids[0]) for ids in predicted_ids], "first")
+    second = Reward.of(lambda predicted_ids: [float(ids[1]) for ids in predicted_ids], "second", 7.0)
+    run = trainer(tmp_path, [first, second], reward_weights=[2.0, -0.5])
+    run.train()
+    for one in run.last_scored:
+        ids = one.candidate.ids
+        assert (one.scores, one.total) == ({"first": ids[0], "second": ids[1]}, 2.0 * ids[0] - 0.5 * ids[1])
+    logs = [row for row in run.state.log_history if "reward" in row]
+    assert logs[0]["reward"] == pytest.approx(np.mean([s.total for s in run.last_scored]), rel=1e-5)
+    assert run.reward_weights.tolist() == [2.0, -0.5]
+    assert run.args.reward_weights == [2.0, -0.5]
+    own = trainer(tmp_path, [first, second])
+    assert own.reward_weights.tolist() == [1.0, 7.0]
+    assert own.args.reward_weights is None  # a config may serve other rewards after these
+
+
 def test_the_best_checkpoint_by_validation_reward_is_kept(tmp_path: Path) -> None:
     """Trainer's own choice of the best checkpoint works on TRL 1.16's `eval_reward`; the oracle decides nothing."""
     judged: list[int] = []
@@ -228,6 +272,30 @@ def test_dead_groups_are_replaced_and_never_trained_on(tmp_path: Path) -> None:
     assert seen[0][1] == [number for number in range(8) for _ in range(4)]
     assert seen[0][0] > seen[4][0]
     assert seen[0][2] == seen[4][2]  # the share before anything is replaced is what is logged
+
+
+def test_replaced_groups_are_stored_too(tmp_path: Path) -> None:
+    rows, asked = [{"prompt": str(number)} for number in range(8) for _ in range(4)], []
+
+    def watched(predicted_ids: list[list[int]], source_ids: list[list[int]]) -> list[float]:
+        found = of_source(predicted_ids, source_ids)
+        asked.extend(zip(map(tuple, source_ids), map(tuple, predicted_ids), found, strict=True))
+        return found
+
+    store = CandidateStore(tmp_path / "candidates")
+    extra = {"dead_group_retries": 4, "store": store}
+    run = trainer(tmp_path, [Reward.of(watched)], extra=extra, per_device_train_batch_size=32)
+    run._generate_and_score_completions(rows)
+    trained_on = {row.number for row in run.last_rows}
+    assert trained_on != set(range(8))  # some were replaced, by others of the eight
+    kept = store.groups(run.vlm)
+    assert [len(group) for _, group in kept] == [4] * 8
+    found = [
+        (tuple(run.vlm.encode([triplet.source])[0].tolist()), tuple(s.candidate.ids.tolist()), s.total)
+        for triplet, group in kept
+        for s in group
+    ]
+    assert set(found) == set(asked)  # all that was scored, and nothing under another's key
 
 
 def test_advantages_are_divided_and_weighed(tmp_path: Path) -> None:

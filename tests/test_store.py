@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from conftest import make_tiny
 from datasets import load_dataset
 from PIL import Image
 
-from rewards import Reward
-from rl.data.store import SCHEMA, CandidateStore, candidate_key, picture_key, store_of
+from rewards import Reward, load_rewards, scorers
+from rl.data.store import SCHEMA, CandidateStore, Group, candidate_key, picture_key, store_of
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
 from rl.models.dynamics import ForwardDynamics
@@ -147,6 +148,86 @@ def test_a_candidate_is_scored_once_by_a_reward(tiny: ChameleonVLM, tmp_path: Pa
         assert [s.total for s in group] == [2.5 * (s.total or 0.0) for s in before]
     stored_groups([str(tmp_path)], tiny, first, "idm-b")
     assert count.asked == 12  # another inverse model's scores are not taken over
+
+
+WRITTEN = """
+asked = []
+
+def score(predicted_ids):
+    asked.extend(predicted_ids)
+    return [SIGN * ids[0] for ids in predicted_ids]
+"""
+
+
+def first_ids(groups: list[Group]) -> list[float]:
+    return [float(s.candidate.ids[0]) for _, group in groups for s in group]
+
+
+def test_another_reward_of_the_same_name_scores_anew(tiny: ChameleonVLM, tmp_path: Path) -> None:
+    mine, other = tmp_path / "a.py", tmp_path / "b.py"
+    mine.write_text(WRITTEN.replace("SIGN", "1.0"))
+    other.write_text(WRITTEN.replace("SIGN", "-1.0"))
+    drawing, stored = BestOfNArguments(num_candidates=2), BestOfNArguments(candidates=[str(tmp_path)])
+
+    def totals(file: Path, arguments: BestOfNArguments) -> tuple[list[float | None], list[float], int]:
+        rewards = load_rewards([f"{file}:score"])
+        groups = groups_of_round(arguments, ForwardDynamics(tiny), rewards, TRIPLETS, 1, 0, tmp_path)
+        asked = rewards[0].function.__globals__["asked"]  # type: ignore[attr-defined]
+        return [s.total for _, group in groups for s in group], first_ids(groups), len(asked)
+
+    drawn, ids, asked = totals(mine, drawing)
+    assert (drawn, asked) == (ids, 4)
+    assert totals(mine, stored) == (ids, ids, 0)  # the same reward is not asked again
+    assert totals(other, stored) == ([-first for first in ids], ids, 4)
+    mine.write_text(WRITTEN.replace("SIGN", "2.00"))  # of another size, so that Python compiles it anew in any case
+    assert totals(mine, stored) == ([2 * first for first in ids], ids, 4)  # nor is an edited file the same reward
+
+
+def test_a_module_is_known_by_its_path_and_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "rewards_of_the_test.py").write_text("from where_it_is_written import score\n")
+    found = []
+    for text in ("1.0", "1.0", "2.0"):
+        (tmp_path / "where_it_is_written.py").write_text(WRITTEN.replace("SIGN", text))
+        for module in ("rewards_of_the_test", "where_it_is_written"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        (reward,) = load_rewards(["rewards_of_the_test:score=0.5"])
+        found.append(reward.scorer)
+    assert found[0] == found[1] != found[2]
+    assert all(scorer.startswith("rewards_of_the_test:score ") for scorer in found)
+    assert scorers(load_rewards(["copy_penalty"])) == {}  # the name of a built-in reward says all
+
+
+def test_another_judge_scores_anew(tiny: ChameleonVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-secret")
+    group = [scored(tiny, [0] * 4, 0.5, judge=0.5)]
+    known, told = [], set()
+    for server, model in (("one", "x"), ("one", "x"), ("two", "x"), ("one", "y")):
+        monkeypatch.setenv("REWIND_JUDGE_URL", f"http://{server}.localhost/v1")
+        monkeypatch.setenv("REWIND_JUDGE_MODEL", model)
+        whom = scorers(load_rewards(["judge"], arguments={"judge": {"cache": None}}))
+        store = CandidateStore(tmp_path, "runs/idm", whom)
+        known.append([scores for scores in store.known_scores().values() if scores])
+        store.append([(TRIPLETS[0], group)], seed=0, step=len(known))
+        told |= {name for row in store.rows() for name in row["scorers"]}
+    assert known == [[], [{"judge": 0.5}], [], []]
+    assert len(told) == 3
+    assert not any("secret" in name for name in told)
+
+
+def test_a_store_of_before_is_read_and_its_own_rewards_are_asked(tiny: ChameleonVLM, tmp_path: Path) -> None:
+    """A part without the column `scorers`, as stores had none once."""
+    CandidateStore(tmp_path / "new").append(
+        [(TRIPLETS[0], [scored(tiny, [1] * 4, 3.0, margin=1.0, score=2.0)])], seed=0, step=0
+    )
+    (part,) = (tmp_path / "new").glob("part-*")
+    pq.write_table(pq.read_table(part).drop_columns(["scorers"]), tmp_path / "part-000000-x.parquet")
+    (tmp_path / "new" / "pictures").rename(tmp_path / "pictures")
+    store = CandidateStore(tmp_path, None, {"score": "a.py:score 0123"})
+    assert store.groups(tiny)[0][1][0].scores == {"margin": 1.0, "score": 2.0}
+    assert list(store.known_scores().values()) == [{"margin": 1.0}]
+    store.append([(TRIPLETS[0], [scored(tiny, [1] * 4, 5.0, score=5.0)])], seed=0, step=1)
+    assert list(store.known_scores().values()) == [{"margin": 1.0, "score": 5.0}]  # parts of both kinds in one folder
 
 
 def test_a_round_on_stored_candidates(tiny: ChameleonVLM, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from rewards import Batch, Reward, score
+from rewards import Batch, Reward, score, scorers
 from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer, store_of
 from rl.errors import RewindError
 from rl.models.dynamics import ForwardDynamics
@@ -113,7 +113,7 @@ def stored_groups(
     for folder in folders:
         store = store_of(folder)
         groups = [(triplet, [s.candidate for s in group]) for triplet, group in store.groups(vlm)]
-        known = CandidateStore(store.folder, idm).known_scores()
+        known = CandidateStore(store.folder, idm, scorers(rewards)).known_scores()
         scored = score_once(rewards, groups, known, normalise)
         found += [(triplet, group) for (triplet, _), group in zip(groups, scored, strict=True)]
     if not found:
@@ -150,7 +150,7 @@ def groups_of_round(
     if arguments.candidates:
         normalise = arguments.normalise_rewards
         return stored_groups(arguments.candidates, fdm.backbone, rewards, asked, normalise)
-    store = CandidateStore(output / "candidates", asked)
+    store = CandidateStore(output / "candidates", asked, scorers(rewards))
     count, temperature = arguments.num_candidates, arguments.temperature
     groups = scored_groups(
         fdm,

@@ -48,7 +48,7 @@ from trainers.advantages import (
     trajectory_advantages,
 )
 from trainers.checkpoints import WholeCheckpoints
-from trainers.grpo_checks import check_grpo, check_trajectories
+from trainers.grpo_checks import check_grpo, check_trajectories, weighted
 from trainers.monitors import Monitors
 from trainers.scoring import IGNORED, score_under
 from trainers.sharding import ShardingCheck, gathered, keep_head_whole
@@ -69,11 +69,11 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     Args:
         vlm: the backbone, its policy adapter `default` trainable.
         triplets: sources and actions; targets only for rewards that ask for them.
-        rewards: loaded rewards with their weights.
+        rewards: loaded rewards with their weights, or with those of `args.reward_weights` if it has any.
         validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
             them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
         monitors: watch every rollout of training, and may stop the run.
-        store: gets every candidate that is drawn and scored in training.
+        store: gets every candidate that is drawn and scored in training, those of replaced groups too.
         oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
         dead_group_retries: how often a group whose rewards are all alike is replaced by one of another source and
             action; what is then still alike stays out of the loss.
@@ -118,7 +118,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             spread_floor=spread_floor,
             importance_advantages=importance_advantages,
         )
-        self.vlm, self.rewards_of_ours, self.oracle = vlm, list(rewards), oracle
+        given_weights, rewards = args.reward_weights, weighted(rewards, args.reward_weights)
+        self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.num_training = len(training)
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
         self.dead_group_retries, self.spread_floor = dead_group_retries, spread_floor
@@ -132,8 +133,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         args.max_completion_length = vlm.layout.tokens_per_image
         args.remove_unused_columns = False
         args.disable_dropout = True  # else the loss sees another policy than the sampler
-        weights = [reward.weight for reward in rewards]
-        args.reward_weights = weights
+        args.reward_weights = [reward.weight for reward in rewards]
         # No column of a data set reaches a rollout, so a row's number travels as its prompt.
         count = len(training) + len(evaluated)
         rows = Dataset.from_dict({"prompt": [str(number) for number in range(count)]})
@@ -149,6 +149,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 callbacks=[*(callbacks or []), *([monitors] if monitors is not None else [])],
                 rollout_func=self._rollout,
             )
+        args.reward_weights = given_weights  # TRL has read ours; the config may serve other rewards next
         # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
         self.num_generations *= rollout_steps
         self.num_generations_eval *= rollout_steps
@@ -179,10 +180,11 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
         """Draw and score this process's part of the groups, whose rows stand together: TRL repeats prompts."""
         parts = self._parts(prompts)
+        replaced: list[list[ScoredRow]] = []
         with gathered(self):
             rows = self._draw_and_score(parts)
             if self.model.training:
-                self._replace_dead_groups(parts, rows, self.accelerator.process_index * len(prompts))
+                replaced = self._replace_dead_groups(parts, rows, self.accelerator.process_index * len(prompts))
         self.last_rows = [row for part in rows for row in part]
         self._log_steps()
         firsts = [[row for row in part if row.step == 0] for part in rows]
@@ -195,7 +197,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                 triplets, [row.scored for row in ordered], group, self._log_metric, self.state.global_step
             )
         if self.model.training and self.store is not None:
-            self._keep(self.store, firsts)
+            # The same source and action in both is the same draw, for noise goes by content: it is kept once.
+            self._keep(self.store, [*([row for row in part if row.step == 0] for part in replaced), *firsts])
         return {
             "prompt_ids": [row.prompt_ids() for row in self.last_rows],
             "completion_ids": [row.candidate.ids.tolist() for row in self.last_rows],
@@ -240,11 +243,17 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         found = iter([ScoredRow(**vars(row), scored=one) for row, one in zip(rows, scored, strict=True)])
         return [[next(found) for _ in range(len(members) * self.rollout_steps)] for _, members in parts]
 
-    def _replace_dead_groups(self, parts: list[Part], rows: list[list[ScoredRow]], first_row: int) -> None:
+    def _replace_dead_groups(
+        self, parts: list[Part], rows: list[list[ScoredRow]], first_row: int
+    ) -> list[list[ScoredRow]]:
         """Draw other sources and actions in the place of groups whose totals are all alike, within the budget.
 
         The replacement depends on seed, step and the group's number alone, so that every process takes the same.
+
+        Returns:
+            This process's parts of what was replaced; `parts` and `rows` hold what has come in their place.
         """
+        replaced: list[list[ScoredRow]] = []
         steps, rng_of = self.rollout_steps, (self.args.seed, self.state.global_step)
         group = self.num_generations // steps
         starts = np.cumsum([0, *(len(members) for _, members in parts[:-1])]) + first_row // steps
@@ -253,13 +262,15 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             if attempt == 0:
                 self._log_metric("dead_groups", float(dead.mean()))
             if attempt == self.dead_group_retries or not dead.any():
-                return
+                break
             again = [i for i, start in enumerate(starts) if dead[start // group]]
             for i in again:
                 drawn = np.random.default_rng((*rng_of, attempt, int(starts[i]) // group)).integers(self.num_training)
                 parts[i] = (int(drawn), parts[i][1])
             for i, part in zip(again, self._draw_and_score([parts[i] for i in again]), strict=True) if again else ():
+                replaced.append(rows[i])
                 rows[i] = part
+        return replaced
 
     def _everyones(self, values: list[Any]) -> list[Any]:
         """What all processes have, one after the other."""

@@ -3,13 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import lcm
+from dataclasses import replace
+from math import isfinite, lcm
 
 from trl import GRPOConfig
 
+from rewards import Reward
 from rl.errors import RewindError
 from rl.triplets import Triplet
 from trainers.advantages import CREDITS, Importance
+
+
+def check_options(args: GRPOConfig, rewards: Sequence[str] = ()) -> None:
+    """Check TRL's options that mean nothing here or go wrong; nothing needs to be loaded for it.
+
+    Args:
+        args: TRL's options.
+        rewards: as on the command line, NAME_OR_PATH[=WEIGHT], if there are any to be held against `reward_weights`.
+
+    Raises:
+        RewindError: in a sentence, what cannot be used and what to do.
+    """
+    if args.top_k or args.top_p != 1.0 or args.min_p:
+        raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
+    if args.repetition_penalty != 1.0:
+        raise RewindError(
+            f"--repetition_penalty {args.repetition_penalty:g} would not be applied: image tokens are drawn from the "
+            "policy as it is, so leave it at 1"
+        )
+    if args.generation_kwargs:
+        raise RewindError(
+            "--generation_kwargs would not be applied: image tokens are drawn by a sampler of our own, so leave them "
+            "out and use --temperature or --guidance"
+        )
+    if args.mask_truncated_completions:
+        raise RewindError(
+            "--mask_truncated_completions would mask every prediction, as none ends with an end-of-text token, and "
+            "nothing would be trained: leave it false"
+        )
+    if args.reward_weights is None or not rewards:
+        return
+    check_weights(args.reward_weights, [item.partition("=")[0] for item in rewards])
+    twice = [item for item in rewards if "=" in item]
+    if twice:
+        raise RewindError(
+            f"the weight of '{twice[0]}' would be given twice: write weights behind '=' in --rewards, or leave them "
+            "out there and give all in --reward_weights"
+        )
+
+
+def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
+    """Raise a `RewindError` unless there is one weight a reward, each a number."""
+    if len(weights) != len(names):
+        raise RewindError(
+            f"--reward_weights has {len(weights)} numbers and there are {len(names)} rewards ({', '.join(names)}): "
+            "give one for each, in their order"
+        )
+    for weight, name in zip(weights, names, strict=True):
+        if not isfinite(weight):
+            raise RewindError(f"the weight of the reward '{name}' must be a number, not {weight}")
+
+
+def weighted(rewards: Sequence[Reward], weights: Sequence[float] | None) -> list[Reward]:
+    """The rewards with TRL's `reward_weights` in the place of their own, if those are given.
+
+    Raises:
+        RewindError: another number of weights than of rewards.
+    """
+    if weights is None:
+        return list(rewards)
+    check_weights(weights, [reward.name for reward in rewards])
+    return [replace(reward, weight=float(weight)) for reward, weight in zip(rewards, weights, strict=True)]
 
 
 def check_grpo(
@@ -26,8 +90,7 @@ def check_grpo(
     Raises:
         RewindError: in a sentence, what does not go together and what to do.
     """
-    if args.top_k or args.top_p != 1.0 or args.min_p:
-        raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
+    check_options(args)
     if not chains:
         raise RewindError(
             "there is no source and action to train on"

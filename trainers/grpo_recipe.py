@@ -9,7 +9,7 @@ from typing import Any, cast
 from transformers import EarlyStoppingCallback, set_seed
 from trl import GRPOConfig
 
-from rewards import Reward, load_rewards
+from rewards import Reward, load_rewards, scorers
 from rl.api import FDM_ADAPTER, load_fdm, load_idm, shares_base
 from rl.data.chains import chains
 from rl.data.store import CandidateStore, scorer
@@ -22,7 +22,7 @@ from trainers.advantages import Credit, groups_span
 from trainers.arguments import GRPOArguments, ImproveArguments
 from trainers.checkpoints import fit
 from trainers.grpo import WorldModelGRPOTrainer
-from trainers.grpo_checks import check_grpo, check_trajectories
+from trainers.grpo_checks import check_grpo, check_options, check_trajectories
 from trainers.monitors import Monitors, rules_of
 from trainers.pretraining import MetricsFile
 from trainers.sft import save_adapter
@@ -91,6 +91,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     check_output(config)
     if arguments.early_stop and not config.load_best_model_at_end:
         raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
+    check_options(config, arguments.rewards)
     check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments)
@@ -130,7 +131,9 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         rollout_steps=steps,
         rollout_credit=credit,
         monitors=monitors,
-        store=CandidateStore(output / "candidates", scorer(arguments.idm, arguments.reward_arguments)),
+        store=CandidateStore(
+            output / "candidates", scorer(arguments.idm, arguments.reward_arguments), scorers(rewards)
+        ),
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early],
     )
     fit(trainer, output, arguments.resume)

@@ -39,7 +39,7 @@ def begin_run(
         return claim(folder, script, values, inputs=inputs, resume=arguments.resume, overwrite=arguments.overwrite)
 
     output = on_main(take)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "tensorboard")
+    _log_to(output / "tensorboard")
     return output
 
 
@@ -61,7 +61,10 @@ def check_rounds(rounds: int) -> None:
 
 
 def rounds_left(vlm: UnifiedVLM, output: Path, rounds: int) -> Iterator[tuple[int, Path]]:
-    """Number and folder of each round that is not finished; the policy goes on from the last finished one."""
+    """Number and folder of each round that is not finished; the policy goes on from the last finished one.
+
+    Every round counts its steps from 0, so each logs to a folder of its own, `output/tensorboard/round-N`.
+    """
     done = on_main(lambda: _finished(output))
     if done:
         weights = load_file(output / f"round-{done - 1}" / "adapter" / "adapter_model.safetensors")
@@ -69,6 +72,7 @@ def rounds_left(vlm: UnifiedVLM, output: Path, rounds: int) -> Iterator[tuple[in
     for number in range(done, rounds):
         folder = output / f"round-{number}"
         on_main(lambda folder=folder: folder.mkdir(exist_ok=True))  # type: ignore[misc]
+        _log_to(output / "tensorboard" / folder.name)
         yield number, folder
 
 
@@ -81,6 +85,11 @@ def finish_round(vlm: UnifiedVLM, output: Path, number: int, figures: dict[str, 
             log.write(json.dumps({"round": number, **figures}) + "\n")
 
     on_main(note)
+
+
+def _log_to(folder: Path) -> None:
+    """Where the next trainer's TensorBoard events go (transformers' `TensorBoardCallback` reads it when it is made)."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
 
 
 def _finished(output: Path) -> int:

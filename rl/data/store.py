@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,11 @@ SCHEMA = pa.schema(
         ("rewards", pa.list_(pa.string())),  # names, in the order of `scores`
         ("scores", pa.list_(pa.float64())),
         ("total", pa.float64()),
+        ("scorers", pa.list_(pa.string())),  # what each score comes from where the reward's name does not say it
     ]
 )
+EARLIER = SCHEMA.remove(SCHEMA.get_field_index("scorers"))
+"""Of stores before they told whose scores they hold: those of a reward of one's own, or of a judge, match none."""
 
 
 def picture_key(picture: Picture) -> str:
@@ -66,7 +69,7 @@ def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int]) -
 
 
 def scorer(idm: str | None, reward_arguments: Any = None) -> str | None:
-    """What a score depends on beside the reward's name: the inverse model and the rewards' arguments."""
+    """What every score depends on beside the reward: the inverse model and the rewards' arguments."""
     return f"{idm} {json.dumps(reward_arguments, sort_keys=True)}" if reward_arguments else idm
 
 
@@ -76,10 +79,12 @@ class CandidateStore:
     Args:
         folder: made with the first part.
         idm: `scorer` of what the rewards ask, by name or folder: scores of another one are not mixed with its.
+        scorers: by the reward's name, what its scores come from where the name does not say it (`rewards.scorers`): the
+            scores of another reward of that name are not taken for its.
     """
 
-    def __init__(self, folder: str | Path, idm: str | None = None) -> None:
-        self.folder, self.idm = Path(folder), idm
+    def __init__(self, folder: str | Path, idm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
+        self.folder, self.idm, self.scorers = Path(folder), idm, dict(scorers or {})
 
     def append(
         self, groups: Sequence[tuple[Triplet, Sequence[Scored]]], *, seed: int, step: int, first: int = 0
@@ -145,13 +150,16 @@ class CandidateStore:
     def known_scores(self) -> Known:
         """The scores that each candidate has, so that none is scored twice; empty before the first part.
 
-        Only those for which the rewards asked the same inverse model with the same arguments.
+        Only those for which the same rewards (`scorers`) asked the same inverse model with the same arguments.
         """
         found: Known = {}
         for row in self.rows() if self._parts() else []:
             if _same(row["idm"] or "", self.idm or ""):
                 key = candidate_key(row["source"], row["action"], row["ids"])
-                found.setdefault(key, {}).update(zip(row["rewards"], row["scores"], strict=True))
+                by_whom = row["scorers"] or [""] * len(row["rewards"])
+                scores = zip(row["rewards"], row["scores"], by_whom, strict=True)
+                same = {name: score for name, score, whom in scores if whom == self.scorers.get(name, "")}
+                found.setdefault(key, {}).update(same)
         return found
 
     def _parts(self) -> list[Path]:
@@ -181,6 +189,7 @@ class CandidateStore:
                 "rewards": list(scored.scores),
                 "scores": list(scored.scores.values()),
                 "total": scored.total,
+                "scorers": [self.scorers.get(name, "") for name in scored.scores],
             }
 
     def _keep(self, picture: Picture) -> str:
@@ -250,6 +259,6 @@ def _read(part: Path) -> list[dict[str, Any]]:
     except (OSError, pa.ArrowException) as error:
         logger.warning("%s is damaged and left out: %s", part, " ".join(str(error).split())[:200])
         return []
-    if not table.schema.equals(SCHEMA):
+    if not (table.schema.equals(SCHEMA) or table.schema.equals(EARLIER)):
         raise RewindError(f"{part} has other columns than scored candidates: move it out of the folder")
-    return table.to_pylist()
+    return [{"scorers": None, **row} for row in table.to_pylist()]

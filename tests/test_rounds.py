@@ -1,0 +1,62 @@
+"""Best-of-N training and DPO in rounds: what each logs, also when a run is cut off and goes on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_export import make_run
+
+from rl.data.triplets_io import write_triplets
+from rl.triplets import Triplet
+from trainers.arguments import BestOfNArguments, DPOArguments, RewindDPOConfig, RoleConfig
+from trainers.best_of_n_recipe import train_best_of_n
+from trainers.dpo_recipe import train_dpo
+from trainers.training_run import ROUNDS_FILE
+
+REWARD = "def first(predicted_ids):\n    return [float(ids[0]) for ids in predicted_ids]\n"
+STEPS = 3
+
+
+def loss_steps(folder: Path) -> list[int]:
+    """The steps of the loss as TensorBoard shows them, with what it hides left out."""
+    events = EventAccumulator(str(folder)).Reload()
+    return [event.step for event in events.Scalars("train/loss")]
+
+
+@pytest.mark.parametrize("method", ["best_of_n", "dpo"])
+def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which the recipe sets
+    run, output = make_run(tmp_path), tmp_path / "out"
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    write_triplets([Triplet(Image.fromarray(p), "move the red circle left") for p in pictures], tmp_path)
+    (tmp_path / "mine.py").write_text(REWARD)
+
+    def train(resume: bool) -> None:
+        given: dict[str, Any] = {"fdm": str(run), "triplets": [str(tmp_path / "triplets.json")], "num_candidates": 4}
+        given |= {"rewards": [f"{tmp_path / 'mine.py'}:first"], "rounds": 2, "resume": resume}
+        training: dict[str, Any] = {"output_dir": str(output), "max_steps": STEPS, "save_steps": 1, "logging_steps": 1}
+        training |= {"per_device_train_batch_size": 2, "gradient_checkpointing": False, "disable_tqdm": True}
+        if method == "dpo":
+            train_dpo(DPOArguments(min_gap=0.0, **given), RewindDPOConfig(**training))
+        else:
+            train_best_of_n(BestOfNArguments(**given), RoleConfig(**training))
+
+    train(resume=False)
+    events = output / "tensorboard"
+    assert not list(events.glob("events*"))
+    for number in range(2):
+        assert loss_steps(events / f"round-{number}") == [1, 2, 3]
+
+    log = output / ROUNDS_FILE  # as if it had been killed in its second round, after the checkpoint of step 1
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    for step in (2, 3):
+        shutil.rmtree(output / "round-1" / f"checkpoint-{step}")
+    train(resume=True)
+    for number in range(2):
+        assert loss_steps(events / f"round-{number}") == [1, 2, 3]  # nothing of the first is hidden, nothing doubled
