@@ -75,7 +75,11 @@ def test_figures_are_of_medians(tmp_path: Path) -> None:
     assert found["model_state_ratio"] == found["logprob_memory_ratio"] == 0.25
     assert found["selection_seconds"] == {"100000": 4.0}
     assert found["raw"]["sampler"]["ours"]["all_seconds"] == [1.0, 2.0, 9.0]
-    assert found["raw"]["state"]["computed_7b"]["ratio"] == pytest.approx(0.35, abs=0.01)
+    assert found["raw"]["state"]["compared"] == {"peak_ratio": 1.0}
+    computed = found["raw"]["state"]["computed_7b"]
+    assert computed["ratio"] == pytest.approx(0.35, abs=0.01)
+    assert computed["peak_of_three"] - computed["peak"] == pytest.approx(2 * 2 * 7.0137e9, rel=1e-4)  # bfloat16
+    assert computed["ratio"] < computed["peak_ratio"] < 1
     assert found["raw"]["state_of_shipped_base"]["compared"]["ratio"] == 0.25
     command = found["raw"]["sampler"]["baseline"]["command"]
     assert command == "python -m trainers.bench.arms sampler baseline --preset smoke"

@@ -168,6 +168,19 @@ def steps(shape: Shape, job: Job, gpus: int, max_steps: int) -> dict[str, int]:
     return {"sequences": rows, "read": rows * sequence_tokens(shape, job), "drawn": drawn, "run": drawn * max_steps}
 
 
+def computed(shape: Shape, job: Job) -> dict[str, float]:
+    """One backbone against three models of a shape on one GPU: of state alone, and of the peak of a whole GRPO step.
+
+    Returns:
+        `ratio` of `model_state_ratio`; `peak` and `peak_of_three`, bytes, and their `peak_ratio`. Both free the cache
+        of a rollout before the backward pass.
+    """
+    peak = memory(shape, job, "ddp", 1)["peak"]
+    three = peak + 2 * shape.weight_bytes * shape.parameters()
+    ratio = model_state_ratio(shape, job)
+    return {"ratio": ratio, "peak": peak, "peak_of_three": three, "peak_ratio": peak / three}
+
+
 def model_state_ratio(shape: Shape, job: Job) -> float:
     """Weights, gradients and optimizer of policy, reference and IDM on one backbone / as three models with adapters."""
     base, adapter = shape.parameters(), shape.lora_parameters(job.lora_r, job.targets)

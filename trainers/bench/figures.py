@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from rl.errors import RewindError
 from trainers.bench.arms import NOT_IN_SMOKE, PARTS
-from trainers.plan import Job, model_state_ratio
+from trainers.plan import Job, computed
 from trainers.shapes import KNOWN
 
 Raw = dict[str, dict[str, dict[str, Any]]]
@@ -105,7 +105,9 @@ def figures(raw: Raw) -> dict[str, Any]:
         shipped = raw["state_of_shipped_base"]
         shipped["compared"] = {"ratio": shipped["ours"]["bytes"] / shipped["baseline"]["bytes"]}
     if "state" in raw:
-        raw["state"]["computed_7b"] = {"ratio": model_state_ratio(KNOWN["chameleon-7b"], Job(lora_r=16))}
+        peaks = [raw["state"][arm]["peak"] for arm in ("ours", "baseline")]
+        raw["state"]["compared"] = {"peak_ratio": peaks[0] / peaks[1]}
+        raw["state"]["computed_7b"] = computed(KNOWN["chameleon-7b"], Job(lora_r=16))
     chosen = {part: arms["select"]["seconds"] for part, arms in raw.items() if "select" in arms}
     selection = {part.removeprefix("selection_"): seconds for part, seconds in chosen.items()}
     return found | ({"selection_seconds": selection} if selection else {})
