@@ -22,6 +22,7 @@ import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from rl import load_fdm
 from trainers.sharding import unsupported
 
 SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2"]
@@ -219,8 +220,12 @@ def test_both_roles_on_two_plain_processes(world: Path, tmp_path: Path) -> None:
         assert all(np.allclose(weight, two[name], atol=2e-4) for name, weight in one.items())
 
 
-def test_a_killed_rank_ends_the_launch_and_the_run_is_resumed(world: Path, alone: Path, tmp_path: Path) -> None:
-    output, launcher = tmp_path / "fdm", config(tmp_path, "zero2")
+@pytest.mark.parametrize("stage", ["zero3", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_a_killed_rank_ends_the_launch_and_the_run_is_resumed(
+    stage: str, world: Path, alone: Path, tmp_path: Path
+) -> None:
+    """And what comes of it is exported to a plain folder that opens as a forward model."""
+    output, launcher = tmp_path / "fdm", config(tmp_path, stage)
     command = [*LAUNCH, "--config_file", launcher, *fdm_flags(world, output, 2, 6)]
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -238,6 +243,12 @@ def test_a_killed_rank_ends_the_launch_and_the_run_is_resumed(world: Path, alone
     done = run([*command, "--resume", "true"])
     assert done.returncode == 0, done.stdout[-4000:]
     assert losses(output) == pytest.approx(losses(alone), rel=1e-4)  # no step twice, none left out
+    done = run([sys.executable, "scripts/export.py", "--run", output, "--output", tmp_path / "plain"])
+    assert done.returncode == 0, done.stdout[-4000:]
+    picture = np.zeros((64, 64, 3), np.uint8)
+    drawn = [load_fdm(run).sample(picture, "add a red circle", 1, seed=3)[0] for run in (tmp_path / "plain", output)]
+    assert (drawn[0].ids == drawn[1].ids).all()
+    assert drawn[0].logprob == pytest.approx(drawn[1].logprob, abs=1e-3)
 
 
 def test_a_launch_that_would_not_shard_is_stopped(world: Path, tmp_path: Path) -> None:
