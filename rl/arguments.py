@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
+from rl.files import full_disk
 
 
 def parse_with_config(
@@ -42,12 +43,21 @@ def parse_with_config(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script: a `RewindError` becomes one sentence and exit code 2, Ctrl-C a word on what stays."""
+    """Run a script: a `RewindError` becomes one sentence and exit code 2, a full disk one and exit code 1, and Ctrl-C a
+    word on what stays.
+    """
     try:
         main()
-    except RewindError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        full = full_disk(error)
+        if isinstance(error, RewindError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2 if full is None else 1)
+        if full is None:
+            raise
+        stays = "what has been saved stays: make room, and go on with --resume where the script has it"
+        print(f"error: a file could not be written ({full}); {stays}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted: what has been saved stays", file=sys.stderr)
         sys.exit(130)

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
+from rl.files import partial, write_whole
 
 CONFIG_FILE = "run.json"
+REMOVED_FILE = "run.json.removed"
+"""The other name of the marker while `--overwrite` removes what it belonged to."""
 _NOT_COMPARED = {"resume", "overwrite", "config", "output", "output_dir"}
 
 
@@ -48,12 +51,15 @@ def claim(
     marker = folder / CONFIG_FILE
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise RewindError(f"the output {folder} is a {'link' if folder.is_symlink() else 'file'}: choose another name")
-    occupied = folder.is_dir() and any(folder.iterdir())
-    left = _left_behind(marker) if occupied else {}
+    # A run that was killed while it claimed the folder has left no more than a part of the marker.
+    occupied = folder.is_dir() and any(path != partial(marker) for path in folder.iterdir())
+    left = _left_behind(marker if marker.exists() else folder / REMOVED_FILE) if occupied else {}
     if occupied and left.get("script") != script:
         whose = f"a run of {left['script']}" if "script" in left else "no run of this script"
         raise RewindError(f"the output folder {folder} is not empty and holds {whose}: use another --output")
     if occupied and resume:
+        if not marker.exists():
+            raise RewindError(f"a run that was to replace what {folder} held was killed: use --overwrite again")
         before = left.get("config", {})
         after = json.loads(json.dumps(config))
         changed = sorted(k for k in {*before, *after} - _NOT_COMPARED if before.get(k) != after.get(k))
@@ -70,11 +76,26 @@ def claim(
         for path in inputs:
             if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
                 raise RewindError(f"--overwrite would remove {path}, which this run reads: use another --output")
-        shutil.rmtree(folder)
+        _empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = {"script": script, "config": config, "git_revision": git_revision()}
-    marker.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    write_whole(marker, json.dumps(found, indent=1, default=str) + "\n")
+    (folder / REMOVED_FILE).unlink(missing_ok=True)
     return folder
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the marker, whose other name then says that what is left cannot be resumed. (That takes no room on
+    a full disk.)
+    """
+    removed = folder / REMOVED_FILE
+    if (folder / CONFIG_FILE).exists():
+        (folder / CONFIG_FILE).replace(removed)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != removed:
+            path.unlink()
 
 
 def move_finished(folder: Path, script: str) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
+from rl.files import json_lines
 
 WORDS_FILE = "words.jsonl"
 
@@ -67,12 +68,7 @@ def main() -> None:
 
 def words_so_far(file: Path) -> list[tuple[str, float]]:
     """What an interrupted run has named: a line a chunk; a torn last line is cut off."""
-    if not file.is_file():
-        return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    file.write_text(whole, encoding="utf-8")
-    return [(words, score) for line in whole.splitlines() for words, score in json.loads(line)]
+    return [(words, score) for chunk in json_lines(file) for words, score in chunk]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
 from rl.errors import RewindError
+from rl.files import write_whole
 
 PARTS = ("best_of_n", "rollout", "refinement")
 
@@ -67,10 +68,7 @@ def main() -> None:
 
 
 def write(file: Path, found: dict[str, Any]) -> None:
-    """Beside and moved into place, so that the file is whole or absent."""
-    beside = file.with_suffix(".partial")
-    beside.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    beside.replace(file)
+    write_whole(file, json.dumps(found) + "\n")
 
 
 def command(a: argparse.Namespace) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from conftest import make_tiny
 from peft import LoraConfig
+from safetensors import SafetensorError
 from test_sft import triplets
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import TrainerControl, TrainerState
 
 from rl.errors import RewindError
+from rl.files import full_disk
 from trainers.arguments import RoleConfig
-from trainers.checkpoints import damage, last_checkpoint, seal
-from trainers.sft import LINEAR_LAYERS, RoleSFTTrainer, add_adapter, role_rows
+from trainers.checkpoints import OrderOfEpoch, TellsTheEpoch, damage, last_checkpoint, seal
+from trainers.sft import LINEAR_LAYERS, RoleSFTTrainer, add_adapter, role_rows, save_adapter
 
 
 def sealed(folder: Path, step: int) -> Path:
@@ -35,6 +42,31 @@ def test_the_last_whole_one_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert last_checkpoint(tmp_path) == str(first)
     (first / "weights").unlink()
     assert last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_resumed_run_is_in_the_order_of_its_epoch(processes: int, ours: bool) -> None:
+    """The second epoch from its second batch on, also where the batches of several processes are skipped."""
+    rows = list(range(12))
+
+    def loader() -> Any:
+        sampler = OrderOfEpoch(rows, 1, 2, seed=0) if ours else RandomSampler(rows, generator=torch.Generator())
+        plain: Any = DataLoader(rows, batch_size=2, sampler=sampler, collate_fn=list)  # type: ignore[arg-type]
+        return prepare_data_loader(
+            plain, num_processes=processes, process_index=0, put_on_device=False, use_seedable_sampler=not ours
+        )
+
+    torch.manual_seed(0)
+    whole, state = loader(), TrainerState(epoch=1 + processes / 6)
+    _, second = list(whole), list(whole)
+    resumed = loader()
+    cut = skip_first_batches(resumed, 1)
+    arguments: Any = None
+    TellsTheEpoch().on_epoch_begin(arguments, state, TrainerControl(), train_dataloader=resumed)
+    cut.set_epoch(1)  # as transformers does
+    assert list(cut) == second[1:]
+    assert len(second) == 6 // processes
 
 
 def sft(folder: Path, **settings: object) -> RoleSFTTrainer:
@@ -64,3 +96,24 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not (tmp_path / "checkpoint-3").exists()
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+def test_a_full_disk_keeps_the_earlier_adapter(tmp_path: Path) -> None:
+    vlm = make_tiny()
+    add_adapter(vlm, LoraConfig(r=4, target_modules=LINEAR_LAYERS, init_lora_weights=False))
+    folder = save_adapter(vlm, tmp_path)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with torch.no_grad():
+        next(p for p in vlm.model.parameters() if p.requires_grad).add_(1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises((OSError, SafetensorError)) as raised:
+            save_adapter(vlm, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert full_disk(raised.value) == "File too large"
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+    save_adapter(vlm, tmp_path)
+    assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_grpo import low_tokens, trainer
 
 from rewards import Reward
@@ -15,7 +17,10 @@ from rl.errors import RewindError
 from rl.evaluation.rollouts import measure
 from rl.models.chameleon import ChameleonVLM
 from rl.triplets import Candidate, Scored, Triplet
+from trainers.checkpoints import fit
+from trainers.grpo import WorldModelGRPOTrainer
 from trainers.monitors import ENOUGH, RULES, Monitors, Rule, rules_of
+from trainers.waiting import read_waiting, write_waiting
 
 
 def test_rules_in_words() -> None:
@@ -99,6 +104,71 @@ def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path, monkeypa
     rules = {"copy_rate": Rule(None, 0.3, +1)}
     assert watch(Monitors(rules, tmp_path / "m.json"), [0.1], monkeypatch) == [None]
     assert watch(Monitors(rules, tmp_path / "m.json"), [0.5, 0.5], monkeypatch)[-1] is not None
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third rollout is beyond a limit and the fourth too: they are twice in a row also if a kill lies between."""
+    import trainers.monitors as module
+
+    monkeypatch.setattr(module, "ENOUGH", 0)
+
+    def run(name: str) -> WorldModelGRPOTrainer:
+        monitors = Monitors({"copy_rate": Rule(0.1, 0.3, +1)}, tmp_path / f"{name}.json")
+        settings = {"max_steps": 9, "save_strategy": "steps", "save_steps": 1}
+        made = trainer(tmp_path / name, [Reward.of(low_tokens)], extra={"monitors": monitors}, **settings)
+        values = {"copy_rate": [0.1, 0.1, 0.5, 0.5, 0.5, 0.5]}
+        monkeypatch.setattr(
+            module, "measure", lambda *_: {key: said[made.state.global_step] for key, said in values.items()}
+        )
+        return made
+
+    whole = run("run")
+    whole.train()
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4", ignore_errors=True)
+    (tmp_path / "run.json").unlink()  # the checkpoint knows the start too
+    again = run("run")
+    fit(again, tmp_path / "run", resume=True)
+    assert (whole.state.global_step, again.state.global_step) == (4, 4)
+    assert whole.monitors is not None
+    assert again.monitors is not None
+    assert again.monitors.stopped == whole.monitors.stopped
+    assert again.monitors.stopped is not None
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_what_waits_to_be_measured_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three rollouts of 8 are measured together, and a kill lies between the first and the second of them."""
+    import trainers.monitors as module
+
+    monkeypatch.setattr(module, "ENOUGH", 24)
+
+    def run() -> WorldModelGRPOTrainer:
+        monitors = Monitors(rules_of(["all"]), tmp_path / "monitors.json")
+        settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 1, "learning_rate": 0.01}
+        return trainer(tmp_path / "run", [Reward.of(low_tokens)], extra={"monitors": monitors}, **settings)
+
+    whole, again = run(), run()
+    whole.train()
+    for step in (6, 5):
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{step}")
+    fit(again, tmp_path / "run", resume=True)  # from the fourth step: its rollout waits
+    measured = [
+        [(row["step"], row["monitors/entropy"], row["monitors/survival"]) for row in logs if "monitors/entropy" in row]
+        for logs in (whole.state.log_history, again.state.log_history)
+    ]
+    assert [step for step, *_ in measured[0]] == [3, 6]
+    assert measured[0] == measured[1]
+
+
+def test_what_waits_measures_as_before(tiny: ChameleonVLM, picture: np.ndarray, tmp_path: Path) -> None:
+    ids = tiny.encode([picture, picture[::-1].copy()]).numpy()
+    first, second = scored(tiny, ids)
+    rows = [Triplet(Image.fromarray(picture), "remove all rings"), Triplet(first.candidate, "wait")]
+    write_waiting(tmp_path / "it.safetensors", rows, [first, second])
+    found = read_waiting(tmp_path / "it.safetensors", tiny)
+    assert [row.action for row in found[0]] == ["remove all rings", "wait"]
+    assert isinstance(found[0][1].source, Candidate)
+    assert measure(*found, group=1) == measure(rows, [first, second], group=1)
 
 
 def test_a_monitor_stops_a_run_and_leaves_its_checkpoints(tmp_path: Path) -> None:

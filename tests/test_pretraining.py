@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, make_tiny
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rl.data.pretraining import PretrainingPool, pool_from_world
 from rl.errors import RewindError
@@ -208,6 +209,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     lines = (tmp_path / "broken" / "training" / "language" / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]
     assert steps == list(range(1, 9))  # no step twice
+
+
+def test_a_torn_log_is_gone_on_with(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+    log, state, control = MetricsFile(file), TrainerState(global_step=1), TrainerControl()
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    log.on_train_begin(arguments, state, control)  # from a checkpoint of step 1
+    log.on_log(arguments, state, control, {"loss": 2.5})
+    assert file.read_text() == '{"step": 1, "loss": 3.0}\n{"step": 1, "loss": 2.5}\n'
 
 
 def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:

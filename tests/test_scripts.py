@@ -93,6 +93,15 @@ def test_make_world(world_folder: Path) -> None:
     assert all((world_folder / name).is_file() for name in truth)
 
 
+def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
+    small = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)); "
+    small += "runpy.run_path('scripts/make_world.py', run_name='__main__')"
+    done = start("-c", small, "--output", tmp_path / "out", "--num_triplets", 3, "--num_videos", 1, OMP_NUM_THREADS="1")
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: a file could not be written (File too large")
+
+
 def test_sample_on_the_world(world_folder: Path, tmp_path: Path) -> None:
     command = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--source", world_folder / "images" / "0-input.png"]
     command += ["--action", "move the red circle left", "--num_samples", 2, "--output", tmp_path / "out"]

@@ -3,7 +3,9 @@
 A kill or a full disk may leave half a checkpoint. It has no seal, or one that does not fit, and the one before it is
 used. transformers keeps the older checkpoints until the new one is sealed.
 
-Seam of transformers 5.23 that it touches: `Trainer._save_checkpoint`, which writes a checkpoint and deletes old ones.
+Seams of transformers 5.23 that it touches: `Trainer._save_checkpoint`, which writes a checkpoint and deletes old ones,
+and `Trainer._load_callback_state`, which gives callbacks back what a checkpoint holds of them. Of TRL 1.16: its
+`RepeatSampler`, which cannot be told the epoch, as transformers tells a sampler that has `set_epoch`.
 """
 
 from __future__ import annotations
@@ -20,21 +22,47 @@ from peft import set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
-from transformers import Trainer, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
+from trl.trainer.utils import RepeatSampler
 
 from rl.errors import RewindError
+from rl.files import write_whole
 from trainers.sharding import gathered_adapter, on_main
 
 logger = logging.getLogger("rl")
 SEAL_FILE = "checkpoint.json"
 
 
+class KeepsPart:
+    """A callback of which every process has a part that a checkpoint should hold, in files of its own."""
+
+    def write_part(self, folder: Path) -> None:
+        """Write this process's part into a checkpoint that is not sealed yet."""
+        raise NotImplementedError
+
+    def read_part(self, folder: Path) -> None:
+        """Go on with the part that a checkpoint holds."""
+        raise NotImplementedError
+
+
+def _parts(trainer: Trainer) -> list[KeepsPart]:
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, KeepsPart)]
+
+
 class WholeCheckpoints:
-    """For a `Trainer`: seal a checkpoint when it is written, and only then delete older ones."""
+    """For a `Trainer`: seal a checkpoint when it is written, and only then delete older ones; its callbacks go on."""
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
@@ -42,6 +70,8 @@ class WholeCheckpoints:
         limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            for callback in _parts(trainer):
+                callback.write_part(folder)
             trainer.accelerator.wait_for_everyone()  # each process has written its own part
             if trainer.args.should_save:
                 seal(folder)
@@ -56,12 +86,59 @@ class WholeCheckpoints:
             best = trainer.state.best_model_checkpoint
             rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        """TRL's sampler of groups, so that a resumed run goes on with the order of the epoch that it is in."""
+        found = super()._get_train_sampler(*arguments)  # type: ignore[misc]
+        if not isinstance(found, RepeatSampler) or not found.shuffle:
+            return found
+        counts = (found.mini_repeat_count, found.batch_size, found.repeat_count)
+        return OrderOfEpoch(found.data_source, *counts, seed=found.seed)
+
+    def _load_callback_state(self) -> None:
+        """Give the callbacks that are there their counts back. transformers would, if it were asked to, put new ones
+        in their places, which lack what ours were made with, and bring back the word that training should stop.
+        """
+        trainer: Any = self
+        kept = trainer.state.stateful_callbacks
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                # What the checkpoint lacks is put there, since transformers expects it when it saves the next one.
+                found = kept.setdefault(type(callback).__name__, callback.state())
+                for name, value in found["attributes"].items():
+                    setattr(callback, name, value)
+
+
+class OrderOfEpoch(RepeatSampler):  # type: ignore[misc]
+    """TRL's sampler draws an order after the other, from one generator; this one can go to any epoch's."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next order be the one that so many orders have gone before."""
+        self.generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_samples, generator=self.generator)
+
+
+class TellsTheEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler of a resumed run which epoch it is in.
+
+    transformers 5.23 does so too, but where several processes share the batches and some are skipped it reaches no
+    sampler of another kind than its own, and `OrderOfEpoch` would begin with the order of the first epoch.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **passed: Any
+    ) -> None:
+        batches: Any = passed["train_dataloader"].batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        sampler: Any = getattr(batches, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
+
 
 def seal(folder: Path) -> None:
     """Write the digests of a checkpoint's files into it, in one move."""
-    beside = folder / f"{SEAL_FILE}.partial"
-    beside.write_text(json.dumps(_digests(folder), indent=1) + "\n", encoding="utf-8")
-    beside.replace(folder / SEAL_FILE)
+    write_whole(folder / SEAL_FILE, json.dumps(_digests(folder), indent=1) + "\n")
 
 
 def damage(folder: Path) -> str | None:
@@ -95,6 +172,11 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
     checkpoint = on_main(lambda: last_checkpoint(output)) if resume else None
     if resume:
         _continue_tensorboard(trainer, checkpoint)
+    if checkpoint is not None:
+        trainer.args.eval_on_start = False  # it was made when the run began, and would count against --early_stop
+        trainer.add_callback(TellsTheEpoch())
+        for callback in _parts(trainer):
+            callback.read_part(Path(checkpoint))
     if checkpoint is None or not _was_the_last(trainer, Path(checkpoint)):
         trainer.train(resume_from_checkpoint=checkpoint)
     with gathered_adapter(trainer.model):
@@ -102,9 +184,11 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
 
 
 def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
-    """Whether a run was killed after its last step; if so its weights are loaded: `Trainer` would go on."""
+    """Whether a run was killed after its last step, or one that ended early; if so its weights are loaded: `Trainer`
+    would go on.
+    """
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step < state.max_steps:
+    if state.global_step < state.max_steps and not _stopped_early(state):
         return False
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     folder = Path(best) if best is not None else checkpoint
@@ -117,7 +201,19 @@ def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
     if not files:
         load_model(trainer.model, folder / SAFE_WEIGHTS_NAME)
     trainer.state = state
+    trainer._load_callback_state()
     return True
+
+
+def _stopped_early(state: TrainerState) -> bool:
+    """Whether an `EarlyStoppingCallback` had lost its patience. (That training should stop, which the state holds too,
+    is also said in a checkpoint that transformers writes for SIGTERM, and from that one a run goes on.)
+    """
+    early = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+    if early is None:
+        return False
+    waited: int = early["attributes"]["early_stopping_patience_counter"]
+    return waited >= early["args"]["early_stopping_patience"]
 
 
 def check_finite(model: Any, output: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
+from rl.files import write_whole
 from rl.models.dynamics import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from rl.unified import UnifiedVLM
@@ -116,9 +117,7 @@ class Story:
     def keep(self) -> None:
         """Write what a later run needs, beside and moved into place."""
         kept = {"seconds": self.seconds, "data": self.data, "curves": self.curves, "gap": self.gap}
-        beside = self.output / f"{PROGRESS_FILE}.partial"
-        beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-        beside.replace(self.output / PROGRESS_FILE)
+        write_whole(self.output / PROGRESS_FILE, json.dumps(kept, indent=1) + "\n")
 
     def restore(self) -> None:
         """Take over what an interrupted run kept in the same folder."""

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rl.files import write_whole
 from rl.world import World
 from rl.worlds import load_split
 from trainers import demo
@@ -60,6 +61,6 @@ def main_job(
     seconds = {"total": max(time.monotonic() - began, sum(story.seconds.values())), **story.seconds}
     results = {"world": found.pop("world"), "seed": found.pop("seed"), "seconds": seconds, **found}
     by_case = {n: {k: v.round(4).tolist() for k, v in entry.items()} for n, entry in differences.items()}
-    (output / DIFFERENCES_FILE).write_text(json.dumps(by_case) + "\n", encoding="utf-8")
-    (output / RESULTS_FILE).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / DIFFERENCES_FILE, json.dumps(by_case) + "\n")
+    write_whole(output / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
     return results

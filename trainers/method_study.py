@@ -21,6 +21,7 @@ from transformers import set_seed
 from rl.errors import RewindError
 from rl.evaluation.chains import sample_chains
 from rl.evaluation.intervals import mean_of_runs
+from rl.files import write_whole
 from rl.models.bases import read_json
 from rl.triplets import Triplet
 from trainers.arguments import RewindDPOConfig, RewindGRPOConfig, RoleConfig
@@ -226,9 +227,7 @@ def _kept(folder: Path, train: Callable[[Path], float], measure: Callable[[], di
         logger.warning("--- %s", folder)
         folder.mkdir(parents=True, exist_ok=True)
         made = {"seconds": train(folder), **measure()}
-        beside = file.with_suffix(".partial")
-        beside.write_text(json.dumps(made) + "\n", encoding="utf-8")
-        beside.replace(file)
+        write_whole(file, json.dumps(made) + "\n")
     return read_json(file)
 
 

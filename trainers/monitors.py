@@ -7,6 +7,7 @@ video (arXiv 2603.17808).
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,17 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from rl.errors import RewindError
 from rl.evaluation.rollouts import measure
+from rl.files import write_whole
 from rl.models.bases import read_json
 from rl.models.dynamics import InverseDynamics
 from rl.triplets import Scored, Triplet
+from trainers.checkpoints import KeepsPart
+from trainers.sharding import on_main
+from trainers.waiting import read_waiting, write_waiting
 
 logger = logging.getLogger("rl")
 ROLLOUTS = 2
@@ -90,12 +96,13 @@ def rules_of(specifications: Sequence[str], with_judge: bool = False) -> dict[st
     return found
 
 
-class Monitors(TrainerCallback):  # type: ignore[misc]
+class Monitors(TrainerCallback, ExportableState, KeepsPart):  # type: ignore[misc]
     """Watches rollouts by rules; the trainer calls `observe` after each of them.
 
     The first rollout, which the policy still draws as it was, is what later ones are compared with; it is kept in a
-    file, so that a resumed run is compared with the same start. A run that is stopped writes no checkpoint for it;
-    `stopped` then holds the sentence to end with.
+    file, so that a resumed run is compared with the same start. Checkpoints hold what has been counted so far, and
+    what waits to be measured. A run that is stopped writes no checkpoint for it; `stopped` then holds the sentence to
+    end with.
 
     Args:
         rules: by monitor.
@@ -115,7 +122,22 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
         self._rows: list[Triplet] = []
         self._scored: list[Scored] = []
         self._beyond: dict[str, int] = {}
-        self._warned: set[str] = set()
+        self._warned: list[str] = []
+        self._resumed: Path | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps (JSON), and a resumed run goes on with."""
+        attributes = {"start": self.start, "stopped": self.stopped, "_beyond": self._beyond, "_warned": self._warned}
+        return {"args": {}, "attributes": copy.deepcopy(attributes)}
+
+    def write_part(self, folder: Path) -> None:
+        """Write what waits to be measured."""
+        if self._rows:
+            write_waiting(_part(folder), self._rows, self._scored)
+
+    def read_part(self, folder: Path) -> None:
+        """Go on with what waited; it is read when the next rollout brings its backbone."""
+        self._resumed = _part(folder) if _part(folder).is_file() else None
 
     def observe(
         self,
@@ -131,6 +153,9 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
         """
         if not self.rules:
             return
+        if self._resumed is not None:
+            self._rows, self._scored = read_waiting(self._resumed, scored[0].candidate.backbone)
+            self._resumed = None
         self._rows += rows
         self._scored += scored
         if len(self._rows) * PartialState().num_processes < ENOUGH:
@@ -146,13 +171,18 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
             self.stopped = "; ".join(limits)
 
     def _first(self, found: dict[str, float]) -> dict[str, float]:
-        if self.start_file is None:
+        """What an earlier run in the same folder measured first, or this one, which then keeps it."""
+        file = self.start_file
+        if file is None:
             return found
-        if self.start_file.is_file():
-            return {**found, **read_json(self.start_file)}
-        if PartialState().is_main_process:
-            self.start_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        return found
+
+        def take() -> dict[str, float]:
+            if file.is_file():
+                return {**found, **read_json(file)}
+            write_whole(file, json.dumps(found, indent=1) + "\n")
+            return found
+
+        return on_main(take)
 
     def _hold(self, name: str, rule: Rule, value: float, step: int) -> str | None:
         """Warn if a value has moved too far; what to stop with if it has been beyond that limit often enough."""
@@ -161,7 +191,7 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
         far = abs(moved) if rule.direction == 0 else rule.direction * moved
         told = f"'{name}' went from {self.start[name]:.3g} at the start to {value:.3g} at step {step}"
         if self._lasting(f"{name} warns", far, rule.warn) and name not in self._warned:
-            self._warned.add(name)
+            self._warned.append(name)
             logger.warning("monitor: %s (warns beyond a change of %g)", told, rule.warn)
         if self._lasting(f"{name} stops", far, rule.stop):
             return f"{told}, a change of more than {rule.stop:g} twice in a row"
@@ -197,6 +227,10 @@ class Monitors(TrainerCallback):  # type: ignore[misc]
             f"a monitor stopped the run in {output}: {self.stopped}; the reward may be gamed, which "
             f"scripts/audit_reward.py would show; {left}"
         )
+
+
+def _part(folder: Path) -> Path:
+    return folder / f"monitors-{PartialState().process_index}.safetensors"
 
 
 def _mean_of_processes(found: dict[str, float]) -> dict[str, float]:

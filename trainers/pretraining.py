@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import ProgressCallback
 
 from rl.errors import RewindError
+from rl.files import json_lines, write_whole
 from trainers.checkpoints import WholeCheckpoints, fit
 
 
@@ -44,10 +45,8 @@ class MetricsFile(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.path.exists() and state.is_world_process_zero:
-            kept = [
-                line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= state.global_step
-            ]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = [row for row in json_lines(self.path) if row["step"] <= state.global_step]
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def on_log(
         self,

@@ -16,6 +16,7 @@ import numpy as np
 
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, wilson
+from rl.files import write_whole
 from rl.models.bases import BASE_OF_WORLD, JUDGES, SHIPPED, SHIPPED_RUNS
 from rl.run_folder import claim, git_revision
 from trainers.demo_report import COMPARISONS, MEANINGS, how_sure
@@ -124,9 +125,7 @@ def one_seed(family: str, seed: int, budget: Budget, output: Path, results: Path
         "differences": json.loads((run / DIFFERENCES_FILE).read_text(encoding="utf-8")),
     }
     results.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".partial")
-    beside.write_text(json.dumps(made) + "\n", encoding="utf-8")
-    beside.replace(file)
+    write_whole(file, json.dumps(made) + "\n")
     return made
 
 

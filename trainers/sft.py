@@ -19,6 +19,7 @@ from trl import SFTTrainer
 
 from rl.data.importance import Importance, feature_distances
 from rl.errors import RewindError
+from rl.files import whole_folder
 from rl.images import Picture
 from rl.models.distribution import TokenDistribution
 from rl.models.dynamics import token_ids
@@ -130,12 +131,14 @@ def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
 
 
 def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
-    vlm.model.save_pretrained(str(folder), selected_adapters=[name], save_embedding_layers=False)  # type: ignore[operator]
-    inner = folder / name
-    if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
-        for file in inner.iterdir():
-            file.replace(folder / file.name)
-        inner.rmdir()
+    model: Any = vlm.model
+    with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
+        model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)
+        inner = beside / name
+        if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
+            for file in inner.iterdir():
+                file.replace(beside / file.name)
+            inner.rmdir()
 
 
 class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from rl.errors import RewindError
+from rl.files import json_lines
 from rl.run_folder import claim
 from rl.unified import UnifiedVLM
 from trainers.arguments import RunArguments, settings_of
@@ -94,11 +95,4 @@ def _log_to(folder: Path) -> None:
 
 def _finished(output: Path) -> int:
     """How many rounds stand in the log of rounds; a torn last line is cut off."""
-    file = output / ROUNDS_FILE
-    if not file.is_file():
-        return 0
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    return whole.count("\n")
+    return len(json_lines(output / ROUNDS_FILE))

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rl.errors import RewindError
+from rl.files import write_whole
 from rl.images import load_image
 from rl.triplets import Triplet
 
@@ -92,5 +93,5 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
         }
         entries.append({**entry, **{key: value for key, value in optional.items() if value is not None}})
     path = folder / name
-    path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(entries, indent=1) + "\n")
     return path
