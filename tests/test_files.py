@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -203,25 +204,27 @@ def test_a_kill_while_a_folder_is_claimed_blocks_nothing(tmp_path: Path, monkeyp
 # ---- whole or absent
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """A file that grows beyond 4096 bytes fails as on a full disk."""
+    """A file that grows beyond 4096 bytes fails as on a full disk; no fixture, else it would hold for pytest's log."""
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
-def test_a_full_disk_leaves_the_text_that_was_there(tmp_path: Path, small_files: None) -> None:
+def test_a_full_disk_leaves_the_text_that_was_there(tmp_path: Path) -> None:
     file = tmp_path / "it.json"
     write_whole(file, "old")
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         write_whole(file, "x" * 10_000)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_folder_is_written_beside_and_its_marks_come_last(tmp_path: Path, small_files: None) -> None:
+def test_a_folder_is_written_beside_and_its_marks_come_last(tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     for text in ("old", "new"):
         with whole_folder(folder, last="config") as beside:
@@ -234,13 +237,13 @@ def test_a_folder_is_written_beside_and_its_marks_come_last(tmp_path: Path, smal
             (beside / "config").write_text("newer")
             (beside / "weights").write_text("x" * 10_000)
 
-    with pytest.raises(OSError, match="File too large"):
+    with small_files(), pytest.raises(OSError, match="File too large"):
         fail()
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"weights": "new", "config": "new"}
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_full_disk_is_a_sentence(tmp_path: Path, small_files: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def weights() -> None:
         save_file({"a": np.zeros(10_000, np.float32)}, tmp_path / "it.safetensors")
 
@@ -263,7 +266,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, small_files: None, capsys: py
         (quota, f"{unwritten} ({os.strerror(errno.EDQUOT)}: runs/out/results.json); what has been saved stays"),
         (told, "error: the candidates cannot be written: make room\n"),
     ):
-        with pytest.raises(SystemExit) as ended:
+        with small_files(), pytest.raises(SystemExit) as ended:
             run_script(main)
         assert ended.value.code == 1
         assert capsys.readouterr().err.startswith(sentence)
