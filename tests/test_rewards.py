@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny
 
 from rewards import BUILT_IN, NEEDS_IDM, Batch, Reward, load_rewards, score
 from rewards.idm_likelihood import IDMLikelihood
-from rewards.idm_margin import IDMMargin
 from rewards.keep_unchanged import KeepUnchanged
-from rewards.rivals import word_edits
 from rewards.target_distance import TargetDistance
 from rl.errors import RewindError
 from rl.models.chameleon import ChameleonVLM
@@ -336,96 +333,5 @@ def test_a_reward_twice() -> None:
         load_rewards([])
 
 
-def test_idm_likelihood_is_the_score_of_the_idm(batch: Batch, tiny: ChameleonVLM, picture: np.ndarray) -> None:
-    idm = InverseDynamics(tiny)
-    assert Reward.of(IDMLikelihood(idm))(batch) == pytest.approx(idm.score(picture, batch.candidates, ACTION), abs=1e-6)
-
-
-def test_an_idm_on_another_base_reads_the_pictures(batch: Batch, picture: np.ndarray) -> None:
-    other = InverseDynamics(make_tiny(seed=5))
-    found = Reward.of(IDMLikelihood(other))(batch)
-    assert found == pytest.approx(other.score(picture, [c.image for c in batch.candidates], ACTION), abs=1e-6)
-
-
-def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarray) -> None:
-    idm = InverseDynamics(tiny)
-    edits = ["move the red circle right", "move the blue circle left", "move the red square left"]
-    assert word_edits(ACTION) == edits
-    # Four rivals at most: the word edits, then one sentence of the data set; the action itself is none.
-    reward = IDMMargin(_Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4, floor=None)  # type: ignore[arg-type]
-    expected = []
-    for candidate in batch.candidates:
-        words = (ACTION, *edits, "remove all rings")
-        totals = [float(idm.log_probs(picture, [candidate], w)[0].sum()) for w in words]
-        expected.append(totals[0] - np.logaddexp.reduce(totals))
-    found = reward(batch.prompts, batch.source_image, batch.candidates)
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert max(expected) <= 0
-    # The background is one more rival, of a fixed likelihood, and stands alone where there is no other.
-    background = sorted(expected)[1]
-    with_it = IDMMargin(_Silent(idm), num_rivals=3, floor=None, background=background)  # type: ignore[arg-type]
-    found, expected = with_it(batch.prompts, batch.source_image, batch.candidates), []
-    for candidate in batch.candidates:
-        totals = [float(idm.log_probs(picture, [candidate], w)[0].sum()) for w in (ACTION, *edits)]
-        expected.append(totals[0] - np.logaddexp.reduce([*totals, background]))
-    assert found == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(RewindError, match="0 or less"):
-        IDMMargin(idm, background=0.5)
-
-
-class _Silent:
-    """An inverse model that describes nothing, so that the rivals of a test are known."""
-
-    def __init__(self, idm: InverseDynamics) -> None:
-        self.idm = idm
-
-    def describe(self, sources: list[Any], targets: list[Any]) -> list[str]:
-        return [""] * len(sources)
-
-    def log_probs(self, *arguments: Any) -> Any:
-        return self.idm.log_probs(*arguments)
-
-
-def test_rivals_never_name_the_same_outcome(batch: Batch, tiny: ChameleonVLM, picture: np.ndarray) -> None:
-    same = IDMMargin(InverseDynamics(tiny), num_rivals=8, same_outcome=lambda source, a, b: True)
-    assert same._rivals(picture, ACTION, ["push it"]) == []
-    assert same(batch.prompts, batch.source_image, batch.candidates) == [None] * 3
-    some = IDMMargin(InverseDynamics(tiny), num_rivals=2)
-    assert some._rivals(picture, ACTION, ["Move the red circle left!", "", "push it"])[0] == "push it"
-    assert len(some._rivals(picture, ACTION, ["push it"])) == 2
-    with pytest.raises(RewindError, match="at least one rival"):
-        IDMMargin(InverseDynamics(tiny), num_rivals=0)
-
-
-def test_keep_unchanged_by_hand() -> None:
-    reward = KeepUnchanged({"move": 1}, default=3)
-    source = [[1, 2, 3, 4]] * 3
-    predicted = [[1, 2, 3, 4], [9, 9, 3, 4], [9, 9, 9, 9]]
-    assert reward(predicted, source, ["move"] * 3) == [0.0, -1.0, -3.0]  # 0, 1 and 3 tokens beyond the 1 that is free
-    assert reward(predicted, source, [None, "other", "other"]) == [0.0, 0.0, pytest.approx(-1 / 3)]
-    assert KeepUnchanged(default=0)(predicted, source, [None] * 3) == [0.0, -2.0, -4.0]
-    with pytest.raises(RewindError, match="0 or more"):
-        KeepUnchanged(default=-1)
-
-
 def test_candidates_know_their_backbone(batch: Batch, tiny: ChameleonVLM) -> None:
     assert all(isinstance(c, Candidate) and c.backbone is tiny for c in batch.candidates)
-
-
-def test_a_margin_has_a_floor_and_equal_pictures_are_scored_once(tiny: ChameleonVLM, picture: np.ndarray) -> None:
-    target = np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    first, second = (
-        Candidate(ids, np.zeros(4, np.float32), tiny) for ids in tiny.encode([picture, target]).cpu().numpy()
-    )
-    call = [ACTION] * 3, [picture] * 3, [second, first, second]
-    free = IDMMargin(InverseDynamics(tiny), ["go"], num_rivals=4, floor=None)(*call)
-    assert free[0] == free[2]
-    low, high = sorted(value for value in free[:2] if value is not None)
-    assert low < high
-    between = (low + high) / 2
-    bounded = IDMMargin(InverseDynamics(tiny), ["go"], num_rivals=4, floor=between)(*call)
-    expected = [np.log((np.exp(x) + np.exp(between)) / (1 + np.exp(between))) for x in (low, high)]
-    assert sorted(value for value in bounded[:2] if value is not None) == pytest.approx(expected)
-    assert between < expected[0] < expected[1] < 0  # nothing is below the floor, and the order stays
-    with pytest.raises(RewindError, match="must be below 0"):
-        IDMMargin(InverseDynamics(tiny), floor=0.5)
