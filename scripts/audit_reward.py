@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
+from rl.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,9 +105,9 @@ def main() -> None:
         found |= more
         pictures += rows[:SHOWN]
     found["verdict"] = worst = worst_first(found)
-    (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / "results.json", json.dumps(found, indent=1) + "\n")
     title = f"Audit of {' '.join(a.rewards)}"
-    (output / "report.html").write_text(audit_page(title, found, worst, pictures), encoding="utf-8")
+    write_whole(output / "report.html", audit_page(title, found, worst, pictures))
     print(lines(found))
     print("\n" + "\n".join(f"- {sentence}" for sentence in worst or ["no probe scores as well as the truth too often"]))
     if "selection" in found:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
+from rl.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +93,7 @@ def main() -> None:
     )
 
     def keep() -> None:  # after every part, so that an interruption loses one part at most
-        (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
 
     results: dict[str, object] = {
         "ceiling": oracle.tokenizer_ceiling(fdm.backbone, world, tasks[: arguments.num_ceiling])
@@ -149,7 +150,7 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed)
     if rewards:
         add_rewards(results, triplets, drawn, _rating(rewards))
-    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
     rows = [
         [(t.source, t.action), (t.target, "true target"), (candidate.image, "predicted")]
         for t, candidate in zip(triplets, drawn, strict=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
+from rl.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +80,7 @@ def main() -> None:
                 {"start": s.start, "end": s.end, "action": s.action} for s in video.truth
             ]
         # Kept apart from the videos: for checking only.
-        (output / "videos-truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+        write_whole(output / "videos-truth.json", json.dumps(truth, indent=1) + "\n")
         print(f"{arguments.num_videos} videos in {output / 'videos'}")
 
 

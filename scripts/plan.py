@@ -14,6 +14,7 @@ from typing import Any
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, run
 from rl.errors import RewindError
+from rl.files import write_whole
 from trainers.plan import Job, plan
 from trainers.shapes import LINEAR_LAYERS, Shape, adapter_of, shape_of
 
@@ -128,7 +129,7 @@ def main() -> None:
         print(f"\nkeys of {arguments.config} that change no memory: {', '.join(sorted(others))}")
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_whole(arguments.output, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, run
+from rl.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,12 +36,12 @@ def main() -> None:
     page = a.page or a.results.with_suffix(".md")
     for file in (a.output / "results.json", a.results / "results.json"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_whole(file, text)
     usual = a.seeds == [0, 1, 2] and not a.budget
     command = "make reproduce" if usual else f"python scripts/reproduce.py --seeds {' '.join(map(str, a.seeds))}"
     command += f" --budget {' '.join(a.budget)}" if a.budget else ""
     others = sorted(other.name for other in page.parent.glob(f"{page.stem}-*.md"))
-    page.write_text(reproduce.page_of(found, files, command, others), encoding="utf-8")
+    write_whole(page, reproduce.page_of(found, files, command, others))
     print(f"{page} and {a.results / 'results.json'} are written")
 
 

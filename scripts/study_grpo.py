@@ -12,6 +12,7 @@ from pathlib import Path
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
 from rl.errors import RewindError
+from rl.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def main() -> None:
     found = study(
         a.run, output, settings, cases=a.cases, keep=a.keep, floor=a.floor, background=a.background, chains=a.chains
     )
-    (output / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / "results.json", json.dumps(found, indent=1) + "\n")
     print(table([found]))
 
 

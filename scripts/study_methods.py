@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.arguments import parse_with_config, plain, run
+from rl.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,8 +42,8 @@ def main() -> None:
     for file in (output / "results.md", a.page):
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.with_suffix(".json").write_text(json.dumps(told) + "\n", encoding="utf-8")
-            file.write_text(text, encoding="utf-8")
+            write_whole(file.with_suffix(".json"), json.dumps(told) + "\n")
+            write_whole(file, text)
     print(text)
 
 

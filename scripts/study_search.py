@@ -63,7 +63,7 @@ def main() -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         write(page.with_suffix(".json"), found)
     source = page.with_suffix(".json")
-    page.write_text(page_of(json.loads(source.read_text(encoding="utf-8")), source.name), encoding="utf-8")
+    write_whole(page, page_of(json.loads(source.read_text(encoding="utf-8")), source.name))
     print(page.read_text(encoding="utf-8"))
 
 

@@ -56,7 +56,7 @@ def main_job(
 
     story.stage("evaluation", evaluate, keep=False)
     page = output / REPORT_FILE
-    story.stage("report", lambda: bool(page.write_text(report(story, found, test), encoding="utf-8")), keep=False)
+    story.stage("report", lambda: write_whole(page, report(story, found, test)), keep=False)
     # A resumed run counts what its stages took, not the pause between.
     seconds = {"total": max(time.monotonic() - began, sum(story.seconds.values())), **story.seconds}
     results = {"world": found.pop("world"), "seed": found.pop("seed"), "seconds": seconds, **found}
