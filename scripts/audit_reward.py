@@ -89,7 +89,7 @@ def main() -> None:
     cases = reward_probes.build(triplets, vlm, word_edits, leads_there, a.seed)
     scores = score_probes(cases, score)
     told = {"rewards": a.rewards, **({"reward_arguments": a.reward_arguments} if a.reward_arguments else {})}
-    found: dict[str, Any] = {**told, **audit(scores, [t.task for t in triplets])}
+    found: dict[str, Any] = {**told, **audit(scores, [t.task for t in triplets], used=[r.name for r in rewards])}
     pictures = _pictures(vlm, cases[:SHOWN], scores)
     if fdm is not None:
         tried = (from_world if world else triplets)[: a.num_scenes]

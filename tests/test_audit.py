@@ -84,6 +84,8 @@ def test_figures_and_words_by_hand() -> None:
         "the copied source scores as well as the truth on 32% of actions, 67% of move actions: add copy_penalty, or "
         "use idm_margin"
     )
+    used = audit(scores, ["add"] * 10 + ["move"] * 10, used=["idm_margin"])
+    assert used["probes"]["copy"]["verdict"].endswith(": add copy_penalty, or let a monitor watch copies")
     assert found["probes"]["noise"]["level"] == "good"
     assert found["probes"]["blurred"]["level"] == "unscored"
     assert worst_first(found) == [entry["verdict"], found["probes"]["blurred"]["verdict"]]

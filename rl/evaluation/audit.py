@@ -7,7 +7,7 @@ rewards by copies and still videos (arXiv 2603.17808).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,22 +31,38 @@ ADVERSARIES = {
     BEST_OF: "the reward's favourite among the model's samples",
     ATTACKED: "a picture optimised for the reward",
 }
-READS_ACTION = "use idm_margin, which compares with other actions, or train the inverse model longer"
-READS_PICTURE = "add a reward that reads the picture as a whole, such as idm_margin"
-ADVICE = {
-    "copy": "add copy_penalty, or use idm_margin",
+READS_ACTION = (
+    ("idm_margin", "use idm_margin, which compares with other actions"),
+    (None, "train the inverse model longer or on more labels"),
+)
+READS_PICTURE = (
+    ("idm_margin", "add a reward that reads the picture as a whole, such as idm_margin"),
+    (None, "train the inverse model longer or on more labels"),
+)
+ADVICE: dict[str, tuple[tuple[str | None, str], ...]] = {
+    "copy": (
+        ("copy_penalty", "add copy_penalty"),
+        ("idm_margin", "use idm_margin"),
+        (None, "let a monitor watch copies"),
+    ),
     "swapped": READS_ACTION,
     "other_target": READS_ACTION,
     "wrong_action": READS_ACTION,
     "counterfactual_action": READS_ACTION,
     "shuffled": READS_PICTURE,
-    "darkened": "add keep_unchanged, and let a monitor stop on brightness",
-    "blurred": "add keep_unchanged, and let a monitor stop on sharpness",
+    "darkened": (("keep_unchanged", "add keep_unchanged"), (None, "let a monitor stop on brightness")),
+    "blurred": (("keep_unchanged", "add keep_unchanged"), (None, "let a monitor stop on sharpness")),
     "noise": READS_PICTURE,
-    "damaged": "add keep_unchanged, or weigh it more",
-    BEST_OF: "add a second opinion (ensemble or judge), and let a monitor with a judge IDM stop the run",
-    ATTACKED: "keep a KL term (--beta) or fdm_confidence, and let a monitor with a judge IDM stop the run",
+    "damaged": (("keep_unchanged", "add keep_unchanged"), (None, "weigh keep_unchanged more")),
+    BEST_OF: ((None, "add a second opinion (ensemble or judge), and let a monitor with a judge IDM stop the run"),),
+    ATTACKED: ((None, "keep a KL term (--beta) or fdm_confidence, and let a monitor with a judge IDM stop the run"),),
 }
+"""What helps against each kind of fake: the name of the reward that is advised, if it is one, and the words."""
+
+
+def _advice(kind: str, used: Collection[str]) -> str:
+    """Two things at most, the first ones that are not done already."""
+    return ", or ".join([words for name, words in ADVICE[kind] if name is None or name not in used][:2])
 
 
 def score_probes(cases: Sequence[Mapping[str, Case]], score: ScoreCases) -> dict[str, np.ndarray]:
@@ -66,6 +82,7 @@ def audit(
     tasks: Sequence[str | None],
     right: Mapping[str, np.ndarray] | None = None,
     threshold: float | None = None,
+    used: Collection[str] = (),
 ) -> dict[str, Any]:
     """Figures and a verdict for each probe.
 
@@ -75,6 +92,7 @@ def audit(
         right: for adversaries, whether an oracle takes the picture for right, bool [B]: a right picture that scores
             above the recorded truth is no fault of the reward.
         threshold: of another audit of the same reward; None for the one of these truths.
+        used: names of the rewards that are audited, which no verdict advises.
 
     Returns:
         `threshold`, which `KEPT_TRUTHS` of the truths reach (a `min_score` for reranking); `truth`, their mean and
@@ -88,7 +106,7 @@ def audit(
     if threshold is None and len(known):
         threshold = float(np.quantile(known, 1 - KEPT_TRUTHS))
     probes = {
-        kind: _probe(kind, truth, values, tasks, threshold, None if right is None else right.get(kind))
+        kind: _probe(kind, truth, values, tasks, threshold, None if right is None else right.get(kind), used)
         for kind, values in scores.items()
         if kind != TRUTH
     }
@@ -103,6 +121,7 @@ def _probe(
     tasks: Sequence[str | None],
     threshold: float | None,
     right: np.ndarray | None,
+    used: Collection[str],
 ) -> dict[str, Any]:
     both = np.isfinite(truth) & np.isfinite(fake)
     if not both.any() or threshold is None:
@@ -127,15 +146,15 @@ def _probe(
         found |= {"right": float(right[both].mean()), "fooled": float((as_good & ~right[both]).mean())}
     share = found.get("fooled", found["as_good"])
     found["level"] = "good" if share < WEAK else "weak" if share < FAILS else "fails"
-    found["verdict"] = _verdict(kind, found)
+    found["verdict"] = _verdict(kind, found, _advice(kind, used))
     return found
 
 
-def _verdict(kind: str, found: Mapping[str, Any]) -> str:
+def _verdict(kind: str, found: Mapping[str, Any], advice: str) -> str:
     name = (KINDS | ADVERSARIES)[kind]
     if "fooled" in found:
         told = f"{name} scores as well as the truth and is wrong on {found['fooled']:.0%} of actions"
-        return told if found["level"] == "good" else f"{told}: {ADVICE[kind]}"
+        return told if found["level"] == "good" else f"{told}: {advice}"
     where = {task: entry for task, entry in found["by_task"].items() if entry["n"] >= FEWEST}
     worst = max(where, key=lambda task: where[task]["as_good"], default=None)
     told = f"{name} scores as well as the truth on {found['as_good']:.0%} of actions"
@@ -144,7 +163,7 @@ def _verdict(kind: str, found: Mapping[str, Any]) -> str:
     if found["level"] == "good":
         return told
     may = " (some may be right: --world would tell)" if kind in ADVERSARIES else ""
-    return f"{told}{may}: {ADVICE[kind]}"
+    return f"{told}{may}: {advice}"
 
 
 def worst_first(found: Mapping[str, Any]) -> list[str]:
