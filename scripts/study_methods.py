@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--methods", nargs="+", help="which of them; all if not given")
     p.add_argument("--candidates", type=int, default=7680, help="sampled pictures a method")
     p.add_argument("--cases", type=int, default=400, help="test cases")
+    p.add_argument("--validation", type=int, default=120, help="validation cases, which choose the temperatures")
     p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
     p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/results-methods.md")
     return p
@@ -32,7 +33,7 @@ def main() -> None:
     from trainers.method_study import METHODS, Amounts, check, page, study
     from trainers.reproduce import versions
 
-    methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases)
+    methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases, a.validation)
     check(a.runs, methods)
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
     output = claim(a.output, "study_methods.py", told, inputs=a.runs, resume=True)

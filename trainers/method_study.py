@@ -288,6 +288,7 @@ def page(told: dict[str, Any]) -> str:
         "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "
         "with the paired 95 % interval; seconds are of training, drawing included."
     )
-    head = f"Written by `{command} --cases {amounts.cases} --page FILE`; not by hand. Versions: {versions}."
+    command += f" --cases {amounts.cases} --validation {amounts.validation} --page FILE"
+    head = f"Written by `{command}`; not by hand. Versions: {versions}."
     lines = ["# Ways to improve by rewards, at equal candidates", "", head, "", about, "", table(runs), "", *words, ""]
     return "\n".join(lines)
