@@ -171,6 +171,7 @@ def test_ways_to_improve_from_the_same_start(demo: Path, tmp_path: Path) -> None
     short = ["--methods", "best_of_n", "dpo", "grpo", "--candidates", 512, "--cases", 3, "--validation", 2]
     call = ["scripts/study_methods.py", "--runs", demo, *short, "--output", tmp_path / "study"]
     shown = succeed(*call)
+    assert json.loads((tmp_path / "study" / "results.json").read_text())["amounts"]["validation"] == 2
     made = tmp_path / "study" / demo.name
     assert [row.split("`")[1] for row in shown.splitlines() if row.startswith("| ") and "`" in row] == [
         *("bootstrapped", "best_of_n", "dpo", "grpo"),

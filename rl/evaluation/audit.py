@@ -53,7 +53,7 @@ ADVICE: dict[str, tuple[tuple[str | None, str], ...]] = {
     "darkened": (("keep_unchanged", "add keep_unchanged"), (None, "let a monitor stop on brightness")),
     "blurred": (("keep_unchanged", "add keep_unchanged"), (None, "let a monitor stop on sharpness")),
     "noise": READS_PICTURE,
-    "damaged": (("keep_unchanged", "add keep_unchanged"), (None, "weigh keep_unchanged more")),
+    "damaged": ((None, "add keep_unchanged, or weigh it more and let less change be free"),),
     BEST_OF: ((None, "add a second opinion (ensemble or judge), and let a monitor with a judge IDM stop the run"),),
     ATTACKED: ((None, "keep a KL term (--beta) or fdm_confidence, and let a monitor with a judge IDM stop the run"),),
 }
