@@ -37,6 +37,7 @@ class Budget:
     grpo_steps: int = 15
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
+    grpo_validation: int = 32
     group_size: int = 8
     best_of_n_steps: int = 60
     idm_batch_size: int = 32

@@ -27,7 +27,7 @@ from rl.triplets import Triplet
 from trainers.arguments import RewindDPOConfig, RewindGRPOConfig, RoleConfig
 from trainers.best_of_n import Keep, keep_best, kept_rows
 from trainers.candidates import scored_groups
-from trainers.demo import grpo_prompts, rewards_of
+from trainers.demo import KEEP_WEIGHT, grpo_prompts, rewards_of
 from trainers.demo_report import how_sure
 from trainers.demo_results import Cases, of_system
 from trainers.demo_story import Story
@@ -282,8 +282,8 @@ def page(told: dict[str, Any]) -> str:
     about = (
         f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
         f"{amounts.candidates} candidates in groups of {GROUP}, rewarded by `idm_margin` (1.0, with a background of "
-        f"{BACKGROUND:g} nat) and `keep_unchanged` (0.25), and is measured on {amounts.cases} test cases a seed "
-        "with the same noise: one sample at temperature 1, and one at the temperature that was best on "
+        f"{BACKGROUND:g} nat) and `keep_unchanged` ({KEEP_WEIGHT}), and is measured on {amounts.cases} test cases "
+        "a seed with the same noise: one sample at temperature 1, and one at the temperature that was best on "
         f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of {STEPS} "
         "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "
         "with the paired 95 % interval; seconds are of training, drawing included."

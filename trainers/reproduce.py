@@ -27,21 +27,22 @@ logger = logging.getLogger("rl")
 FAMILIES = {"chameleon": "tabletop"}
 """Family of the model -> the world whose shipped base is of that family."""
 BUDGET = Budget(
-    labelled=3000,
+    labelled=6000,
     videos=2000,
     selected=2000,
     test=1000,
     validation=200,
-    idm_steps=900,
+    idm_steps=1800,
     fdm_steps=600,
-    grpo_steps=80,
-    grpo_prompts=64,
+    grpo_steps=256,
+    grpo_prompts=16,
     grpo_evaluations=8,
+    grpo_validation=64,
     best_of_n_steps=300,
     candidates=32,
-    searched=500,
+    searched=300,
 )
-RECIPE = 2
+RECIPE = 3
 """Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
