@@ -28,7 +28,8 @@ COMPARED = (("bootstrapped", "sft"), ("grpo", "bootstrapped"), ("best_of_n_train
 SEARCHED = ("sft", "grpo")
 """Systems for which best of N is measured."""
 REWARDED_CASES = 100
-"""Test cases on which rewards, KL and the judge IDM are taken, with a group of candidates of two systems on each."""
+"""Test cases on which rewards, KL and the judge IDM are taken, with a group of candidates of two systems on each; an
+eighth of the test cases if those are fewer."""
 SAMPLED_AT_ONCE = 256
 MEASURES = ("success", "judge", "copy_rate", "minimality")
 
@@ -165,7 +166,7 @@ def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
 
     Both systems' candidates are scored in one call, so that they are compared with the same rivals.
     """
-    size, part = story.budget.group_size, min(REWARDED_CASES, len(test.tasks))
+    size, part = story.budget.group_size, min(REWARDED_CASES, max(len(test.tasks) // 8, 1))
     triplets = triplets_of(test.world, test.tasks[:part], "world")
     before, after = (test.sample(name, part, size) for name in ("bootstrapped", "grpo"))
     rows = [triplet for triplet in triplets for _ in range(2 * size)]

@@ -34,7 +34,7 @@ class Budget:
     validation: int = 60
     idm_steps: int = 400
     fdm_steps: int = 400
-    grpo_steps: int = 15
+    grpo_steps: int = 12
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
     grpo_validation: int = 32
@@ -50,7 +50,7 @@ class Budget:
     rl_learning_rate: float = 2.5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
-    searched: int = 120
+    searched: int = 100
 
     def __post_init__(self) -> None:
         if min(vars(self).values()) <= 0:
