@@ -167,7 +167,7 @@ def page_of(
     """`docs/results.md`: every number from the seed files; `others` are pages of further studies beside it."""
     parts = ["# Results\n", f"Written by `{command}` from the JSON files in `docs/results`; not by hand.\n"]
     if others:
-        parts.append(f"Further studies of these runs: {', '.join(f'[{name}]({name})' for name in others)}.\n")
+        parts.append(f"Further studies: {', '.join(f'[{name}]({name})' for name in others)}.\n")
     for family, found in families.items():
         parts += [f"## {family}\n", *_family(found, files[family])]
     return "\n".join(parts)
