@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (9 to 12 minutes on 2 cores)
+demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (10 to 12 minutes on 2 cores)
 	$(BIN)/python scripts/demo.py --output runs/demo --resume
 
-reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (an hour a seed; finished ones are reused); writes docs/results.md
+reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (66 to 98 minutes of one core a seed; finished ones are reused); writes docs/results.md
 	$(BIN)/python scripts/reproduce.py --output runs/reproduce --results docs/results
 
 bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json

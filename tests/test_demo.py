@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from test_scripts import start, succeed
 from rl import load_fdm, load_idm
 from rl.data.triplets_io import read_triplets
 from rl.evaluation.ranking import auc
+from trainers.demo import rewards_of
 from trainers.demo_report import how_sure
+from trainers.grpo_study import start_of
 from trainers.search_study import CALIBRATION
 
 TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 4, "--idm_steps", 2]
@@ -110,6 +113,17 @@ def test_an_interrupted_demo_goes_on_and_ends_alike(demo: Path) -> None:
     assert "sft: done by an earlier run" in done.stderr
     after = results_of(demo)
     assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+
+
+def test_what_a_task_usually_changes_is_free(demo: Path) -> None:
+    story = start_of(demo, 2)
+    margin, keep = rewards_of(story)
+    assert (margin.weight, keep.weight) == (1.0, 1.0)
+    changed: dict[str, list[int]] = {}
+    for triplet in story.labelled:
+        before, after = story.vlm.encode([triplet.source, triplet.target]).cpu().numpy()
+        changed.setdefault(triplet.task or "", []).append(int((before != after).sum()))
+    assert keep.function.free == {task: median(counts) for task, counts in changed.items()}  # type: ignore[attr-defined]
 
 
 def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) -> None:
