@@ -45,8 +45,8 @@ class Budget:
     idm_rank: int = 32
     fdm_rank: int = 32
     idm_learning_rate: float = 1.5e-3
-    sft_learning_rate: float = 1.4e-3
-    bootstrapped_learning_rate: float = 1.4e-3
+    sft_learning_rate: float = 2.8e-3
+    bootstrapped_learning_rate: float = 2.8e-3
     rl_learning_rate: float = 2.5e-4
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
