@@ -33,7 +33,7 @@ class Budget:
     test: int = 400
     validation: int = 60
     idm_steps: int = 400
-    fdm_steps: int = 400
+    fdm_steps: int = 420
     grpo_steps: int = 12
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
