@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from rl.errors import RewindError
-from rl.images import Picture
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 RewardFunction = Callable[..., "list[float | None] | Awaitable[list[float | None]]"]
@@ -83,7 +83,7 @@ class Batch:
         """Image-token ids of the sources in the candidates' backbone; each picture is encoded once."""
         if not self.candidates:
             return []
-        from rl.models.dynamics import token_ids
+        from rl.models.roles import token_ids
 
         return token_ids(self.candidates[0].backbone, self.source_image)
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from rewards.loading import load_rewards
 from rewards.rivals import SameOutcome
 from rl.errors import RewindError
 from rl.evaluation.ranking import auc
-from rl.images import Picture
-from rl.models.dynamics import InverseDynamics
+from rl.models.opening import load_idm, shares_base
+from rl.models.roles import InverseDynamics
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 
@@ -48,8 +50,6 @@ class Ensemble:
         actions: Sequence[str] = (),
         same_outcome: SameOutcome | None = None,
     ) -> None:
-        from rewards.loading import load_rewards
-
         if isinstance(others, str | Path) or not others:
             raise RewindError("an ensemble needs a list of inverse models beside the first: others: [runs/idm-2]")
         if not k >= 0:
@@ -121,8 +121,6 @@ def calibration(
 
 
 def _open(other: InverseDynamics | str | Path, idm: InverseDynamics) -> InverseDynamics:
-    from rl.api import load_idm, shares_base
-
     if not isinstance(other, str | Path):
         return other
     backbone = idm.backbone

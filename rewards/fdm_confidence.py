@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rl.images import Picture
-from rl.models.dynamics import ForwardDynamics
+from rl.models.roles import ForwardDynamics
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from rewards.rivals import SameOutcome, pick_rivals, word_edits
 from rl.errors import RewindError
-from rl.images import Picture
-from rl.models.dynamics import InverseDynamics
+from rl.models.roles import InverseDynamics
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 

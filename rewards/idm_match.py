@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.rivals import SameOutcome
-from rl.images import Picture
-from rl.models.dynamics import InverseDynamics
+from rl.models.roles import InverseDynamics
+from rl.pictures import Picture
 from rl.triplets import Candidate
-from rl.unified import words_of
+from rl.words import words_of
 
 
 class IDMMatch:

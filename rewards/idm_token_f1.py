@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from rewards.idm_match import descriptions
 from rl.evaluation.oracle import token_f1
-from rl.images import Picture
-from rl.models.dynamics import InverseDynamics
+from rl.models.roles import InverseDynamics
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 

@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 
 from rl.errors import RewindError
-from rl.images import Picture
-from rl.models.dynamics import InverseDynamics
+from rl.models.roles import InverseDynamics
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 

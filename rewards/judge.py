@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rewards.endpoint import Endpoint
-from rewards.marks import Marks, MarksCache, read_marks
+from rewards.judge_endpoint import Endpoint
+from rewards.judge_marks import Marks, MarksCache, read_marks
 from rl.errors import RewindError
-from rl.images import Picture, to_array
+from rl.pictures import Picture, to_array
 from rl.triplets import Candidate
 
 PROMPT = """You judge a prediction of what an action does. The first picture shows a scene before the action, the \

@@ -15,8 +15,9 @@ from typing import Any
 
 from rewards.contract import COLUMNS, Reward, RewardFunction, described
 from rewards.rivals import SameOutcome
-from rl.arguments import mapping
+from rewards.table import BUILT_IN
 from rl.errors import RewindError
+from rl.running.command_line import mapping
 
 
 def load_rewards(
@@ -64,8 +65,6 @@ def load_rewards(
 def _one(
     item: str | RewardFunction | Reward, offered: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
 ) -> Reward:
-    from rewards import BUILT_IN
-
     if isinstance(item, Reward):
         if item.name in given:
             raise RewindError(f"the reward '{item.name}' is ready and takes no arguments: set them where it is made")
@@ -87,7 +86,7 @@ def _one(
             f"{', '.join(sorted(BUILT_IN))}; one of your own is 'file.py:function' or 'package.module:function'"
         )
     if path in BUILT_IN:
-        return Reward.of(_made(BUILT_IN[path], path, offered, given), path, weight)
+        return Reward.of(_made(_attribute(BUILT_IN[path]), path, offered, given), path, weight)
     found, name = _attribute(path), path.rpartition(":")[2]
     return Reward.of(_made(found, name, offered, given), name, weight, _written(found, path))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rl.images import Picture
-from rl.unified import words_of
+from rl.pictures import Picture
+from rl.words import words_of
 
 SameOutcome = Callable[[Picture, str, str], bool]
 """`(source_picture, a, b)`: whether two sentences name one outcome, where a world can tell."""

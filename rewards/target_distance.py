@@ -10,8 +10,8 @@ import torch
 
 from rewards.contract import pictures_of
 from rl.errors import RewindError
-from rl.images import Picture, to_array
-from rl.models.dynamics import token_ids
+from rl.models.roles import token_ids
+from rl.pictures import Picture, to_array
 from rl.triplets import Candidate
 
 MEASURES = ("tokens", "pixels", "features")

@@ -1,47 +1,27 @@
-"""The public door: open the two roles from a base or a run folder."""
+"""The public door: open the two roles, draw and choose, roll out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
-import torch
 
 from rl.errors import RewindError
-from rl.images import Picture
-from rl.models.bases import adapter_folder, base_of_adapter, load_base
-from rl.models.dynamics import ForwardDynamics, InverseDynamics, check_actions, token_ids
+from rl.models.opening import load_fdm, load_idm
+from rl.models.roles import ForwardDynamics, InverseDynamics, check_actions, token_ids
+from rl.pictures import Picture
+from rl.running import siblings
 from rl.search.best_of_n import Reranked, Totals
 from rl.search.best_of_n import rerank as rerank_candidates
 from rl.search.refinement import refine as refine_candidates
 from rl.search.rollout import Step
 from rl.search.rollout import rollout as roll_out
 from rl.triplets import Candidate, Scored
-from rl.unified import UnifiedVLM
+
+__all__ = ["load_fdm", "load_idm", "rerank", "rollout"]
 
 Rewards: TypeAlias = Sequence[str | Callable[..., Any]]
-FDM_ADAPTER, IDM_ADAPTER = "default", "idm"
-"""Adapter names on a shared backbone; TRL expects the policy's to be `default`."""
-
-
-def load_fdm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> ForwardDynamics:
-    """A forward dynamics model from a base (by name or folder) or from a run folder, whose adapter names its base.
-
-    Pass `backbone` to put the run's adapter on weights that are already loaded.
-    """
-    return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER))
-
-
-def load_idm(
-    base_or_run: str | Path, backbone: UnifiedVLM | None = None, adapter: str = IDM_ADAPTER
-) -> InverseDynamics:
-    """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights.
-
-    A second inverse model on one backbone needs another name for its `adapter`.
-    """
-    return InverseDynamics(*_open(base_or_run, backbone, adapter))
 
 
 @overload
@@ -289,8 +269,9 @@ def _scorer(
     """`f(candidates, sources, actions, tasks, targets)`: a `Scored` each, by rewards that are loaded once; and what
     normalises the totals of candidates that are compared, or None.
     """
+    siblings.need("rewards")
     from rewards import Batch, load_rewards, score
-    from rewards.scoring import normalised
+    from rewards.totals import normalised
 
     loaded = load_rewards(list(rewards), idm)
 
@@ -304,35 +285,3 @@ def _scorer(
         return score(loaded, Batch(actions, candidates, sources, targets, tasks))
 
     return score_all, (lambda group: normalised(loaded, group)) if normalise else None
-
-
-def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
-    """Whether a base or run stands on the weights of a backbone, so that `backbone=` can be given for it."""
-    folder = adapter_folder(Path(base_or_run))
-    return _same_base(str(base_or_run) if folder is None else base_of_adapter(folder), backbone.name)
-
-
-def _open(base_or_run: str | Path, backbone: UnifiedVLM | None, name: str) -> tuple[UnifiedVLM, str | None]:
-    folder = adapter_folder(Path(base_or_run))
-    if folder is None:
-        if backbone is not None and not _same_base(str(base_or_run), backbone.name):
-            raise RewindError(f"'{base_or_run}' is no adapter for the given backbone {backbone.name}")
-        return backbone or _on_device(load_base(base_or_run)), None
-    base = base_of_adapter(folder)
-    if backbone is not None and not _same_base(base, backbone.name):
-        raise RewindError(f"the adapter in {folder} belongs to {base}, not to {backbone.name}")
-    vlm = backbone or _on_device(load_base(base))
-    vlm.attach_adapter(folder, name)
-    return vlm, name
-
-
-def _on_device(vlm: UnifiedVLM) -> UnifiedVLM:
-    """On the GPU if there is one; `fdm.backbone.model.to(...)` moves it elsewhere."""
-    if torch.cuda.is_available():
-        vlm.model.to("cuda")
-    return vlm
-
-
-def _same_base(first: str, second: str) -> bool:
-    """Whether two names or folders mean one base, however the path is written."""
-    return first == second or (Path(first).is_dir() and Path(first).resolve() == Path(second).resolve())

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rl.images import Picture
+from rl.pictures import Picture
 
 if TYPE_CHECKING:
-    from rl.unified import UnifiedVLM
+    from rl.models.unified import UnifiedVLM
 
 
 @dataclass(frozen=True)

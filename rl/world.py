@@ -90,3 +90,12 @@ class World(Protocol):
 REQUIRED_METHODS = ("sample_scene", "sample_action", "outcomes", "render", "judge")
 REQUIRED_ATTRIBUTES = ("name", "image_size")
 OPTIONAL_METHODS = ("sample_task", "caption", "facts", "compare", "same_outcome", "video", "split")
+
+
+def draw_task(world: World, rng: np.random.Generator) -> tuple[Any, str]:
+    """A scene and an action on it; a world may offer `sample_task(rng)` to draw both at once."""
+    together = getattr(world, "sample_task", None)
+    if together is not None:
+        return together(rng)  # type: ignore[no-any-return]
+    scene = world.sample_scene(rng)
+    return scene, world.sample_action(scene, rng)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
-from rl.files import write_whole
+from rl.running.command_line import mapping, parse_with_config, plain, run
+from rl.running.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rewards import Reward
     from rl.evaluation.oracle import Task
     from rl.evaluation.reward_probes import Case
-    from rl.unified import UnifiedVLM
+    from rl.models.unified import UnifiedVLM
 
 AT_ONCE = 8
 """Groups scored in one call."""
@@ -62,13 +62,13 @@ def main() -> None:
     _check(a)
     from rewards import load_rewards
     from rewards.rivals import word_edits
-    from rl.data.triplets_io import read_triplets
+    from rl.data.triplet_files import read_triplets
     from rl.evaluation import reward_probes
     from rl.evaluation.adversaries import adversaries
     from rl.evaluation.audit import audit, score_probes, worst_first
     from rl.evaluation.oracle import sample_tasks
     from rl.report.audit_page import audit_page, lines
-    from rl.run_folder import claim
+    from rl.running.run_folder import claim
     from rl.search.attack import greedy
     from rl.search.best_of_n import expected_best
     from rl.triplets import Triplet
@@ -131,7 +131,7 @@ def _check(a: argparse.Namespace) -> None:
 def _models(a: argparse.Namespace) -> tuple[Any, Any]:
     """The forward and the inverse model that were given, on one backbone where they can share it; None for neither."""
     from rl import load_fdm, load_idm
-    from rl.api import shares_base
+    from rl.models.opening import shares_base
 
     fdm = load_fdm(a.fdm) if a.fdm is not None else None
     if a.idm is None:

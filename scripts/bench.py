@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
+from rl.running.command_line import parse_with_config, run
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.running.command_line import parse_with_config, plain, run
 
 BUDGET = ("labelled", "videos", "selected", "test", "validation")
 STEPS = ("idm_steps", "fdm_steps", "grpo_steps", "grpo_prompts", "best_of_n_steps")
@@ -41,10 +41,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
-    from rl.run_folder import claim, move_finished
-    from trainers.demo_report import text_table
-    from trainers.demo_story import Budget
-    from trainers.main_job import REPORT_FILE, main_job, splits_of
+    from rl.running.run_folder import claim, move_finished
+    from trainers.studies.demo.job import REPORT_FILE, main_job, splits_of
+    from trainers.studies.demo.report import text_table
+    from trainers.studies.demo.story import Budget
 
     given = {name: getattr(arguments, name) for name in (*BUDGET, *STEPS)}
     budget = Budget(**{name: value for name, value in given.items() if value is not None})

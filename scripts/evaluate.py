@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import mapping, parse_with_config, plain, run
 from rl.errors import RewindError
-from rl.files import write_whole
+from rl.running.command_line import mapping, parse_with_config, plain, run
+from rl.running.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from rewards import Reward
     from rl.evaluation.benchmark import Rate
     from rl.evaluation.oracle import Task
-    from rl.models.dynamics import ForwardDynamics, InverseDynamics
+    from rl.models.roles import ForwardDynamics, InverseDynamics
+    from rl.models.unified import UnifiedVLM
     from rl.triplets import Candidate, Triplet
-    from rl.unified import UnifiedVLM
     from rl.world import World
 
 AT_ONCE = 32
@@ -62,12 +62,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parse_with_config(parser())
     from rl import load_fdm, load_idm
-    from rl.api import shares_base
     from rl.evaluation import oracle
     from rl.evaluation.probes import prefers_truth
-    from rl.models.dynamics import continue_captions
+    from rl.models.opening import shares_base
+    from rl.models.roles import continue_captions
     from rl.report.grids import sheet
-    from rl.run_folder import claim
+    from rl.running.run_folder import claim
     from rl.worlds import load_split
 
     if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
@@ -127,11 +127,11 @@ def main() -> None:
 
 def _on_triplets(arguments: argparse.Namespace) -> None:
     from rl import load_fdm, load_idm
-    from rl.api import shares_base
-    from rl.data.triplets_io import read_triplets
+    from rl.data.triplet_files import read_triplets
     from rl.evaluation.benchmark import add_rewards, compare
+    from rl.models.opening import shares_base
     from rl.report.grids import sheet
-    from rl.run_folder import claim
+    from rl.running.run_folder import claim
 
     if arguments.best_of > 1:
         raise RewindError("--best_of needs a world that can tell what is right: use rerank.py on triplets")
@@ -176,7 +176,7 @@ def _rewards_on(triplets: list[Triplet], idm: InverseDynamics | None, arguments:
 def _rating(rewards: list[Reward]) -> Rate:
     """Scores of whole groups by name, some groups at a time."""
     from rewards import score
-    from trainers.candidates import batch_of
+    from trainers.common.candidates import batch_of
 
     def rate(groups: Sequence[tuple[Triplet, Sequence[Candidate]]]) -> list[list[dict[str, float | None]]]:
         found = []

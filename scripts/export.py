@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.running.command_line import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parse_with_config(parser())
     from rl import RewindError, load_fdm
-    from rl.models.bases import adapter_folder
     from rl.models.export import save_merged
-    from rl.run_folder import claim
+    from rl.models.opening import adapter_folder
+    from rl.running.run_folder import claim
 
     if adapter_folder(Path(arguments.run)) is None:
         raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
-from rl.files import json_lines
+from rl.running.command_line import parse_with_config, plain, run
+from rl.running.files import json_lines
 
 WORDS_FILE = "words.jsonl"
 
@@ -35,8 +35,8 @@ def main() -> None:
 
     from rl import RewindError, load_idm
     from rl.data.labelling import labelled, name_pairs
-    from rl.data.triplets_io import read_triplets, write_triplets
-    from rl.run_folder import claim
+    from rl.data.triplet_files import read_triplets, write_triplets
+    from rl.running.run_folder import claim
 
     if arguments.chunk_size < 1 or arguments.temperature < 0:
         raise RewindError("--chunk_size must be at least 1 and --temperature 0 or more")

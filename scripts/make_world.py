@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
-from rl.files import write_whole
+from rl.running.command_line import parse_with_config, plain, run
+from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,13 +32,13 @@ def main() -> None:
     arguments = parse_with_config(parser())
     import numpy as np
 
-    from rl.data.triplets_io import write_triplets
+    from rl.data.triplet_files import write_triplets
     from rl.data.video_files import write_video
     from rl.errors import RewindError
-    from rl.evaluation.chains import sample_chains
+    from rl.evaluation.action_chains import sample_chains
     from rl.evaluation.oracle import sample_tasks
     from rl.report.grids import sheet
-    from rl.run_folder import claim
+    from rl.running.run_folder import claim
     from rl.triplets import Triplet
     from rl.worlds import load_split
 

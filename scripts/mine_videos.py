@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.running.command_line import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,10 +39,10 @@ def main() -> None:
     from rl import RewindError, Triplet
     from rl.data.frames import find_media
     from rl.data.keyframes import Mining, mine
-    from rl.data.triplets_io import write_triplets
-    from rl.images import Picture
+    from rl.data.triplet_files import write_triplets
+    from rl.pictures import Picture
     from rl.report.grids import sheet
-    from rl.run_folder import claim
+    from rl.running.run_folder import claim
 
     if arguments.image_size < 16:
         raise RewindError(f"--image_size must be at least 16, not {arguments.image_size}")

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
 from rl.errors import RewindError
-from rl.files import write_whole
-from trainers.plan import Job, plan
-from trainers.shapes import LINEAR_LAYERS, Shape, adapter_of, shape_of
+from rl.models.known import LINEAR_LAYERS
+from rl.running.command_line import parse_with_config, run
+from rl.running.files import write_whole
+from trainers.plan.arithmetic import Job, plan
+from trainers.plan.shapes import Shape, adapter_of, shape_of
 
 ALGORITHMS = ("sft", "grpo", "best_of_n", "dpo")
 MAX_ROWS = 512  # what the sampler decodes at once

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
-from trainers.base_arguments import base_parser
+from rl.running.command_line import parse_with_config, run
+from trainers.pretraining.arguments import base_parser
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
-    from trainers.base_recipe import make_base  # torch is imported only once the arguments are known to be right
+    from trainers.pretraining.recipe import make_base  # torch is imported only once the arguments are known to be right
 
     make_base(arguments)
 

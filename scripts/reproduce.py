@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, run
-from rl.files import write_whole
+from rl.running.command_line import parse_with_config, run
+from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     a = parse_with_config(parser())
-    from trainers import reproduce
+    from trainers.studies import reproduce
 
     budget = reproduce.with_changes(reproduce.BUDGET, a.budget or [])
     files = {a.family: [reproduce.one_seed(a.family, seed, budget, a.output, a.results) for seed in a.seeds]}

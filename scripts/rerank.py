@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import mapping, parse_with_config, plain, run
+from rl.running.command_line import mapping, parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,14 +56,15 @@ def main() -> None:
 
     from rewards import load_rewards, scorers
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
-    from rl.api import check_normalise, shares_base
-    from rl.data.store import CandidateStore, scorer
-    from rl.data.triplets_io import read_triplets
-    from rl.images import load_image
-    from rl.models.dynamics import check_actions
-    from rl.run_folder import claim
+    from rl.api import check_normalise
+    from rl.data.store import CandidateStore, scorer_key
+    from rl.data.triplet_files import read_triplets
+    from rl.models.opening import shares_base
+    from rl.models.roles import check_actions
+    from rl.pictures import load_image
+    from rl.running.run_folder import claim
     from rl.search.best_of_n import Reranked
-    from trainers.rerank_recipe import rerank_all, shard_of, summary, take_own_gpu
+    from trainers.rerank.recipe import rerank_all, shard_of, summary, take_own_gpu
 
     a = arguments
     one = a.source is not None and a.action is not None
@@ -112,7 +113,7 @@ def main() -> None:
 
     # Scores that were given without the target are not those that training would give with it.
     told = {**(a.reward_arguments or {}), "without targets": blind} if blind else a.reward_arguments
-    store = CandidateStore(output / "candidates", scorer(a.idm, told), scorers(rewards))
+    store = CandidateStore(output / "candidates", scorer_key(a.idm, told), scorers(rewards))
 
     def best_of(part: Sequence[Triplet]) -> list[Reranked]:
         found = rerank(

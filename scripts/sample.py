@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.running.command_line import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,11 +39,11 @@ SHOWN_ROWS, SHOWN_SAMPLES = 8, 4
 def main() -> None:
     arguments = parse_with_config(parser())
     from rl import RewindError, Triplet, load_fdm
-    from rl.data.triplets_io import read_triplets
-    from rl.images import load_image
-    from rl.models.dynamics import check_actions
+    from rl.data.triplet_files import read_triplets
+    from rl.models.roles import check_actions
+    from rl.pictures import load_image
     from rl.report.grids import sheet
-    from rl.run_folder import claim
+    from rl.running.run_folder import claim
 
     one = arguments.source is not None and arguments.action is not None
     if one == (arguments.triplets is not None) or (arguments.source is None) != (arguments.action is None):

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
+from rl.running.command_line import parse_with_config, plain, run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,8 +27,8 @@ def main() -> None:
 
     from rl import RewindError
     from rl.data.selection import select_stratified
-    from rl.data.triplets_io import read_triplets, write_triplets
-    from rl.run_folder import claim
+    from rl.data.triplet_files import read_triplets, write_triplets
+    from rl.running.run_folder import claim
 
     triplets = read_triplets(arguments.triplets)
     unscored = [number for number, triplet in enumerate(triplets) if triplet.score is None]

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
 from rl.errors import RewindError
-from rl.files import write_whole
+from rl.running.command_line import parse_with_config, plain, run
+from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,8 +33,8 @@ def main() -> None:
     a = parse_with_config(parser())
     import yaml
 
-    from rl.run_folder import claim
-    from trainers.grpo_study import check, study, table
+    from rl.running.run_folder import claim
+    from trainers.studies.grpo_settings import check, study, table
 
     settings = {}
     for spec in a.settings:

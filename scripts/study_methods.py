@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
-from rl.files import write_whole
+from rl.running.command_line import parse_with_config, plain, run
+from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,9 +29,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     a = parse_with_config(parser())
-    from rl.run_folder import claim
-    from trainers.method_study import METHODS, Amounts, check, page, study
-    from trainers.reproduce import versions
+    from rl.running.run_folder import claim
+    from trainers.studies.methods import METHODS, Amounts, check, page, study
+    from trainers.studies.reproduce import versions
 
     methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases, a.validation)
     check(a.runs, methods)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import parse_with_config, plain, run
 from rl.errors import RewindError
-from rl.files import write_whole
+from rl.running.command_line import parse_with_config, plain, run
+from rl.running.files import write_whole
 
 PARTS = ("best_of_n", "rollout", "refinement")
 
@@ -40,10 +40,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     a = parse_with_config(parser())
-    from rl.run_folder import claim
-    from trainers.reproduce import versions
-    from trainers.search_page import page_of
-    from trainers.search_study import jobs, study
+    from rl.running.run_folder import claim
+    from trainers.studies.reproduce import versions
+    from trainers.studies.search import jobs, study
+    from trainers.studies.search_page import page_of
 
     if a.scenes < 1 or a.candidates < 1:
         raise RewindError("--scenes and --candidates must be at least 1")

@@ -7,12 +7,14 @@ python scripts/train_best_of_n.py --config configs/best_of_n_tabletop.yaml --fdm
 from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import run
+from rl.running.command_line import run
 
 
 def main() -> None:
-    from trainers.arguments import BestOfNArguments, RoleConfig, parse
-    from trainers.best_of_n_recipe import train_best_of_n
+    from trainers.best_of_n.arguments import BestOfNArguments
+    from trainers.best_of_n.recipe import train_best_of_n
+    from trainers.common.arguments import parse
+    from trainers.sft.arguments import RoleConfig
 
     train_best_of_n(*parse((BestOfNArguments, RoleConfig)))
 

@@ -7,12 +7,13 @@ python scripts/train_dpo.py --config configs/dpo_tabletop.yaml --fdm runs/bootst
 from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import run
+from rl.running.command_line import run
 
 
 def main() -> None:
-    from trainers.arguments import DPOArguments, RewindDPOConfig, parse
-    from trainers.dpo_recipe import train_dpo
+    from trainers.common.arguments import parse
+    from trainers.dpo.arguments import DPOArguments, RewindDPOConfig
+    from trainers.dpo.recipe import train_dpo
 
     train_dpo(*parse((DPOArguments, RewindDPOConfig)))
 

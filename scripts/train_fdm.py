@@ -8,12 +8,13 @@ python scripts/train_fdm.py --triplets labelled.json --with_idm true --output_di
 from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import run
+from rl.running.command_line import run
 
 
 def main() -> None:
-    from trainers.arguments import FDMArguments, LoraModelConfig, RoleConfig, parse
-    from trainers.sft_recipe import train_role
+    from trainers.common.arguments import parse
+    from trainers.sft.arguments import FDMArguments, LoraModelConfig, RoleConfig
+    from trainers.sft.recipe import train_role
 
     train_role("fdm", *parse((FDMArguments, RoleConfig, LoraModelConfig)))
 

@@ -7,12 +7,13 @@ python scripts/train_grpo.py --config configs/grpo_tabletop.yaml --fdm runs/boot
 from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import run
+from rl.running.command_line import run
 
 
 def main() -> None:
-    from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
-    from trainers.grpo_recipe import train_grpo
+    from trainers.common.arguments import parse
+    from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
+    from trainers.grpo.recipe import train_grpo
 
     train_grpo(*parse((GRPOArguments, RewindGRPOConfig)))
 

@@ -6,12 +6,13 @@ python scripts/train_idm.py --config configs/idm_tabletop.yaml --triplets runs/w
 from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
-from rl.arguments import run
+from rl.running.command_line import run
 
 
 def main() -> None:
-    from trainers.arguments import IDMArguments, LoraModelConfig, RoleConfig, parse
-    from trainers.sft_recipe import train_role
+    from trainers.common.arguments import parse
+    from trainers.sft.arguments import IDMArguments, LoraModelConfig, RoleConfig
+    from trainers.sft.recipe import train_role
 
     train_role("idm", *parse((IDMArguments, RoleConfig, LoraModelConfig)))
 

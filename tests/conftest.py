@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.models.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
+from rl.models.families.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
 from rl.models.text_tokenizer import train_text_tokenizer
-from rl.unified import UnifiedVLM
+from rl.models.unified import UnifiedVLM
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = ["move the red circle left", "paint the blue star green", "remove all rings"]
@@ -52,7 +52,7 @@ def tiny() -> ChameleonVLM:
 
 @pytest.fixture(scope="session")
 def shipped() -> UnifiedVLM:
-    from rl.models.bases import load_base
+    from rl.models.opening import load_base
 
     return load_base("tabletop-chameleon")
 

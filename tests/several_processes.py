@@ -23,14 +23,18 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rewards import Reward, load_rewards
 from rl.data.importance import Importance
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.known import LINEAR_LAYERS
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
-from trainers.arguments import RewindDPOConfig, RewindGRPOConfig, RoleConfig
-from trainers.candidates import scored_groups
-from trainers.dpo import Pairing, WorldModelDPOTrainer, preference_rows
-from trainers.grpo import WorldModelGRPOTrainer
-from trainers.grpo_recipe import only_policy_trains
-from trainers.sft import LINEAR_LAYERS, RoleSFTTrainer, add_adapter, role_rows, save_adapter
+from trainers.common.adapters import add_adapter, only_policy_trains, save_adapter
+from trainers.common.candidates import scored_groups
+from trainers.dpo.arguments import RewindDPOConfig
+from trainers.dpo.trainer import Pairing, WorldModelDPOTrainer, preference_rows
+from trainers.grpo.arguments import RewindGRPOConfig
+from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.rows import role_rows
+from trainers.sft.trainer import RoleSFTTrainer
 
 ACTIONS = ["move the red circle left", "remove all rings", "paint the blue star green"]
 COMMON: dict[str, Any] = {

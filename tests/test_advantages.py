@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.advantages import (
+from trainers.grpo.advantages import (
     by_step,
     by_trajectory,
     dead_groups,

@@ -11,19 +11,19 @@ from conftest import ROOT
 from test_scripts import start
 
 from rewards.rivals import word_edits
-from rl.data.triplets_io import write_triplets
+from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.evaluation.adversaries import adversaries
 from rl.evaluation.audit import ATTACKED, BEST_OF, audit, score_probes, worst_first
 from rl.evaluation.oracle import sample_tasks
 from rl.evaluation.ranking import selection
 from rl.evaluation.reward_probes import KINDS, TRUTH, build
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics
+from rl.models.unified import UnifiedVLM
 from rl.search.attack import greedy
 from rl.search.best_of_n import expected_best
 from rl.triplets import Triplet
-from rl.unified import UnifiedVLM
 from rl.worlds.tabletop import Tabletop
 
 

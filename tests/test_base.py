@@ -12,9 +12,10 @@ import pytest
 from rl import load_idm
 from rl.evaluation import oracle
 from rl.evaluation.probes import fakes, prefers_truth
-from rl.models.bases import JUDGES, SHIPPED, SHIPPED_RUNS
-from rl.models.dynamics import ForwardDynamics, InverseDynamics, continue_captions
-from rl.unified import UnifiedVLM, words_of
+from rl.models.known import JUDGES, SHIPPED, SHIPPED_RUNS
+from rl.models.roles import ForwardDynamics, InverseDynamics, continue_captions
+from rl.models.unified import UnifiedVLM
+from rl.words import words_of
 from rl.worlds.tabletop import Tabletop, phrases
 
 FOLDER = SHIPPED["tabletop-chameleon"]

@@ -7,11 +7,11 @@ import pytest
 
 from rewards import Reward
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.best_of_n import Keep, Kept, keep_best, kept_rows
-from trainers.candidates import scored_groups
+from trainers.best_of_n.keep import Keep, Kept, keep_best, kept_rows
+from trainers.common.candidates import scored_groups
 
 SOURCE = [1, 1, 1, 1]
 

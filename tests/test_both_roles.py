@@ -20,14 +20,18 @@ from transformers import set_seed
 
 from rl import load_fdm, load_idm
 from rl.data.importance import Importance
-from rl.data.triplets_io import read_triplets
+from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from trainers.arguments import FDMArguments, LoraModelConfig, RoleConfig
-from trainers.both_roles import ADAPTERS, BothRolesSFTTrainer, both_rows
-from trainers.checkpoints import fit
-from trainers.sft import LINEAR_LAYERS, Role, RoleSFTTrainer, add_adapter, role_rows
-from trainers.sft_recipe import train_role
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.known import LINEAR_LAYERS
+from rl.models.roles import Role
+from trainers.common.adapters import add_adapter
+from trainers.common.checkpoints import fit
+from trainers.sft.arguments import FDMArguments, LoraModelConfig, RoleConfig
+from trainers.sft.both_roles import ADAPTERS, BothRolesSFTTrainer, both_rows
+from trainers.sft.recipe import train_role
+from trainers.sft.rows import role_rows
+from trainers.sft.trainer import RoleSFTTrainer
 
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 2,

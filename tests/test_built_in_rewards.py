@@ -23,8 +23,8 @@ from rewards.keep_unchanged import KeepUnchanged
 from rewards.rivals import word_edits
 from rewards.target_distance import TargetDistance
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Candidate
 
 ACTION = "move the red circle left"

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from rl.data.chains import chains
-from rl.data.triplets_io import read_triplets, write_triplets
+from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
-from rl.evaluation.chains import sample_chains
+from rl.evaluation.action_chains import sample_chains
 from rl.triplets import Triplet
 from rl.worlds import load_split
 

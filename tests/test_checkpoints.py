@@ -17,10 +17,13 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import TrainerControl, TrainerState
 
 from rl.errors import RewindError
-from rl.files import full_disk
-from trainers.arguments import RoleConfig
-from trainers.checkpoints import OrderOfEpoch, TellsTheEpoch, damage, last_checkpoint, seal
-from trainers.sft import LINEAR_LAYERS, RoleSFTTrainer, add_adapter, role_rows, save_adapter
+from rl.models.known import LINEAR_LAYERS
+from rl.running.files import full_disk
+from trainers.common.adapters import add_adapter, save_adapter
+from trainers.common.checkpoints import OrderOfEpoch, TellsTheEpoch, damage, last_checkpoint, seal
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.rows import role_rows
+from trainers.sft.trainer import RoleSFTTrainer
 
 
 def sealed(folder: Path, step: int) -> Path:

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 from test_scripts import start, succeed
 
 from rl import load_fdm, load_idm
-from rl.data.triplets_io import read_triplets
+from rl.data.triplet_files import read_triplets
 from rl.evaluation.ranking import auc
-from trainers.demo import rewards_of
-from trainers.demo_report import how_sure
-from trainers.grpo_study import start_of
-from trainers.search_study import CALIBRATION
+from trainers.studies.demo.improvement import rewards_of
+from trainers.studies.demo.report import how_sure
+from trainers.studies.grpo_settings import start_of
+from trainers.studies.search import CALIBRATION
 
 TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 4, "--idm_steps", 2]
 TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_steps", 2]

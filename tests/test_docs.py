@@ -15,22 +15,15 @@ from conftest import ROOT
 from rewards import BUILT_IN, load_rewards
 from rewards.contract import COLUMNS
 from rl import rerank
-from rl.data.pretraining import pool_from_world
+from rl.data.pools import pool_from_world
 from rl.evaluation.oracle import judge_all, sample_tasks
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.worlds import load_split, load_world
-from trainers.arguments import (
-    BestOfNArguments,
-    DPOArguments,
-    FDMArguments,
-    GRPOArguments,
-    IDMArguments,
-    LoraModelConfig,
-    RewindDPOConfig,
-    RewindGRPOConfig,
-    RoleConfig,
-)
+from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.dpo.arguments import DPOArguments, RewindDPOConfig
+from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
+from trainers.sft.arguments import FDMArguments, IDMArguments, LoraModelConfig, RoleConfig
 
 KINDS = {
     "scripts/train_idm.py": (IDMArguments, RoleConfig, LoraModelConfig),
@@ -119,7 +112,7 @@ def test_commands_of_the_docs_name_real_flags() -> None:
         script, *words = command.replace("\\\n", " ").split()
         source = (ROOT / script).read_text()
         if "base_parser" in source:
-            source = (ROOT / "trainers" / "base_arguments.py").read_text()
+            source = (ROOT / "trainers" / "pretraining" / "arguments.py").read_text()
         for flag in [word for word in words if word.startswith("--")]:
             fields = {field.name for kind in KINDS.get(script, ()) for field in dataclasses.fields(kind)}
             known = flag.removeprefix("--") in fields if fields else f'"{flag}"' in source

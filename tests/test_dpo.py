@@ -12,12 +12,13 @@ from peft import LoraConfig
 from transformers import set_seed
 
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.known import LINEAR_LAYERS
+from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.arguments import RewindDPOConfig
-from trainers.dpo import Pairing, Preference, WorldModelDPOTrainer, preference_rows
-from trainers.sft import LINEAR_LAYERS, add_adapter
+from trainers.common.adapters import add_adapter
+from trainers.dpo.arguments import RewindDPOConfig
+from trainers.dpo.trainer import Pairing, Preference, WorldModelDPOTrainer, preference_rows
 
 
 def scored(vlm: ChameleonVLM, total: float | None, token: int) -> Scored:

@@ -13,12 +13,12 @@ from rl.errors import RewindError
 from rl.evaluation import oracle
 from rl.evaluation.benchmark import add_rewards, compare
 from rl.evaluation.intervals import paired_difference, wilson
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import expected_best
 from rl.triplets import Triplet
 from rl.worlds.tabletop import Tabletop
-from trainers.candidates import batch_of
+from trainers.common.candidates import batch_of
 
 
 def test_wilson_against_the_published_values() -> None:

@@ -15,9 +15,10 @@ from test_scripts import start
 from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 
 from rl import RewindError, load_fdm, load_idm
-from rl.models.bases import save_base
 from rl.models.export import save_merged
-from trainers.sft import LINEAR_LAYERS, add_adapter, save_adapter
+from rl.models.known import LINEAR_LAYERS
+from rl.models.opening import save_base
+from trainers.common.adapters import add_adapter, save_adapter
 
 ACTION = "move the red circle left"
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from rl.data.frames import pool_from_frames, read_captions, read_texts, video_frames
-from rl.data.pretraining import pool_from_world
-from rl.data.triplets_io import read_triplets, write_triplets
+from rl.data.pools import pool_from_world
+from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
 from rl.errors import RewindError
 from rl.triplets import Triplet

@@ -20,18 +20,20 @@ from rewards import Batch, Reward, load_rewards, score
 from rl import rerank
 from rl.data.store import CandidateStore
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
 from rl.models.distribution import TokenDistribution
-from rl.models.dynamics import ForwardDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.known import LINEAR_LAYERS
+from rl.models.roles import ForwardDynamics
 from rl.triplets import Triplet
-from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
-from trainers.best_of_n import Keep, keep_best
-from trainers.candidates import scored_groups
-from trainers.checkpoints import WholeCheckpoints, fit
-from trainers.dpo import Pairing
-from trainers.grpo import WorldModelGRPOTrainer
-from trainers.grpo_recipe import train_grpo, warn_of_divided_groups
-from trainers.sft import LINEAR_LAYERS, add_adapter
+from trainers.best_of_n.keep import Keep, keep_best
+from trainers.common.adapters import add_adapter
+from trainers.common.arguments import parse
+from trainers.common.candidates import scored_groups
+from trainers.common.checkpoints import WholeCheckpoints, fit
+from trainers.dpo.trainer import Pairing
+from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
+from trainers.grpo.recipe import train_grpo, warn_of_divided_groups
+from trainers.grpo.trainer import WorldModelGRPOTrainer
 
 
 def triplets(count: int) -> list[Triplet]:
@@ -70,7 +72,7 @@ def test_sampler_and_loss_see_one_distribution(tmp_path: Path) -> None:
 
 
 def test_a_gap_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import trainers.trajectories as module
+    import trainers.grpo.trajectories as module
 
     run = trainer(tmp_path, [Reward.of(low_tokens)])
     draw = module.sample_tokens

@@ -18,12 +18,13 @@ from torch import Tensor
 from rewards import Reward
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
-from rl.models.dynamics import ForwardDynamics
+from rl.models.roles import ForwardDynamics
 from trainers import grpo_recipe
-from trainers.arguments import GRPOArguments, RewindGRPOConfig, parse
-from trainers.checkpoints import fit
-from trainers.grpo import WorldModelGRPOTrainer
-from trainers.scoring import score_under
+from trainers.common.arguments import parse
+from trainers.common.checkpoints import fit
+from trainers.common.log_probs import score_under
+from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
+from trainers.grpo.trainer import WorldModelGRPOTrainer
 
 GUIDANCE = 1.5
 ROWS = [{"prompt": str(number)} for number in (0, 0, 0, 0, 1, 1, 1, 1)]  # actions of different lengths

@@ -23,14 +23,14 @@ from conftest import ROOT
 from PIL import Image
 
 from rewards import Batch, Reward, load_rewards, score
-from rewards.endpoint import seconds_to_wait
 from rewards.judge import Judge
-from rewards.marks import Marks, read_marks
+from rewards.judge_endpoint import seconds_to_wait
+from rewards.judge_marks import Marks, read_marks
 from rl import rerank
 from rl.errors import RewindError
-from rl.models.dynamics import ForwardDynamics
+from rl.models.roles import ForwardDynamics
+from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate
-from rl.unified import UnifiedVLM
 
 ACTION = "move the red circle left"
 KEY = "sk-Secret0123456789"

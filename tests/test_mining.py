@@ -13,11 +13,11 @@ from rl.data.chains import chains
 from rl.data.keyframes import Mining, flow_magnitudes, mine
 from rl.data.labelling import label_pairs, labelled
 from rl.data.selection import select_stratified
-from rl.data.triplets_io import read_triplets, write_triplets
+from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import InverseDynamics
 from rl.triplets import Triplet
 from rl.worlds.tabletop import Tabletop
 

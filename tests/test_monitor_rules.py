@@ -14,7 +14,7 @@ from test_grpo import low_tokens, trainer
 
 from rewards import Reward
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.monitors import RULES, Monitors, rules_of
+from trainers.grpo.monitors import RULES, Monitors, rules_of
 
 GREYS = (40, 80, 120, 160)
 TINTS = ((20, 0, -20), (0, -20, 20), (-20, 20, 0))

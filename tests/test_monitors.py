@@ -14,13 +14,13 @@ from test_grpo import low_tokens, trainer
 
 from rewards import Reward
 from rl.errors import RewindError
-from rl.evaluation.rollouts import measure
-from rl.models.chameleon import ChameleonVLM
+from rl.evaluation.rollout_measures import measure
+from rl.models.families.chameleon import ChameleonVLM
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.checkpoints import fit
-from trainers.grpo import WorldModelGRPOTrainer
-from trainers.monitors import ENOUGH, RULES, Monitors, Rule, rules_of
-from trainers.waiting import read_waiting, write_waiting
+from trainers.common.checkpoints import fit
+from trainers.grpo.monitors import ENOUGH, RULES, Monitors, Rule, rules_of
+from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.grpo.waiting import read_waiting, write_waiting
 
 
 def test_rules_in_words() -> None:
@@ -71,7 +71,7 @@ def test_a_judge_reads_the_decoded_picture(tiny: ChameleonVLM, picture: np.ndarr
 
 def watch(monitors: Monitors, values: list[float], monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """What `stopped` says after each rollout of a copy rate."""
-    import trainers.monitors as module
+    import trainers.grpo.monitors as module
 
     told = []
     monkeypatch.setattr(module, "ENOUGH", 0)
@@ -108,7 +108,7 @@ def test_a_resumed_run_is_compared_with_its_first_start(tmp_path: Path, monkeypa
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third rollout is beyond a limit and the fourth too: they are twice in a row also if a kill lies between."""
-    import trainers.monitors as module
+    import trainers.grpo.monitors as module
 
     monkeypatch.setattr(module, "ENOUGH", 0)
 
@@ -138,7 +138,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_waits_to_be_measured_is_in_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three rollouts of 8 are measured together, and a kill lies between the first and the second of them."""
-    import trainers.monitors as module
+    import trainers.grpo.monitors as module
 
     monkeypatch.setattr(module, "ENOUGH", 24)
 

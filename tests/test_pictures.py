@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rl.errors import RewindError
-from rl.images import load_image, to_array
+from rl.pictures import load_image, to_array
 from rl.report.grids import sheet
 from rl.triplets import Candidate
 

@@ -15,12 +15,21 @@ from peft import LoraConfig
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from rl.errors import RewindError
-from rl.models.bases import SHIPPED, load_base
-from rl.models.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
+from rl.models.families.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
+from rl.models.known import LINEAR_LAYERS, SHIPPED
+from rl.models.opening import load_base
 from trainers import shapes
-from trainers.plan import Job, activation_bytes, memory, model_state_ratio, sent_bytes, sequence_tokens, state_bytes
-from trainers.sft import LINEAR_LAYERS, add_adapter
-from trainers.shapes import KNOWN, Shape, shape_of
+from trainers.common.adapters import add_adapter
+from trainers.plan.arithmetic import (
+    Job,
+    activation_bytes,
+    memory,
+    model_state_ratio,
+    sent_bytes,
+    sequence_tokens,
+    state_bytes,
+)
+from trainers.plan.shapes import KNOWN, Shape, shape_of
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:

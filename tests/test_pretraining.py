@@ -14,14 +14,15 @@ from conftest import ROOT, make_tiny
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from rl.data.pretraining import PretrainingPool, pool_from_world
+from rl.data.pools import PretrainingPool, pool_from_world
 from rl.errors import RewindError
-from rl.models.chameleon import TINY_DECODER, ChameleonVLM, tiny_vq_config
+from rl.models.families.chameleon import TINY_DECODER, ChameleonVLM, tiny_vq_config
 from rl.worlds.tabletop import Tabletop
-from trainers.base_recipe import make_base
-from trainers.language import IGNORED, MIXTURE, Collator, LanguageTrainer, Sequences, parse_mixture
-from trainers.pretraining import MetricsFile
-from trainers.vq_training import VQTrainingModel, kmeans
+from trainers.common.log_probs import IGNORED
+from trainers.common.metrics import MetricsFile
+from trainers.pretraining.language import MIXTURE, Collator, LanguageTrainer, Sequences, parse_mixture
+from trainers.pretraining.recipe import make_base
+from trainers.pretraining.vq_model import VQTrainingModel, kmeans
 
 
 def test_kmeans_finds_separate_clusters() -> None:

@@ -14,7 +14,7 @@ from test_scripts import succeed
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, paired_difference
 from trainers import reproduce
-from trainers.demo_story import Budget
+from trainers.studies.demo.story import Budget
 
 
 def seed_file(seed: int, success: float) -> dict[str, Any]:

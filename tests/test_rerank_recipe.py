@@ -10,11 +10,11 @@ import pytest
 
 from rl import rerank
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import Reranked
 from rl.triplets import Triplet
-from trainers.rerank_recipe import CANDIDATES_FILE, complete_triplets, rerank_all, shard_of, summary
+from trainers.rerank.recipe import CANDIDATES_FILE, complete_triplets, rerank_all, shard_of, summary
 
 
 def test_an_interrupted_run_ends_with_the_same_file(tiny: ChameleonVLM, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from rewards.idm_likelihood import IDMLikelihood
 from rewards.keep_unchanged import KeepUnchanged
 from rewards.target_distance import TargetDistance
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Candidate
 
 ACTION = "move the red circle left"

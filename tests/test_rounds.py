@@ -12,12 +12,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_export import make_run
 
-from rl.data.triplets_io import write_triplets
+from rl.data.triplet_files import write_triplets
 from rl.triplets import Triplet
-from trainers.arguments import BestOfNArguments, DPOArguments, RewindDPOConfig, RoleConfig
-from trainers.best_of_n_recipe import train_best_of_n
-from trainers.dpo_recipe import train_dpo
-from trainers.training_run import ROUNDS_FILE
+from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.best_of_n.recipe import train_best_of_n
+from trainers.common.runs import ROUNDS_FILE
+from trainers.dpo.arguments import DPOArguments, RewindDPOConfig
+from trainers.dpo.recipe import train_dpo
+from trainers.sft.arguments import RoleConfig
 
 REWARD = "def first(predicted_ids):\n    return [float(ids[0]) for ids in predicted_ids]\n"
 STEPS = 3

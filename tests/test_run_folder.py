@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rl.arguments import mapping, parse_with_config
 from rl.errors import RewindError
-from rl.run_folder import claim
+from rl.running.command_line import mapping, parse_with_config
+from rl.running.run_folder import claim
 
 
 def parser() -> argparse.ArgumentParser:

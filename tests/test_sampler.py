@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
 from rl.models.distribution import TokenDistribution, Truncation
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
 from rl.models.noise import Noise, prompt_key
-from rl.models.sampler import sample_tokens
-from rl.models.scorer import span_log_probs
+from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.sampling import sample_tokens
+from rl.models.scoring import span_log_probs
 from rl.triplets import Candidate
 
 PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]

@@ -22,7 +22,9 @@ from rl.data.store import CandidateStore
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))  # TRL's arguments bring torch
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["trainers.main_job", "trainers.dpo_recipe", "trainers.best_of_n_recipe", "matplotlib"])
+FORKS.set_forkserver_preload(
+    ["trainers.studies.demo.job", "trainers.dpo.recipe", "trainers.best_of_n.recipe", "matplotlib"]
+)
 
 
 def start(*arguments: object, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from rewards import Reward, load_rewards
-from rewards.scoring import normalised
+from rewards.totals import normalised
 from rl import load_world, rerank, rollout
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.unified import UnifiedVLM
 from rl.search.best_of_n import Reranked, expected_best, order
 from rl.search.best_of_n import rerank as rerank_candidates
 from rl.search.refinement import refine, tokens_to_draw
 from rl.search.rollout import rollout as roll_out
 from rl.triplets import Candidate, Scored, Triplet
-from rl.unified import UnifiedVLM
-from trainers.candidates import scored_groups
+from trainers.common.candidates import scored_groups
 
 ACTION = "move the red circle left"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rl.errors import RewindError
-from trainers.search_page import page_of
-from trainers.search_study import BEAM, BEAM_CANDIDATES, GREEDY_CANDIDATES, STEPS, jobs
+from trainers.studies.search import BEAM, BEAM_CANDIDATES, GREEDY_CANDIDATES, STEPS, jobs
+from trainers.studies.search_page import page_of
 
 
 def test_beam_and_greedy_steps_cost_the_same() -> None:

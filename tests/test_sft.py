@@ -14,13 +14,15 @@ from transformers import set_seed
 
 from rl.data.importance import Importance, feature_distances
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics, InverseDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.known import LINEAR_LAYERS
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
-from trainers.arguments import RoleConfig
-from trainers.losses import weighted_nll, z_loss
-from trainers.sft import IGNORED, LINEAR_LAYERS, RoleSFTTrainer, SpanCollator, add_adapter, role_rows, save_adapter
-from trainers.sft_recipe import mixed
+from trainers.common.adapters import add_adapter, save_adapter
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.losses import weighted_nll, z_loss
+from trainers.sft.rows import SpanCollator, mixed, role_rows
+from trainers.sft.trainer import IGNORED, RoleSFTTrainer
 
 ACTIONS = ["move the red circle left", "remove all rings", "paint the blue star green"]
 

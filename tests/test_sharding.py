@@ -23,7 +23,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from rl import load_fdm
-from trainers.sharding import unsupported
+from trainers.common.sharding import unsupported
 
 SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2"]
 SCENARIOS += ["trajectories:zero2", "dpo:zero2"]

@@ -17,11 +17,11 @@ from PIL import Image
 from rewards import Reward, load_rewards, scorers
 from rl.data.store import SCHEMA, CandidateStore, Group, candidate_key, picture_key, store_of
 from rl.errors import RewindError
-from rl.models.chameleon import ChameleonVLM
-from rl.models.dynamics import ForwardDynamics
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
-from trainers.arguments import BestOfNArguments
-from trainers.candidates import groups_of_round, scored_groups, stored_groups, stored_triplets
+from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.common.candidates import groups_of_round, scored_groups, stored_groups, stored_triplets
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
 TRIPLETS = [

@@ -16,20 +16,21 @@ from transformers import set_seed
 from rewards import Reward, load_rewards
 from rl.data.store import CandidateStore
 from rl.errors import RewindError
-from rl.evaluation.chains import sample_chains
+from rl.evaluation.action_chains import sample_chains
 from rl.models.distribution import TokenDistribution
+from rl.models.known import LINEAR_LAYERS
 from rl.models.noise import Noise
-from rl.models.sampler import sample_tokens
+from rl.models.sampling import sample_tokens
 from rl.triplets import Candidate, Triplet
 from rl.worlds import load_split
-from trainers.advantages import trajectory_advantages
-from trainers.arguments import RewindGRPOConfig
-from trainers.checkpoints import fit
-from trainers.grpo import VALIDATION_NOISE, WorldModelGRPOTrainer
-from trainers.grpo_study import chain_success
-from trainers.monitors import Monitors, rules_of
-from trainers.sft import LINEAR_LAYERS, add_adapter
-from trainers.trajectories import STEP_NOISE, Trajectories
+from trainers.common.adapters import add_adapter
+from trainers.common.checkpoints import fit
+from trainers.grpo.advantages import trajectory_advantages
+from trainers.grpo.arguments import RewindGRPOConfig
+from trainers.grpo.monitors import Monitors, rules_of
+from trainers.grpo.trainer import VALIDATION_NOISE, WorldModelGRPOTrainer
+from trainers.grpo.trajectories import STEP_NOISE, Trajectories
+from trainers.studies.grpo_settings import chain_success
 
 ACTIONS = ["move the red circle left", "remove all rings", "move the red circle left"]
 
@@ -201,7 +202,7 @@ def test_dead_groups_are_alike_at_every_step(tmp_path: Path) -> None:
 
 
 def test_evaluation_monitors_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainers.monitors.ENOUGH", 0)  # each of these small rollouts by itself
+    monkeypatch.setattr("trainers.grpo.monitors.ENOUGH", 0)  # each of these small rollouts by itself
     judged: list[tuple[int, int]] = []
 
     def oracle(rows: Any, candidates: Any) -> dict[str, float]:

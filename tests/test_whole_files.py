@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rl.arguments import run as run_script
 from rl.errors import RewindError
-from rl.files import json_lines, whole_folder, write_whole
+from rl.running.command_line import run as run_script
+from rl.running.files import json_lines, whole_folder, write_whole
 
 
 @contextmanager

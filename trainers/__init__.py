@@ -1,4 +1,4 @@
-"""Training: pretraining of a base now; SFT, GRPO, best-of-N and DPO on TRL to come. The only room that imports TRL."""
+"""Training: a folder a method, `common` for all, the studies that use them. The only room that imports TRL."""
 
 from pathlib import Path
 

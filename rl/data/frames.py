@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.data.pretraining import PretrainingPool
+from rl.data.pools import PretrainingPool
 from rl.data.video_files import frame_rate, frames_of
 from rl.errors import RewindError
-from rl.images import load_image, to_array
+from rl.pictures import load_image, to_array
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}

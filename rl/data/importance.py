@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from rl.errors import RewindError
-from rl.images import Picture
-from rl.unified import UnifiedVLM
+from rl.pictures import Picture
+
+if TYPE_CHECKING:
+    from rl.models.unified import UnifiedVLM
 
 
 @dataclass(frozen=True)

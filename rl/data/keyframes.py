@@ -16,7 +16,7 @@ import numpy as np
 
 from rl.data.video_files import frames_of
 from rl.errors import RewindError
-from rl.images import to_array
+from rl.pictures import to_array
 
 FLOW_SIDE = 128
 """Pixels along the longer side at which flow is measured: motion of whole things needs no more."""

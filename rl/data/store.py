@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rl.errors import RewindError
-from rl.images import Picture, load_image
+from rl.pictures import Picture, load_image
 from rl.triplets import Candidate, Scored, Triplet
-from rl.unified import UnifiedVLM
+
+if TYPE_CHECKING:
+    from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")
 
@@ -36,7 +38,7 @@ Known = dict[tuple[str, str, bytes], dict[str, "float | None"]]
 SCHEMA = pa.schema(
     [
         ("base", pa.string()),  # whose vocabulary the ids belong to
-        ("idm", pa.string()),  # `scorer`: the inverse model that the rewards asked, and their arguments if any
+        ("idm", pa.string()),  # `scorer_key`: the inverse model that the rewards asked, and their arguments if any
         ("seed", pa.int64()),
         ("step", pa.int64()),
         ("prompt", pa.string()),  # key of source and action
@@ -68,7 +70,7 @@ def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int]) -
     return source, action, np.asarray(ids_K, dtype=np.int64).tobytes()
 
 
-def scorer(idm: str | None, reward_arguments: Any = None) -> str | None:
+def scorer_key(idm: str | None, reward_arguments: Any = None) -> str | None:
     """What every score depends on beside the reward: the inverse model and the rewards' arguments."""
     return f"{idm} {json.dumps(reward_arguments, sort_keys=True)}" if reward_arguments else idm
 
@@ -78,7 +80,7 @@ class CandidateStore:
 
     Args:
         folder: made with the first part.
-        idm: `scorer` of what the rewards ask, by name or folder: scores of another one are not mixed with its.
+        idm: `scorer_key` of what the rewards ask, by name or folder: scores of another one are not mixed with its.
         scorers: by the reward's name, what its scores come from where the name does not say it (`rewards.scorers`): the
             scores of another reward of that name are not taken for its.
     """

@@ -14,7 +14,7 @@ import numpy as np
 
 from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
-from rl.images import to_array
+from rl.pictures import to_array
 from rl.triplets import Candidate, Triplet
 
 Rows = list[dict[str, float]]

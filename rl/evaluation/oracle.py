@@ -6,15 +6,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from rl.data.pretraining import draw_task
 from rl.evaluation.intervals import wilson
-from rl.unified import UnifiedVLM, words_of
-from rl.world import Judgement, World
+from rl.triplets import Triplet
+from rl.words import words_of
+from rl.world import Judgement, World, draw_task
+
+if TYPE_CHECKING:
+    from rl.models.unified import UnifiedVLM
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,9 @@ def best_of_n(
         },
         "by_oracle": {str(n): float(np.mean([estimate(r.tolist(), r.tolist(), n) for r in right])) for n in numbers},
     }
+
+
+def triplets_of(world: World, tasks: Sequence[Task], provenance: str) -> list[Triplet]:
+    """Test cases of a world as triplets."""
+    family = getattr(world, "family", lambda action: None)
+    return [Triplet(t.source, t.action, t.target, task=family(t.action), provenance=provenance) for t in tasks]

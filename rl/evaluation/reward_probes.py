@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from rl.errors import RewindError
-from rl.images import Picture, to_array
+from rl.pictures import Picture, to_array
 from rl.triplets import Triplet
-from rl.unified import UnifiedVLM, words_of
+from rl.words import words_of
+
+if TYPE_CHECKING:
+    from rl.models.unified import UnifiedVLM
 
 TRUTH = "truth"
 KINDS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.bases import save_base
-from rl.unified import UnifiedVLM
+from rl.models.opening import save_base
+from rl.models.unified import UnifiedVLM
 
 
 def save_merged(vlm: UnifiedVLM, adapter: str | None, folder: Path, card: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rl.images import Picture
+from rl.pictures import Picture
 from rl.report.grids import sheet
 from rl.report.html import curves, page, paragraph, picture, table
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rl.images import Picture
+from rl.pictures import Picture
 from rl.triplets import Scored, Triplet
 
 

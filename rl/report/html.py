@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from rl.images import Picture
+from rl.pictures import Picture
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}

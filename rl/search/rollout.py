@@ -17,7 +17,7 @@ from typing import TypeAlias
 from PIL import Image
 
 from rl.errors import RewindError
-from rl.images import Picture
+from rl.pictures import Picture
 from rl.search.best_of_n import Totals, order, score_once
 from rl.triplets import Candidate, Scored
 

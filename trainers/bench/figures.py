@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 
 from rl.errors import RewindError
 from trainers.bench.arms import NOT_IN_SMOKE, PARTS
-from trainers.plan import Job, computed
-from trainers.shapes import KNOWN
+from trainers.plan.arithmetic import Job, computed
+from trainers.plan.shapes import KNOWN
 
 Raw = dict[str, dict[str, dict[str, Any]]]
 Run = Callable[[str, str, str], dict[str, Any]]

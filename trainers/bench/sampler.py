@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rl.models.bases import load_base
 from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
-from rl.models.sampler import pad_left, sample_tokens
-from rl.unified import UnifiedVLM
+from rl.models.opening import load_base
+from rl.models.sampling import pad_left, sample_tokens
+from rl.models.unified import UnifiedVLM
 from trainers.bench.measure import Size, seconds
 
 ACTIONS = ("move the red circle left", "paint the blue star green", "remove all rings")

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.models.bases import load_base
 from rl.models.distribution import TokenDistribution
-from rl.models.scorer import span_log_probs
-from rl.unified import UnifiedVLM
+from rl.models.opening import load_base
+from rl.models.scoring import span_log_probs
+from rl.models.unified import UnifiedVLM
 from trainers.bench.measure import Size, seconds
 from trainers.bench.sampler import ACTIONS
 

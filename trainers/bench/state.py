@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from rl.models.bases import load_base
-from rl.models.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
 from rl.models.distribution import TokenDistribution
+from rl.models.families.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
+from rl.models.known import LINEAR_LAYERS
+from rl.models.opening import load_base
 from rl.models.text_tokenizer import train_text_tokenizer
-from rl.unified import UnifiedVLM
+from rl.models.unified import UnifiedVLM
 from trainers.bench.measure import Size, peak_bytes, state_bytes
 from trainers.bench.sampler import ACTIONS
-from trainers.sft import LINEAR_LAYERS, add_adapter
+from trainers.common.adapters import add_adapter
 
 ROLES = ("default", "ref", "idm")
 
@@ -26,14 +27,14 @@ ROLES = ("default", "ref", "idm")
 def ours(size: Size) -> dict[str, Any]:
     vlm = model(size)
     for role in ROLES:
-        add_adapter(vlm, LoraConfig(r=size["r"], target_modules=LINEAR_LAYERS), role)
+        add_adapter(vlm, LoraConfig(r=size["r"], target_modules=list(LINEAR_LAYERS)), role)
     return _measured([vlm] * 3, list(ROLES), size)
 
 
 def baseline(size: Size) -> dict[str, Any]:
     vlms = [model(size) for _ in ROLES]
     for vlm in vlms:
-        add_adapter(vlm, LoraConfig(r=size["r"], target_modules=LINEAR_LAYERS))
+        add_adapter(vlm, LoraConfig(r=size["r"], target_modules=list(LINEAR_LAYERS)))
     return _measured(vlms, ["default"] * 3, size)
 
 

@@ -1,0 +1,137 @@
+"""LoRA adapters of several roles on one model: loading one, and running with one for a while.
+
+`rl.models.unified.UnifiedVLM` is the door: its `attach_adapter` and `using` say what these do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.errors import RewindError
+
+
+def attach(model: Any, folder: Path, name: str, base: str) -> Any:
+    """The model, wrapped by peft, with the adapter of a folder on it under a name; `base` names it in errors."""
+    from peft import PeftModel
+
+    weights = _adapter_weights(folder)
+    before, training = {id(p) for p in model.parameters() if p.requires_grad}, model.training
+    if name in getattr(model, "peft_config", {}):
+        raise RewindError(f"{base} already has an adapter named '{name}'")
+    try:
+        if isinstance(model, PeftModel):
+            active = model.active_adapter
+            model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+            model.set_adapter(active)
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise RewindError(f"the adapter in {folder} does not fit {base}: {_short(error)}") from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in before)
+    model.train(training)  # peft leaves the model in evaluation mode
+    loaded = sum(f".{name}." in key for key, _ in model.named_parameters())
+    if loaded != len(weights):  # peft only warns of tensors without a place and of places without a tensor
+        raise RewindError(
+            f"the adapter in {folder} does not fit {base}: it has {len(weights)} tensors for {loaded} places"
+        )
+    return model
+
+
+@contextmanager
+def using(model: Any, adapter: str | None, merged: bool, base: str) -> Iterator[None]:
+    """Run a model with one adapter in evaluation mode, and put everything back after."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if adapter is not None and adapter not in getattr(model, "peft_config", {}):
+        raise RewindError(f"{base} has no adapter named '{adapter}'")
+    training = model.training
+    model.eval()
+    try:
+        if not isinstance(model, PeftModel):
+            yield
+            return
+        active, trainable = model.active_adapter, [(p, p.requires_grad) for p in model.parameters()]
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        if layers and "holds" in vars(layers[0]):
+            raise RewindError(f"the weights hold '{layers[0].holds}' merged: nothing else can be used meanwhile")
+        disabled = [layer.disable_adapters for layer in layers]
+        try:
+            for layer in layers:  # said both ways, so that one role may be used inside another
+                layer.enable_adapters(adapter is not None)
+            if adapter is not None:
+                model.set_adapter(adapter)
+            with _merged(layers, adapter) if merged and adapter is not None else nullcontext():
+                yield
+        finally:
+            model.set_adapter(active)
+            for layer, off in zip(layers, disabled, strict=True):
+                layer.enable_adapters(not off)
+            for parameter, flag in trainable:
+                parameter.requires_grad_(flag)
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
+    """Layers with an adapter's product added to their weights, where that is possible and exact enough."""
+    from peft.tuners.lora import Linear
+
+    def possible(layer: Any) -> bool:
+        weight = layer.get_base_layer().weight
+        whole = weight.dtype == torch.float32 and weight.dim() == 2 and not hasattr(weight, "ds_id")
+        plain = type(layer) is Linear and not layer.lora_variant and not any(layer.lora_bias.values())
+        return plain and whole and not layer.merged
+
+    if not all(possible(layer) for layer in layers):
+        yield
+        return
+    kept = [layer.get_base_layer().weight.data for layer in layers]
+    try:
+        with torch.no_grad():
+            for layer, weight in zip(layers, kept, strict=True):
+                if adapter in layer.lora_A:
+                    layer.get_base_layer().weight.data = weight + layer.get_delta_weight(adapter)
+                layer.enable_adapters(False)
+                layer.holds = adapter
+        yield
+    finally:
+        for layer, weight in zip(layers, kept, strict=True):
+            layer.get_base_layer().weight.data = weight
+            vars(layer).pop("holds", None)
+
+
+def _adapter_weights(folder: Path) -> list[str]:
+    """The names of an adapter's tensors.
+
+    Raises:
+        RewindError: no safetensors file, or an adapter that two roles cannot share a backbone with.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():  # peft would look for a pickle next, then for the folder's name on the Hub
+        raise RewindError(f"{folder} has no adapter_model.safetensors: other formats are not opened")
+    try:
+        with safe_open(str(file), "pt") as found:
+            names = list(found.keys())
+    except (OSError, SafetensorError) as error:
+        raise RewindError(f"{file} cannot be read: {_short(error)}") from error
+    whole = [name for name in names if ".lora_" not in name or ".lm_head." in name]
+    if whole:
+        raise RewindError(
+            f"the adapter in {folder} changes more than linear layers ('{whole[0]}'): train it without lm_head among "
+            "its target modules and without modules_to_save"
+        )
+    return names
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,16 @@
+"""What is known of models without opening one (and without torch): bases and runs that ship, names of linear layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import rl
+
+_TABLETOP = Path(rl.__file__).parent / "worlds" / "tabletop" / "bases"
+SHIPPED = {"tabletop-chameleon": _TABLETOP / "chameleon"}
+SHIPPED_RUNS = {"tabletop-chameleon-judge": _TABLETOP / "chameleon-judge"}
+BASE_OF_WORLD = {"tabletop": "tabletop-chameleon"}
+JUDGES = {"tabletop-chameleon": "tabletop-chameleon-judge"}
+"""The IDM that judges what stands on a base: trained on other labels, it neither rewards nor labels."""
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers of the decoder stack; the head stays as it is, since both roles share it."""

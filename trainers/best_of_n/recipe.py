@@ -1,0 +1,54 @@
+"""What `scripts/train_best_of_n.py` does: rounds of drawing, choosing and fine-tuning."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from transformers import set_seed
+
+from rl.errors import RewindError
+from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.best_of_n.keep import Keep, keep_best, kept_rows
+from trainers.common.adapters import save_adapter
+from trainers.common.candidates import groups_of_round, stored_triplets
+from trainers.common.checkpoints import fit
+from trainers.common.improvement import open_for_improvement
+from trainers.common.metrics import MetricsFile
+from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.trainer import RoleSFTTrainer
+
+logger = logging.getLogger("rl")
+
+
+def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
+    """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
+    check_output(config)
+    check_rounds(arguments.rounds)
+    settings = (arguments.min_lead, arguments.min_changed, arguments.top, arguments.reward_temperature)
+    keep = Keep(arguments.num_candidates, *settings)
+    set_seed(config.seed)
+    fdm, _, triplets, rewards = open_for_improvement(arguments, stored_triplets(arguments))
+    vlm = fdm.backbone
+    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
+    output = begin_run("train_best_of_n.py", arguments, config, inputs)
+    for number, folder in rounds_left(vlm, output, arguments.rounds):
+        groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
+        kept, totals = keep_best(vlm, groups, keep)
+        if not kept:
+            raise RewindError(
+                f"round {number}: no group had a best candidate that leads by {keep.min_lead} and changes "
+                f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
+            )
+        mean = sum(totals) / len(totals)
+        logger.warning("round %d: mean total %.4f, %d kept of %d groups", number, mean, len(kept), len(groups))
+        config.output_dir = str(folder)
+        rows = kept_rows(vlm, kept)
+        weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
+        trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
+        fit(trainer, folder, arguments.resume)
+        finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept)})
+    folder = save_adapter(vlm, output)
+    logger.warning("%d rounds; the adapter is in %s", arguments.rounds, folder)
+    return output

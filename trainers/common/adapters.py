@@ -1,0 +1,77 @@
+"""LoRA adapters of a role as all methods use them: made, the only one that trains, saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from trl import ModelConfig, get_peft_config
+
+from rl.errors import RewindError
+from rl.models.roles import FDM_ADAPTER
+from rl.models.unified import UnifiedVLM
+from rl.running.files import whole_folder
+from trainers.common.sharding import gathered_adapter, on_main
+
+
+def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> None:
+    """Put a fresh LoRA adapter on a backbone and make it the trainable one; its config names the base.
+
+    Raises:
+        RewindError: the head among the targets, which sampling reads as a plain matrix.
+    """
+    targets = config.target_modules
+    if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
+        raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
+    model: Any = vlm.model
+    if hasattr(model, "peft_config"):
+        model.add_adapter(name, config)
+        model.set_adapter(name)
+    else:
+        model = vlm.model = get_peft_model(model, config, adapter_name=name)
+    model.peft_config[name].base_model_name_or_path = vlm.name  # peft puts the in-memory model's own name there
+
+
+def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
+    """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
+
+    Every process must call it; the main one writes.
+    """
+    folder = run / "adapter"
+    with gathered_adapter(vlm.model):
+        on_main(lambda: _write_adapter(vlm, folder, name))
+    return folder
+
+
+def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
+    model: Any = vlm.model
+    with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
+        model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)
+        inner = beside / name
+        if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
+            for file in inner.iterdir():
+                file.replace(beside / file.name)
+            inner.rmdir()
+
+
+def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
+    """Make the policy's adapter the active and only trainable one."""
+    vlm.model.set_adapter(adapter)  # type: ignore[operator]
+    for name, parameter in vlm.model.named_parameters():
+        parameter.requires_grad_(f".{adapter}." in name)
+
+
+def lora_config(model_config: ModelConfig, targets: Sequence[str]) -> LoraConfig:
+    """The LoRA that a model config asks for, on `targets` unless it names its own.
+
+    Raises:
+        RewindError: full fine-tuning, which would break the one backbone that both roles stand on.
+    """
+    config = get_peft_config(model_config)
+    if config is None:
+        raise RewindError("both roles stand on one backbone as adapters: leave --use_peft true")
+    if config.target_modules is None:
+        config.target_modules = set(targets)
+    return config

@@ -1,0 +1,88 @@
+"""Arguments of the training scripts in TRL's habits: script arguments, TRL's config, TRL's model config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from trl import TrlParser
+
+from rl.errors import RewindError
+from trainers.common.sharding import without_compiler
+
+
+@dataclass
+class RunArguments:
+    """What every training script has."""
+
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in --output_dir"})
+    overwrite: bool = field(default=False, metadata={"help": "replace what an earlier run left in --output_dir"})
+
+
+@dataclass
+class ImproveArguments(RunArguments):
+    """What the scripts have that improve a forward model by rewards."""
+
+    fdm: str | None = field(default=None, metadata={"help": "run folder of the forward model to improve"})
+    idm: str | None = field(default=None, metadata={"help": "run folder of the inverse model that the rewards ask"})
+    triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists: sources and actions to try"})
+    rewards: list[str] = field(
+        default_factory=lambda: ["idm_margin=1.0", "keep_unchanged=0.25"],
+        metadata={"help": "built-in names, file.py:function or package.module:function, each with =WEIGHT"},
+    )
+    reward_arguments: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": 'by reward, JSON on the command line: \'{"keep_unchanged": {"default": 3}}\''}
+    )
+    normalise_rewards: bool = field(
+        default=False, metadata={"help": "measure each reward in its group's standard deviations before summing"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+
+
+@dataclass
+class DrawArguments(ImproveArguments):
+    """What methods have that learn from rounds of candidates, drawn and scored before each."""
+
+    num_candidates: int = field(default=8, metadata={"help": "N, candidates a source and action"})
+    candidates: list[str] = field(
+        default_factory=list,
+        metadata={"help": "run folders, or their candidates, to train on instead of --triplets and drawing"},
+    )
+    rounds: int = field(default=1, metadata={"help": "rounds of drawing and training, each on fresh candidates"})
+    temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
+
+
+class StartsAnywhere:
+    """For TRL's configs: start, in one process or in several, where there is no GPU too."""
+
+    def __post_init__(self) -> None:
+        config: Any = self
+        if not torch.cuda.is_available():
+            config.use_cpu = True
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                config.ddp_backend = config.ddp_backend or "gloo"  # else accelerate believes in one process
+            config.bf16 = bool(config.bf16)  # TRL's default is bfloat16, which most CPUs only emulate
+            if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+                without_compiler()
+        super().__post_init__()  # type: ignore[misc]
+
+
+def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Flags over the values of an optional `--config` YAML file, as `TrlParser` reads them.
+
+    Raises:
+        RewindError: an unknown key or a value that does not fit.
+    """
+    try:
+        return tuple(TrlParser(list(types)).parse_args_and_config(argv))
+    except (ValueError, TypeError, OSError) as error:
+        raise RewindError(f"these arguments do not fit: {' '.join(str(error).split())}") from error
+
+
+def settings_of(config: TrainingArguments) -> dict[str, Any]:
+    """A training config for `run.json`, without the folder: a run may be resumed under another spelling of its path."""
+    return {key: value for key, value in config.to_dict().items() if key != "output_dir"}

@@ -1,0 +1,246 @@
+"""Checkpoints that are whole or not there: written, sealed with a digest of every file, and looked at before resuming.
+
+A kill or a full disk may leave half a checkpoint. It has no seal, or one that does not fit, and the one before it is
+used. transformers keeps the older checkpoints until the new one is sealed.
+
+Seams of transformers 5.23 that it touches: `Trainer._save_checkpoint`, which writes a checkpoint and deletes old ones,
+and `Trainer._load_callback_state`, which gives callbacks back what a checkpoint holds of them. Of TRL 1.16: its
+`RepeatSampler`, which cannot be told the epoch, as transformers tells a sampler that has `set_epoch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
+from trl.trainer.utils import RepeatSampler
+
+from rl.errors import RewindError
+from rl.running.files import write_whole
+from trainers.common.sharding import gathered_adapter, on_main
+
+logger = logging.getLogger("rl")
+SEAL_FILE = "checkpoint.json"
+
+
+class KeepsPart:
+    """A callback of which every process has a part that a checkpoint should hold, in files of its own."""
+
+    def write_part(self, folder: Path) -> None:
+        """Write this process's part into a checkpoint that is not sealed yet."""
+        raise NotImplementedError
+
+    def read_part(self, folder: Path) -> None:
+        """Go on with the part that a checkpoint holds."""
+        raise NotImplementedError
+
+
+def _parts(trainer: Trainer) -> list[KeepsPart]:
+    return [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, KeepsPart)]
+
+
+class WholeCheckpoints:
+    """For a `Trainer`: seal a checkpoint when it is written, and only then delete older ones; its callbacks go on."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        trainer: Any = self
+        folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
+        limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+            for callback in _parts(trainer):
+                callback.write_part(folder)
+            trainer.accelerator.wait_for_everyone()  # each process has written its own part
+            if trainer.args.should_save:
+                seal(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            before = last_checkpoint(folder.parent)
+            kept = f"{before} is whole: --resume goes on from it" if before else "there is no earlier one"
+            raise RewindError(f"the checkpoint {folder} could not be written ({error}); {kept}") from error
+        finally:
+            trainer.args.save_total_limit = limit
+        if trainer.args.should_save:
+            best = trainer.state.best_model_checkpoint
+            rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _get_train_sampler(self, *arguments: Any) -> Any:
+        """TRL's sampler of groups, so that a resumed run goes on with the order of the epoch that it is in."""
+        found = super()._get_train_sampler(*arguments)  # type: ignore[misc]
+        if not isinstance(found, RepeatSampler) or not found.shuffle:
+            return found
+        counts = (found.mini_repeat_count, found.batch_size, found.repeat_count)
+        return OrderOfEpoch(found.data_source, *counts, seed=found.seed)
+
+    def _load_callback_state(self) -> None:
+        """Give the callbacks that are there their counts back. transformers would, if it were asked to, put new ones
+        in their places, which lack what ours were made with, and bring back the word that training should stop.
+        """
+        trainer: Any = self
+        kept = trainer.state.stateful_callbacks
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                # What the checkpoint lacks is put there, since transformers expects it when it saves the next one.
+                found = kept.setdefault(type(callback).__name__, callback.state())
+                for name, value in found["attributes"].items():
+                    setattr(callback, name, value)
+
+
+class OrderOfEpoch(RepeatSampler):  # type: ignore[misc]
+    """TRL's sampler draws an order after the other, from one generator; this one can go to any epoch's."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next order be the one that so many orders have gone before."""
+        self.generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_samples, generator=self.generator)
+
+
+class TellsTheEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler of a resumed run which epoch it is in.
+
+    transformers 5.23 does so too, but where several processes share the batches and some are skipped it reaches no
+    sampler of another kind than its own, and `OrderOfEpoch` would begin with the order of the first epoch.
+    """
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **passed: Any
+    ) -> None:
+        batches: Any = passed["train_dataloader"].batch_sampler
+        while hasattr(batches, "batch_sampler"):
+            batches = batches.batch_sampler
+        sampler: Any = getattr(batches, "sampler", None)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
+
+
+def seal(folder: Path) -> None:
+    """Write the digests of a checkpoint's files into it, in one move."""
+    write_whole(folder / SEAL_FILE, json.dumps(_digests(folder), indent=1) + "\n")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None if it is as it was sealed."""
+    try:
+        sealed: dict[str, str] = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
+        found = _digests(folder)
+    except (OSError, ValueError):
+        return "it was not finished"
+    wrong = sorted(name for name, digest in sealed.items() if found.get(name) != digest)
+    return f"{wrong[0]} is missing or changed" if wrong else None
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The last whole checkpoint of a run; a damaged one is passed over and said."""
+    found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    for folder in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+        wrong = damage(folder)
+        if wrong is None:
+            return str(folder)
+        logger.warning("%s cannot be used (%s): the one before is taken", folder, wrong)
+    return None
+
+
+def fit(trainer: Trainer, output: Path, resume: bool) -> None:
+    """Train, from the last whole checkpoint in `output` if `resume` and there is one.
+
+    Raises:
+        RewindError: training left weights that are no numbers.
+    """
+    checkpoint = on_main(lambda: last_checkpoint(output)) if resume else None
+    if resume:
+        _continue_tensorboard(trainer, checkpoint)
+    if checkpoint is not None:
+        trainer.args.eval_on_start = False  # it was made when the run began, and would count against --early_stop
+        trainer.add_callback(TellsTheEpoch())
+        for callback in _parts(trainer):
+            callback.read_part(Path(checkpoint))
+    if checkpoint is None or not _was_the_last(trainer, Path(checkpoint)):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    with gathered_adapter(trainer.model):
+        check_finite(trainer.model, output)
+
+
+def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
+    """Whether a run was killed after its last step, or one that ended early; if so its weights are loaded: `Trainer`
+    would go on.
+    """
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    if state.global_step < state.max_steps and not _stopped_early(state):
+        return False
+    best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    folder = Path(best) if best is not None else checkpoint
+    # peft puts every adapter but `default` into a folder of its own
+    places = {name: folder / ("" if name == "default" else name) for name in getattr(trainer.model, "peft_config", {})}
+    files = {name: place / SAFETENSORS_WEIGHTS_NAME for name, place in places.items()}
+    for name, file in files.items():
+        if file.is_file():
+            set_peft_model_state_dict(trainer.model, load_file(file), adapter_name=name)
+    if not files:
+        load_model(trainer.model, folder / SAFE_WEIGHTS_NAME)
+    trainer.state = state
+    trainer._load_callback_state()
+    return True
+
+
+def _stopped_early(state: TrainerState) -> bool:
+    """Whether an `EarlyStoppingCallback` had lost its patience. (That training should stop, which the state holds too,
+    is also said in a checkpoint that transformers writes for SIGTERM, and from that one a run goes on.)
+    """
+    early = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
+    if early is None:
+        return False
+    waited: int = early["attributes"]["early_stopping_patience_counter"]
+    return waited >= early["args"]["early_stopping_patience"]
+
+
+def check_finite(model: Any, output: Path) -> None:
+    """Raise if training left weights that are no numbers."""
+    wrong = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if wrong:
+        raise RewindError(
+            f"training in {output} diverged: {len(wrong)} weights are not finite, e.g. '{wrong[0]}'; start again with "
+            "--overwrite and a smaller learning rate"
+        )
+
+
+def _continue_tensorboard(trainer: Trainer, checkpoint: str | None) -> None:
+    """Let TensorBoard drop what a killed run logged after its last checkpoint: those steps are run again."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    step = int(checkpoint.rpartition("-")[2]) if checkpoint is not None else 0
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and trainer.is_world_process_zero():
+            callback.tb_writer = SummaryWriter(callback.logging_dir, purge_step=step + 1)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(SEAL_FILE)]
+    return {str(p.relative_to(folder)): _digest(p) for p in files}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -1,0 +1,125 @@
+"""DPO on TRL's `DPOTrainer` (arXiv 2305.18290) with preference pairs built from rewards.
+
+The highest candidate of a group against the lowest, if they are far enough apart. Log-probabilities of policy and
+reference are the sampler's own, over image tokens only. An SFT term on the chosen candidate is TRL's own:
+`loss_type=["sigmoid", "sft"]` with `loss_weights`.
+
+Seams of TRL 1.16 that it touches: `_prepare_dataset`, which would tokenise text and here returns rows of token ids as
+they are; the model's forward with `fused_lm_head=True` (`trainers.common.log_probs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from rl.errors import RewindError
+from rl.models.distribution import TokenDistribution
+from rl.models.roles import token_ids
+from rl.models.unified import UnifiedVLM
+from rl.triplets import Scored, Triplet
+from trainers.common.checkpoints import WholeCheckpoints
+from trainers.common.log_probs import score_under
+from trainers.common.sharding import ShardingCheck, keep_head_whole
+
+REFERENCE = "ref"
+"""The adapter in which TRL keeps a copy of the policy's start."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A group's best and worst candidate for one source and action."""
+
+    triplet: Triplet
+    chosen: Scored
+    rejected: Scored
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which groups give a preference pair.
+
+    Args:
+        num_candidates: N, candidates a source and action.
+        min_gap: the totals of chosen and rejected must differ by at least this: near ties are noise.
+    """
+
+    num_candidates: int = 8
+    min_gap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_candidates < 2:
+            raise RewindError(f"a preference pair needs at least 2 candidates, not {self.num_candidates}")
+        if self.min_gap < 0:
+            raise RewindError(f"min_gap must be 0 or more, not {self.min_gap}")
+
+    def pair(self, triplet: Triplet, group: Iterable[Scored]) -> Preference | None:
+        """The pair of a group, or None if too few can be scored or they are too near each other or equal pictures."""
+        known = [(scored.total, number, scored) for number, scored in enumerate(group) if scored.total is not None]
+        if len(known) < 2:
+            return None
+        (high, _, chosen), (low, _, rejected) = max(known), min(known)
+        if high - low < max(self.min_gap, 1e-6) or (chosen.candidate.ids == rejected.candidate.ids).all():
+            return None
+        return Preference(triplet, chosen, rejected)
+
+
+def preference_rows(vlm: UnifiedVLM, preferences: list[Preference]) -> Dataset:
+    """Pairs as TRL's tokenised columns `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    Raises:
+        RewindError: no pair.
+    """
+    if not preferences:
+        raise RewindError("there is no preference pair to train on: lower --min_gap or draw more candidates")
+    sources = token_ids(vlm, [preference.triplet.source for preference in preferences])
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [vlm.fdm_prompt(ids, p.triplet.action) for ids, p in zip(sources, preferences, strict=True)],
+            "chosen_ids": [p.chosen.candidate.ids.tolist() for p in preferences],
+            "rejected_ids": [p.rejected.candidate.ids.tolist() for p in preferences],
+        }
+    )
+
+
+class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
+    """DPO of a forward dynamics model.
+
+    Args:
+        vlm: the backbone, its policy adapter `default` trainable; the reference is a copy of it as it is now.
+        args: `DPOConfig`; nothing is truncated, dropout is off.
+        train_dataset: rows of `preference_rows`.
+    """
+
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        args: DPOConfig,
+        train_dataset: Dataset,
+        *,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.vlm = vlm
+        model: Any = vlm.model
+        if REFERENCE in model.peft_config:  # of an earlier round; TRL makes a fresh copy of the policy
+            model.delete_adapter(REFERENCE)
+        args.max_length = None
+        args.disable_dropout = True
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=vlm.tokenizer,
+            callbacks=callbacks,
+        )
+        score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), entropy=True)
+        keep_head_whole(self, vlm)
+        self.add_callback(ShardingCheck(self))
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset

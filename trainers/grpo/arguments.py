@@ -1,0 +1,80 @@
+"""Arguments of `train_grpo.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from trainers.common.arguments import ImproveArguments, StartsAnywhere
+
+
+@dataclass
+class GRPOArguments(ImproveArguments):
+    """Arguments of `train_grpo.py` beside TRL's."""
+
+    validation: list[str] = field(
+        default_factory=list,
+        metadata={"help": "JSON lists to evaluate on while training, with --eval_strategy steps --eval_steps N"},
+    )
+    dead_group_retries: int = field(
+        default=0, metadata={"help": "how often a group whose rewards are all alike is replaced by another"}
+    )
+    spread_floor: float | None = field(
+        default=None, metadata={"help": "divide advantages by their group's standard deviation, at least by this"}
+    )
+    importance_advantages: str = field(
+        default="none",
+        metadata={
+            "help": "weigh a token's advantage by whether it changes: in the true target, in the group's other "
+            "candidates, or (to compare) in the candidate itself",
+            "choices": ["none", "target", "group", "own"],
+        },
+    )
+    guidance: float = field(
+        default=1.0,
+        metadata={
+            "help": "train the policy that samples with this classifier-free guidance, at twice the cost of a pass; 1 "
+            "is off, which is advised: others' policies collapsed when guidance was on while they trained"
+        },
+    )
+    rollout_steps: int = field(
+        default=1,
+        metadata={
+            "help": "M, actions of a trajectory, each prediction the next one's source; above 1 it trains on chains "
+            "among --triplets, and batch sizes count predictions: a group is num_generations x M of them"
+        },
+    )
+    rollout_credit: str = field(
+        default="reward_to_go",
+        metadata={
+            "help": "what each prediction of a trajectory is credited with: its reward and those of later steps, or "
+            "the mean of all steps (arXiv 2509.23958)",
+            "choices": ["reward_to_go", "trajectory"],
+        },
+    )
+    early_stop: int = field(
+        default=0, metadata={"help": "stop after so many evaluations without a better one; 0 never does"}
+    )
+    monitors: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "'all', 'none', NAME=WARN:STOP: how far it may move from its start (docs/reward-hacking.md)"},
+    )
+    judge_idm: str | None = field(
+        default=None, metadata={"help": "an inverse model that never trains and does not reward, to be watched"}
+    )
+
+
+@dataclass
+class RewindGRPOConfig(StartsAnywhere, GRPOConfig):
+    """TRL's `GRPOConfig` with defaults for image tokens under LoRA.
+
+    Advantages are not divided by the group's standard deviation, which turns noise into signal where a group's rewards
+    are nearly alike; no KL term unless `beta` asks for one.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    scale_rewards: str = field(default="none", metadata={"help": "'group', 'batch' or 'none'."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
+        default="tensorboard", metadata={"help": "Where to report to."}
+    )

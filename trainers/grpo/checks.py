@@ -1,0 +1,170 @@
+"""What a GRPO run is refused for before anything is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite, lcm
+
+from trl import GRPOConfig
+
+from rewards import Reward
+from rl.errors import RewindError
+from rl.triplets import Triplet
+from trainers.grpo.advantages import CREDITS, AdvantageWeights
+
+
+def check_options(args: GRPOConfig, rewards: Sequence[str] = ()) -> None:
+    """Check TRL's options that mean nothing here or go wrong; nothing needs to be loaded for it.
+
+    Args:
+        args: TRL's options.
+        rewards: as on the command line, NAME_OR_PATH[=WEIGHT], if there are any to be held against `reward_weights`.
+
+    Raises:
+        RewindError: in a sentence, what cannot be used and what to do.
+    """
+    if args.top_k or args.top_p != 1.0 or args.min_p:
+        raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
+    if args.repetition_penalty != 1.0:
+        raise RewindError(
+            f"--repetition_penalty {args.repetition_penalty:g} would not be applied: image tokens are drawn from the "
+            "policy as it is, so leave it at 1"
+        )
+    if args.generation_kwargs:
+        raise RewindError(
+            "--generation_kwargs would not be applied: image tokens are drawn by a sampler of our own, so leave them "
+            "out and use --temperature or --guidance"
+        )
+    if args.mask_truncated_completions:
+        raise RewindError(
+            "--mask_truncated_completions would mask every prediction, as none ends with an end-of-text token, and "
+            "nothing would be trained: leave it false"
+        )
+    if args.reward_weights is None or not rewards:
+        return
+    check_weights(args.reward_weights, [item.partition("=")[0] for item in rewards])
+    twice = [item for item in rewards if "=" in item]
+    if twice:
+        raise RewindError(
+            f"the weight of '{twice[0]}' would be given twice: write weights behind '=' in --rewards, or leave them "
+            "out there and give all in --reward_weights"
+        )
+
+
+def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
+    """Raise a `RewindError` unless there is one weight a reward, each a number."""
+    if len(weights) != len(names):
+        raise RewindError(
+            f"--reward_weights has {len(weights)} numbers and there are {len(names)} rewards ({', '.join(names)}): "
+            "give one for each, in their order"
+        )
+    for weight, name in zip(weights, names, strict=True):
+        if not isfinite(weight):
+            raise RewindError(f"the weight of the reward '{name}' must be a number, not {weight}")
+
+
+def weighted(rewards: Sequence[Reward], weights: Sequence[float] | None) -> list[Reward]:
+    """The rewards with TRL's `reward_weights` in the place of their own, if those are given.
+
+    Raises:
+        RewindError: another number of weights than of rewards.
+    """
+    if weights is None:
+        return list(rewards)
+    check_weights(weights, [reward.name for reward in rewards])
+    return [replace(reward, weight=float(weight)) for reward, weight in zip(rewards, weights, strict=True)]
+
+
+def check_grpo(
+    args: GRPOConfig,
+    chains: Sequence[Sequence[Triplet]],
+    validation: Sequence[Sequence[Triplet]],
+    *,
+    rollout_steps: int = 1,
+    spread_floor: float | None = None,
+    importance_advantages: AdvantageWeights = "none",
+) -> None:
+    """Check settings against one another and against what there is to train and to evaluate on.
+
+    Raises:
+        RewindError: in a sentence, what does not go together and what to do.
+    """
+    check_options(args)
+    if not chains:
+        raise RewindError(
+            "there is no source and action to train on"
+            if rollout_steps == 1
+            else f"no {rollout_steps} triplets follow one another, each starting from the very picture that the one "
+            "before ended in: give such, e.g. pairs mined from one video, or a lower --rollout_steps"
+        )
+    needed = args.generation_batch_size // (args.num_generations * rollout_steps)
+    if len(chains) < needed:
+        there_are = f"{len(chains)} sources and actions"
+        if rollout_steps > 1:
+            there_are = f"{len(chains)} chains of {rollout_steps} actions"
+        raise RewindError(
+            f"a step draws {needed} groups and there are {there_are}: give more, or lower --per_device_train_batch_size"
+        )
+    _check_checkpoints(args)
+    if spread_floor is not None and (spread_floor <= 0 or args.scale_rewards not in ("none", False)):
+        raise RewindError("--spread_floor must be above 0 and takes the place of --scale_rewards: leave that 'none'")
+    if importance_advantages == "target" and any(t.target is None for chain in chains for t in chain):
+        raise RewindError("--importance_advantages target needs the true target of every source: use 'group'")
+    if (args.eval_strategy != "no") != bool(validation):
+        raise RewindError(
+            "evaluation while training needs both sources and actions to evaluate on (--validation"
+            f"{f', chains of {rollout_steps}' if rollout_steps > 1 else ''}) and --eval_strategy steps"
+        )
+
+
+def _check_checkpoints(args: GRPOConfig) -> None:
+    # In optimizer steps, of which each takes some of the passes that a rollout serves.
+    cycle = lcm(args.steps_per_generation * args.num_iterations, args.gradient_accumulation_steps)
+    cycle //= args.gradient_accumulation_steps
+    if cycle > 1 and args.save_strategy not in ("no", "steps"):
+        raise RewindError(
+            f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: use "
+            f"--save_strategy steps with a multiple of {cycle}, not '{args.save_strategy.value}'"
+        )
+    if args.save_strategy == "steps" and args.save_steps % cycle:
+        raise RewindError(
+            f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
+            f"--save_steps a multiple of {cycle}, not {args.save_steps:g}"
+        )
+
+
+def check_trajectories(args: GRPOConfig, steps: int, credit: str, normalised: bool = False) -> None:
+    """Batch sizes count predictions, of which a group of trajectories has `num_generations` times `steps`.
+
+    Raises:
+        RewindError: sizes that do not divide, or a setting that only one step has.
+    """
+    if credit not in CREDITS:
+        raise RewindError(f"--rollout_credit is one of {', '.join(CREDITS)}, not '{credit}'")
+    if steps < 1:
+        raise RewindError(f"--rollout_steps must be at least 1, not {steps}")
+    if steps == 1:
+        return
+    if args.scale_rewards not in ("none", False):
+        raise RewindError(
+            f"--rollout_steps {steps} computes advantages by step: leave --scale_rewards 'none', or use --spread_floor"
+        )
+    if normalised or args.multi_objective_aggregation != "sum_then_normalize":
+        raise RewindError(
+            f"--rollout_steps {steps} sums a step's rewards as they are: leave --normalise_rewards false and choose "
+            "the weights"
+        )
+    sizes = [
+        ("train", args.per_device_train_batch_size * args.steps_per_generation, args.num_generations),
+        ("eval", args.per_device_eval_batch_size, args.num_generations_eval or args.num_generations),
+    ]
+    for name, drawn, trajectories in sizes if args.eval_strategy != "no" else sizes[:1]:
+        whole, everyone = trajectories * steps, drawn * args.world_size
+        if everyone % whole or drawn % steps:
+            where = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
+            raise RewindError(
+                f"{drawn} predictions{where} do not divide into groups of {trajectories} trajectories of {steps} "
+                f"steps: make all of them together a multiple of {whole}, and those of a process one of {steps} "
+                f"(--per_device_{name}_batch_size)"
+            )

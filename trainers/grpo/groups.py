@@ -1,0 +1,114 @@
+"""A process's part of a rollout's groups: which rows are whose, their scores, others in the place of dead ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from rewards import Batch, Reward, score
+from rl.errors import RewindError
+from trainers.grpo.advantages import dead_groups, parts_of_groups
+from trainers.grpo.trajectories import Part, Row, ScoredRow, Trajectories
+
+Draw = Callable[[Sequence[Part]], list[list[ScoredRow]]]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of trajectories, of which a process may draw a part.
+
+    Args:
+        trajectories: draws them; a group is all steps of all trajectories of one of its chains.
+        rewards: with their weights.
+        num_training: so many of the chains, the first ones, may come in the place of a dead group's.
+        retries: how often a group whose rewards are all alike is replaced.
+        seed: of the run.
+        accelerator: of the trainer, for what all processes have.
+        log_metric: takes a name and a number.
+    """
+
+    trajectories: Trajectories
+    rewards: Sequence[Reward]
+    num_training: int
+    retries: int
+    seed: int
+    accelerator: Accelerator
+    log_metric: Callable[[str, float], None]
+
+    def everyones(self, values: list[Any]) -> list[Any]:
+        """What all processes have, one after the other."""
+        return gather_object(values) if self.accelerator.num_processes > 1 else values
+
+    def parts(self, prompts: list[str], group: int) -> list[Part]:
+        """What this process's rows are: the chain's number and trajectories of its group, which may span processes.
+
+        Args:
+            prompts: a chain's number as text for each row of this process, repeated as TRL does.
+            group: rows a group.
+
+        Raises:
+            RewindError: the rows of all processes, one after the other, are no whole groups, or those of this one no
+                whole trajectories.
+        """
+        steps, everyone = self.trajectories.steps, self.everyones(prompts)
+        if everyone != [prompt for prompt in everyone[::group] for _ in range(group)] or len(prompts) % steps:
+            raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
+        first = self.accelerator.process_index * len(prompts) // steps
+        parts = parts_of_groups(first, len(prompts) // steps, group // steps)
+        return [(int(everyone[start * steps]), members) for start, members in parts]
+
+    def scored(self, parts: Sequence[Part], rows: Sequence[Row], trainer_state: Any) -> list[list[ScoredRow]]:
+        """The rows of each part with their scores, once under our contract."""
+        batch = Batch(
+            [row.triplet.action for row in rows],
+            [row.candidate for row in rows],
+            [row.triplet.source for row in rows],
+            [row.triplet.target for row in rows],
+            [row.triplet.task for row in rows],
+            log_metric=self.log_metric,
+            trainer_state=trainer_state,
+        )
+        scored = score(self.rewards, batch)
+        found = iter([ScoredRow(**vars(row), scored=one) for row, one in zip(rows, scored, strict=True)])
+        return [[next(found) for _ in range(len(members) * self.trajectories.steps)] for _, members in parts]
+
+    def replace_dead(
+        self, parts: list[Part], rows: list[list[ScoredRow]], first_row: int, group: int, step: int, draw: Draw
+    ) -> list[list[ScoredRow]]:
+        """Draw other sources and actions in the place of groups whose totals are all alike, within the budget.
+
+        The replacement depends on seed, step and the group's number alone, so that every process takes the same.
+
+        Args:
+            parts: of this process.
+            rows: what was drawn for each.
+            first_row: number of this process's first row among those of all.
+            group: rows a group.
+            step: of the optimizer.
+            draw: draws and scores parts.
+
+        Returns:
+            This process's parts of what was replaced; `parts` and `rows` hold what has come in their place.
+        """
+        replaced: list[list[ScoredRow]] = []
+        steps, members = self.trajectories.steps, group // self.trajectories.steps
+        starts = np.cumsum([0, *(len(mine) for _, mine in parts[:-1])]) + first_row // steps
+        for attempt in range(self.retries + 1):
+            dead = dead_groups(self.everyones([row.scored.total for part in rows for row in part]), members, steps)
+            if attempt == 0:
+                self.log_metric("dead_groups", float(dead.mean()))
+            if attempt == self.retries or not dead.any():
+                break
+            again = [i for i, start in enumerate(starts) if dead[start // members]]
+            for i in again:
+                rng = np.random.default_rng((self.seed, step, attempt, int(starts[i]) // members))
+                parts[i] = (int(rng.integers(self.num_training)), parts[i][1])
+            for i, part in zip(again, draw([parts[i] for i in again]), strict=True) if again else ():
+                replaced.append(rows[i])
+                rows[i] = part
+        return replaced

@@ -1,0 +1,332 @@
+"""GRPO on TRL's `GRPOTrainer`, with image tokens for completions (arXiv 2402.03300; for world models 2509.23958).
+
+What is ours: rollouts by our sampler, log-probabilities by our distribution (one and the same for sampler, policy, old
+policy and reference), rewards by our contract. What is TRL's: everything else.
+
+Seams of TRL 1.16 that it touches: `rollout_func` (prompts arrive repeated), `_get_per_token_logps_and_entropies`
+(policy, old and reference), `_generate_and_score_completions` (wrapped, to compare the sampler's log-probabilities with
+the trainer's, and to shape advantages), `num_generations` and `num_generations_eval` (rows a group, which TRL reads in
+its samplers and advantages).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rewards import Reward
+from rl.data.chains import chains
+from rl.data.store import CandidateStore
+from rl.models.distribution import TokenDistribution
+from rl.models.noise import Noise
+from rl.models.roles import token_ids
+from rl.models.sampling import MAX_ROWS
+from rl.models.unified import UnifiedVLM
+from rl.report.grids import candidate_row, sheet
+from rl.triplets import Candidate, Scored, Triplet
+from trainers.common.checkpoints import WholeCheckpoints
+from trainers.common.log_probs import IGNORED, score_under
+from trainers.common.sharding import ShardingCheck, gathered, keep_head_whole
+from trainers.grpo.advantages import (
+    AdvantageWeights,
+    Credit,
+    by_step,
+    by_trajectory,
+    dead_rows,
+    shaped,
+    token_weights,
+    trajectory_advantages,
+)
+from trainers.grpo.checks import check_grpo, check_trajectories, weighted
+from trainers.grpo.groups import Groups
+from trainers.grpo.identity import checked_gap
+from trainers.grpo.monitors import Monitors
+from trainers.grpo.trajectories import Part, ScoredRow, Trajectories
+
+VALIDATION_NOISE = 2**31 - 1
+"""The step under which validation candidates are drawn: the same noise every time, and none of training's."""
+GRID_ROWS = 6
+
+
+class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
+    """GRPO of a forward dynamics model.
+
+    Args:
+        vlm: the backbone, its policy adapter `default` trainable.
+        triplets: sources and actions; targets only for rewards that ask for them.
+        rewards: loaded rewards with their weights, or with those of `args.reward_weights` if it has any.
+        validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
+            them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
+        monitors: watch every rollout of training, and may stop the run.
+        store: gets every candidate that is drawn and scored in training, those of replaced groups too.
+        oracle: `(triplets, candidates) -> numbers` that are logged with an evaluation and decide nothing.
+        dead_group_retries: how often a group whose rewards are all alike is replaced by one of another source and
+            action; what is then still alike stays out of the loss.
+        spread_floor: divide a group's advantages by its standard deviation, or by this where it is smaller; None
+            leaves them to `scale_rewards`.
+        importance_advantages: weigh a token's advantage by whether it changes (`advantages.token_weights`).
+        guidance: the policy is the guided distribution (`TokenDistribution`), in sampler, loss and reference alike.
+        rollout_steps: actions of a trajectory, M: each prediction is the next one's source. Above 1, what is trained on
+            is the chains among the triplets (`rl.data.chains`), a group is `num_generations` trajectories of one chain,
+            and batch sizes count predictions, of which such a group has M times as many. Store, oracle and grids get
+            those of the first step, the only ones that start from a picture.
+        rollout_credit: what a prediction of a trajectory is credited with (`advantages.trajectory_advantages`).
+        args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
+    """
+
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        triplets: Sequence[Triplet],
+        rewards: Sequence[Reward],
+        args: GRPOConfig,
+        *,
+        validation: Sequence[Triplet] = (),
+        oracle: Callable[[Sequence[Triplet], Sequence[Candidate]], dict[str, float]] | None = None,
+        dead_group_retries: int = 0,
+        spread_floor: float | None = None,
+        importance_advantages: AdvantageWeights = "none",
+        guidance: float = 1.0,
+        rollout_steps: int = 1,
+        rollout_credit: Credit = "reward_to_go",
+        monitors: Monitors | None = None,
+        store: CandidateStore | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        check_trajectories(args, rollout_steps, rollout_credit)
+        training, evaluated = chains(triplets, rollout_steps), chains(validation, rollout_steps)
+        check_grpo(
+            args,
+            training,
+            evaluated,
+            rollout_steps=rollout_steps,
+            spread_floor=spread_floor,
+            importance_advantages=importance_advantages,
+        )
+        given_weights, rewards = args.reward_weights, weighted(rewards, args.reward_weights)
+        self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
+        self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
+        self.spread_floor = spread_floor
+        self.importance_advantages: AdvantageWeights = importance_advantages
+        self.monitors, self.store = monitors, store
+        self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
+        trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
+        self.last_rows: list[ScoredRow] = []
+        self._validated: list[tuple[Triplet, list[Scored]]] = []
+        self.sampler_trainer_gap = 0.0
+        args.max_completion_length = vlm.layout.tokens_per_image
+        args.remove_unused_columns = False
+        args.disable_dropout = True  # else the loss sees another policy than the sampler
+        args.reward_weights = [reward.weight for reward in rewards]
+        # No column of a data set reaches a rollout, so a row's number travels as its prompt.
+        count = len(training) + len(evaluated)
+        rows = Dataset.from_dict({"prompt": [str(number) for number in range(count)]})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*'rollout_func'")  # experimental in TRL; pinned and tested here
+            super().__init__(
+                model=vlm.model,
+                reward_funcs=[self._column(reward) for reward in rewards],
+                args=args,
+                train_dataset=rows.select(range(len(training))),
+                eval_dataset=rows.select(range(len(training), count)) if evaluated else None,
+                processing_class=vlm.tokenizer,
+                callbacks=[*(callbacks or []), *([monitors] if monitors is not None else [])],
+                rollout_func=self._rollout,
+            )
+        self.groups = Groups(
+            trajectories, rewards, len(training), dead_group_retries, args.seed, self.accelerator, self._log_metric
+        )
+        args.reward_weights = given_weights  # TRL has read ours; the config may serve other rewards next
+        # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
+        self.num_generations *= rollout_steps
+        self.num_generations_eval *= rollout_steps
+        score_under(vlm, self.distribution, entropy=True)
+        keep_head_whole(self, vlm)
+        self.add_callback(ShardingCheck(self))
+
+    # ---- evaluation
+
+    def evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
+        """TRL's evaluation on the validation rows, always with the same noise; a grid of candidates beside it."""
+        found: dict[str, float] = super().evaluate(*arguments, **settings)
+        self._draw_validation()
+        return found
+
+    def _draw_validation(self) -> None:
+        """A grid for TensorBoard: a few validation rows with their candidates from best to worst."""
+        shown, self._validated = self._validated[:GRID_ROWS], []
+        if not shown or not self.is_world_process_zero():
+            return
+        grid = np.asarray(sheet([candidate_row(triplet, group) for triplet, group in shown], 96))
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image("validation", grid, self.state.global_step, dataformats="HWC")
+
+    # ---- rollouts and rewards
+
+    def _rollout(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        """Draw and score this process's part of the groups, whose rows stand together: TRL repeats prompts."""
+        group = self.num_generations if self.model.training else self.num_generations_eval
+        parts = self.groups.parts(prompts, group)
+        replaced: list[list[ScoredRow]] = []
+        with gathered(self):
+            rows = self._draw_and_score(parts)
+            if self.model.training:
+                first = self.accelerator.process_index * len(prompts)
+                replaced = self.groups.replace_dead(
+                    parts, rows, first, group, self.state.global_step, self._draw_and_score
+                )
+        self.last_rows = [row for part in rows for row in part]
+        self._log_steps()
+        firsts = [[row for row in part if row.step == 0] for part in rows]
+        if not self.model.training:
+            self._note_validation(firsts)
+        elif self.monitors is not None:
+            ordered = [row for step in range(self.rollout_steps) for row in self.last_rows[step :: self.rollout_steps]]
+            triplets, members = [row.triplet for row in ordered], group // self.rollout_steps
+            self.monitors.observe(
+                triplets, [row.scored for row in ordered], members, self._log_metric, self.state.global_step
+            )
+        if self.model.training and self.store is not None:
+            # The same source and action in both is the same draw, for noise goes by content: it is kept once.
+            self._keep(self.store, [*([row for row in part if row.step == 0] for part in replaced), *firsts])
+        return {
+            "prompt_ids": [row.prompt_ids() for row in self.last_rows],
+            "completion_ids": [row.candidate.ids.tolist() for row in self.last_rows],
+            "logprobs": [row.candidate.logprobs.tolist() for row in self.last_rows],
+        }
+
+    def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
+        """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
+        noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
+        most = max(MAX_ROWS, self.args.per_device_train_batch_size)  # the loss needs more memory
+        with self.vlm.using("default", merged=True), self.accelerator.autocast():
+            rows = self.groups.trajectories.draw(parts, noise, most)
+        return self.groups.scored(parts, rows, self.state)
+
+    def _log_steps(self) -> None:
+        """The mean reward of each step of the trajectories, as `reward_step_1` and so on."""
+        for step in range(self.rollout_steps) if self.rollout_steps > 1 else ():
+            totals = [row.scored.total for row in self.last_rows if row.step == step]
+            known = [total for total in totals if total is not None]
+            if known:
+                self._log_metric(f"reward_step_{step + 1}", float(np.mean(known)))
+
+    @property
+    def last_scored(self) -> list[Scored]:
+        """What the last rollout drew in this process, in the order of its rows."""
+        return [row.scored for row in self.last_rows]
+
+    def _keep(self, store: CandidateStore, parts: Sequence[Sequence[ScoredRow]]) -> None:
+        """Append what was drawn and scored; a process that drew a part of a group keeps that part's numbers."""
+        for first in dict.fromkeys(part[0].member for part in parts):
+            groups = [(part[0].triplet, [row.scored for row in part]) for part in parts if part[0].member == first]
+            store.append(groups, seed=self.args.seed, step=self.state.global_step, first=first)
+
+    def _note_validation(self, parts: Sequence[Sequence[ScoredRow]]) -> None:
+        """Of each group, the first step's predictions: those after it have no source that an oracle would know."""
+        self._validated += [(part[0].triplet, [row.scored for row in part]) for part in parts]
+        if self.oracle is not None:
+            rows = [row for part in parts for row in part]
+            for name, value in self.oracle([row.triplet for row in rows], [row.candidate for row in rows]).items():
+                self._log_metric(name, value)
+
+    def _column(self, reward: Reward) -> Any:
+        """A reward as TRL takes it. TRL adds up what is not None; here a candidate without a total has no reward."""
+
+        def column(prompts: list[str], **_: Any) -> list[float | None]:
+            return [None if s.total is None else s.scores[reward.name] for s in self.last_scored]
+
+        column.__name__ = reward.name
+        return column
+
+    # ---- one distribution
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        log_probs, entropies = [], []
+        for ids, mask in zip(
+            input_ids.split(batch_size or len(input_ids)),
+            attention_mask.split(batch_size or len(input_ids)),
+            strict=True,
+        ):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            labels = torch.full_like(ids, IGNORED)
+            labels[:, -logits_to_keep:] = ids[:, -logits_to_keep:]
+            with self.accelerator.autocast():
+                scores = model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True
+                )
+            log_probs.append(scores.log_probs[:, -logits_to_keep:])
+            if compute_entropy:
+                entropies.append(scores.entropy[:, -logits_to_keep:])
+        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            if self.state.global_step == 0:
+                self._check_identity(output)
+            self._shape_advantages(output)
+        return output
+
+    def _shape_advantages(self, output: dict[str, Any]) -> None:
+        """Leave groups that are all alike out of the loss, their KL term too; divide and weigh as configured.
+
+        What is compared is always a step's predictions with one another.
+        """
+        here, steps = output["advantages"], self.rollout_steps
+        group = self.num_generations // steps
+        first = self.accelerator.process_index * len(here)
+        part = slice(first, first + len(here))
+        everyone = self.accelerator.gather(here)
+        if steps > 1:
+            totals = self.groups.everyones([scored.total for scored in self.last_scored])
+            everyone = trajectory_advantages(totals, group, steps, self.rollout_credit).to(here.device)
+        everyone = by_step(everyone, group, steps)
+        dead = by_trajectory(dead_rows(everyone, group), group, steps)[part]
+        output["completion_mask"] = output["completion_mask"].masked_fill(dead[:, None], 0)
+        weights = None
+        if self.importance_advantages != "none":
+            changed = by_step(self.accelerator.gather(self._changed().to(here.device)), group, steps)
+            weights = token_weights(changed, group, self.importance_advantages)
+        found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
+        output["advantages"] = by_trajectory(found, group, steps)[part]
+
+    def _changed(self) -> Tensor:
+        """Where a row's candidate (or, for `target`, its true target) differs from its source, bool [B, K]."""
+        sources = torch.tensor([row.source_ids for row in self.last_rows])
+        if self.importance_advantages == "target":
+            targets = [row.triplet.target for row in self.last_rows]
+            known = token_ids(self.vlm, [target for target in targets if target is not None])
+            return torch.tensor(known) != sources
+        return torch.tensor(np.stack([row.candidate.ids for row in self.last_rows])) != sources
+
+    def _check_identity(self, output: dict[str, Any]) -> None:
+        """At step 0 the loss must see the very distribution that was sampled from, in train mode."""
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+        keep = output["completion_ids"].shape[1]
+        with torch.no_grad():
+            ours, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
+        drawn = torch.tensor([row.candidate.logprobs.tolist() for row in self.last_rows], device=ours.device)
+        exact = self.vlm.head_weight().dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
+        self.sampler_trainer_gap = checked_gap(ours, drawn, exact)

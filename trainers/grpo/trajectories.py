@@ -1,0 +1,132 @@
+"""Trajectories for GRPO: several actions one after the other, each prediction the source of the next.
+
+Every prediction is a row of its own, because a forward model reads nothing but the present source and action. As in
+`rl.search.rollout`, a prediction goes on as the *token ids* that were drawn, not as its picture encoded anew: the loss
+must see the very prompt that was sampled from, and rewards that count changed tokens must not blame a prediction for
+what encoding has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rl.models.distribution import TokenDistribution
+from rl.models.noise import Noise
+from rl.models.sampling import Drawn, sample_tokens
+from rl.models.unified import UnifiedVLM
+from rl.triplets import Candidate, Scored, Triplet
+
+STEP_NOISE = 2**32
+"""What a step of a trajectory adds to the noise's step, beyond any step of training or of evaluation."""
+
+Part = tuple[int, range]
+"""The number of a chain, and which trajectories of its group."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prediction of one trajectory.
+
+    `number` is the chain's, `member` the trajectory's in its group, `step` counts from 0. `triplet` is that step of the
+    chain, its source from the second step on the prediction before it, a `Candidate`; `source_ids` are its tokens.
+    """
+
+    number: int
+    member: int
+    step: int
+    triplet: Triplet
+    source_ids: list[int]
+    candidate: Candidate
+
+    def prompt_ids(self) -> list[int]:
+        """What it was drawn from."""
+        return self.candidate.backbone.fdm_prompt(self.source_ids, self.triplet.action)
+
+
+@dataclass(frozen=True)
+class ScoredRow(Row):
+    """A prediction with its scores."""
+
+    scored: Scored
+
+
+class Trajectories:
+    """Draws trajectories along chains of actions.
+
+    Args:
+        vlm: the backbone; the caller chooses the adapter.
+        distribution: of image tokens, the one that the loss has too.
+        chains: triplets that follow one another, equally many each; only the first source of a chain is looked at, and
+            rewards may see the true targets.
+    """
+
+    def __init__(self, vlm: UnifiedVLM, distribution: TokenDistribution, chains: Sequence[Sequence[Triplet]]) -> None:
+        self.vlm, self.distribution, self.chains = vlm, distribution, chains
+        self.steps = len(chains[0])
+        self.source_ids = vlm.encode([chain[0].source for chain in chains]).tolist()
+
+    def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
+        """Every prediction of the parts, ordered by part, trajectory and step."""
+        rows = self._first(parts, noise, max_rows)
+        by_step = [rows]
+        for step in range(1, self.steps):
+            rows = self._next(rows, step, replace(noise, step=noise.step + step * STEP_NOISE), max_rows)
+            by_step.append(rows)
+        return [row for trajectory in zip(*by_step, strict=True) for row in trajectory]
+
+    def _first(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
+        """The first step of each trajectory: a group's members are drawn from one prefill."""
+        drawn: dict[Part, list[Candidate]] = {}
+        for members in dict.fromkeys(members for _, members in parts):
+            numbers = [number for number, those in parts if those == members]
+            sources, actions = [self.source_ids[n] for n in numbers], [self.chains[n][0].action for n in numbers]
+            found = self._sample(sources, actions, len(members), members.start, noise, max_rows)
+            drawn |= {(number, members): group for number, group in zip(numbers, found, strict=True)}
+        return [
+            Row(number, member, 0, self.chains[number][0], self.source_ids[number], candidate)
+            for number, members in parts
+            for member, candidate in zip(members, drawn[number, members], strict=True)
+        ]
+
+    def _next(self, rows: Sequence[Row], step: int, noise: Noise, max_rows: int) -> list[Row]:
+        """The next step of each trajectory. Those that have come to one picture share it, so that rewards which compare
+        the candidates of a source with one another do so.
+        """
+        arrived: dict[tuple[int, bytes], Candidate] = {}
+        sources: list[Any] = [
+            arrived.setdefault((row.number, row.candidate.ids.tobytes()), row.candidate) for row in rows
+        ]
+        triplets = [
+            replace(self.chains[row.number][step], source=source) for row, source in zip(rows, sources, strict=True)
+        ]
+        ids = [source.ids.tolist() for source in sources]
+        found = self._sample(ids, [t.action for t in triplets], 1, [row.member for row in rows], noise, max_rows)
+        return [
+            Row(row.number, row.member, step, triplet, known, one)
+            for row, triplet, known, (one,) in zip(rows, triplets, ids, found, strict=True)
+        ]
+
+    def _sample(
+        self,
+        sources: list[list[int]],
+        actions: list[str],
+        count: int,
+        first: int | list[int],
+        noise: Noise,
+        max_rows: int,
+    ) -> list[list[Candidate]]:
+        found: Drawn = sample_tokens(
+            self.vlm,
+            [self.vlm.fdm_prompt(ids, action) for ids, action in zip(sources, actions, strict=True)],
+            self.distribution,
+            num_samples=count,
+            first=first,
+            max_tokens=self.vlm.layout.tokens_per_image,
+            noise=noise,
+            unconditional=[self.vlm.fdm_prompt(ids, "") for ids in sources],  # for guidance, if it is on
+            max_rows=max_rows,
+        )
+        groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)
+        return [[Candidate(a, b, self.vlm) for a, b in zip(*group, strict=True)] for group in groups]

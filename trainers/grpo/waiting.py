@@ -1,0 +1,51 @@
+"""Rollouts that wait to be measured, in a checkpoint: a safetensors file for each process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from rl.models.unified import UnifiedVLM
+from rl.pictures import Picture
+from rl.triplets import Candidate, Scored, Triplet
+
+
+def write_waiting(file: Path, rows: Sequence[Triplet], scored: Sequence[Scored]) -> None:
+    """Write what `rollout_measures.measure` reads of rows and their candidates: no scores, no true targets."""
+    sources = {id(row.source): row.source for row in rows}  # a group's rows share theirs
+    place = {key: number for number, key in enumerate(sources)}
+    tensors = {f"source-{place[key]}": _array(source) for key, source in sources.items()}
+    tensors["source_of_row"] = np.array([place[id(row.source)] for row in rows])
+    tensors["ids"] = np.stack([s.candidate.ids for s in scored])
+    tensors["logprobs"] = np.stack([s.candidate.logprobs for s in scored])
+    save_file(tensors, file, metadata={"actions": json.dumps([row.action for row in rows])})
+
+
+def read_waiting(file: Path, backbone: UnifiedVLM) -> tuple[list[Triplet], list[Scored]]:
+    """The rows and candidates of `backbone` that `write_waiting` wrote."""
+    tensors = load_file(file)
+    with safe_open(file, framework="numpy") as opened:
+        actions = json.loads(opened.metadata()["actions"])
+    numbers = tensors["source_of_row"].tolist()
+    sources = {number: _source(tensors[f"source-{number}"], backbone) for number in set(numbers)}
+    rows = [Triplet(sources[number], action) for number, action in zip(numbers, actions, strict=True)]
+    drawn = zip(tensors["ids"], tensors["logprobs"], strict=True)
+    return rows, [Scored(Candidate(ids, logprobs, backbone), {}, None) for ids, logprobs in drawn]
+
+
+def _array(source: Picture | Candidate) -> np.ndarray:
+    """A picture as uint8 [H, W, 3]; a candidate, which is the source of a trajectory's later step, as its ids [K]."""
+    if isinstance(source, Candidate):
+        return source.ids
+    return np.ascontiguousarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
+
+
+def _source(array: np.ndarray, backbone: UnifiedVLM) -> Any:
+    return array if array.ndim == 3 else Candidate(array, np.zeros(len(array), np.float32), backbone)

@@ -1,0 +1,190 @@
+"""What a training run needs a GPU, from the shape of its model and its settings: arithmetic, nothing is loaded.
+
+Trainable parameters take 16 bytes each with Adam: in half precision 2 of weight, 2 of gradient and 12 of optimizer (a
+float32 copy and two moments); in float32 4 + 4 + 8. N GPUs divide the optimizer's part (ZeRO-1), the gradients too
+(ZeRO-2), all weights too (ZeRO-3): arXiv 1910.02054, figure 1 and section 5. Frozen weights have neither gradient nor
+optimizer; only ZeRO-3 divides them. Offload keeps all three in the host's memory (arXiv 2101.06840).
+Activations: a layer's input for each layer and all of one layer with checkpointing (arXiv 1604.06174), all of every
+layer without; beside them the log-probabilities over the image's codes. Not counted: the image tokenizer, the library's
+own buffers, fragmentation (leave a tenth free).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rl.errors import RewindError
+from rl.models.known import LINEAR_LAYERS
+from trainers.plan.shapes import Shape
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
+LIVE_PARAMETERS = 10**9
+"""`stage3_max_live_parameters` of the configs: what ZeRO-3 holds gathered at once while it trains."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The settings that memory depends on, per GPU.
+
+    Args:
+        lora_r: rank of the trained adapter; 0 is full fine-tuning.
+        targets: the layers that it changes.
+        dropout: whether its dropout is on (SFT; RL switches it off).
+        trained_adapters: 2 if both roles are trained at once.
+        frozen_adapters: further adapters of the same size on the backbone: the reference's and the IDM's.
+        rows: sequences in one forward and backward pass.
+        rollout_rows: sequences drawn at once; 0 if nothing is drawn.
+        branches: how often a sequence is read: 2 with guidance, with and without its words.
+        accumulation: passes an optimizer step.
+        checkpointing: whether activations are computed again in the backward pass.
+        action_tokens: tokens of an action.
+        gather: whether ZeRO-3 gathers all weights for a rollout.
+    """
+
+    lora_r: int = 16
+    targets: Sequence[str] = LINEAR_LAYERS
+    dropout: bool = False
+    trained_adapters: int = 1
+    frozen_adapters: int = 2
+    rows: int = 8
+    rollout_rows: int = 8
+    branches: int = 1
+    accumulation: int = 1
+    checkpointing: bool = True
+    action_tokens: int = 24
+    gather: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("lora_r", "frozen_adapters", "rollout_rows", "action_tokens"):
+            if getattr(self, name) < 0:
+                raise RewindError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        for name in ("rows", "branches", "accumulation", "trained_adapters"):
+            if getattr(self, name) < 1:
+                raise RewindError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+def state_bytes(trainable: int, frozen: int, strategy: str, gpus: int, weight_bytes: int = 2) -> dict[str, float]:
+    """Bytes of weights, gradients and optimizer a GPU (arXiv 1910.02054, table 1), and in the host's memory a process.
+
+    Raises:
+        RewindError: an unknown strategy, fewer than one GPU.
+    """
+    if strategy not in STRATEGIES or gpus < 1:
+        raise RewindError(f"'{strategy}' on {gpus} GPUs: choose one of {', '.join(STRATEGIES)} on at least one")
+    gradient, optimizer = weight_bytes, 16 - 2 * weight_bytes
+    stage = 0 if strategy == "ddp" else int(strategy[4])
+    found = {
+        "weights": weight_bytes * (trainable + frozen) / (gpus if stage >= 3 else 1),
+        "gradients": gradient * trainable / (gpus if stage >= 2 else 1),
+        "optimizer": optimizer * trainable / (gpus if stage >= 1 else 1),
+        "host": 0.0,
+    }
+    if strategy.endswith("offload"):
+        found = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "host": sum(found.values())}
+    return found
+
+
+def sent_bytes(
+    trainable: int, frozen: int, strategy: str, gpus: int, accumulation: int = 1, weight_bytes: int = 2
+) -> float:
+    """Bytes that a GPU sends an optimizer step (arXiv 1910.02054, section 7).
+
+    Up to ZeRO-2 each trainable weight goes round twice (reduce, gather); under ZeRO-3 every weight is gathered in each
+    forward and each backward pass, and the gradients are reduced in each.
+    """
+    if gpus == 1:
+        return 0.0
+    if strategy.startswith("zero3"):
+        return weight_bytes * accumulation * (2 * (trainable + frozen) + trainable)
+    return weight_bytes * 2 * trainable
+
+
+def activation_bytes(shape: Shape, job: Job) -> float:
+    """Bytes kept for the backward pass of `job.rows` sequences, each read `job.branches` times."""
+    rows = job.rows * job.branches
+    tokens = rows * sequence_tokens(shape, job)
+    layer = shape.layer_activations(job.targets if job.dropout and job.lora_r else ())
+    kept = shape.layers * shape.hidden * shape.weight_bytes + layer if job.checkpointing else shape.layers * layer
+    # The codes' logits, their log-probabilities and the gradient of one of them, in float32.
+    return tokens * kept + 3 * 4 * rows * shape.tokens_per_image * shape.image_codes
+
+
+def sequence_tokens(shape: Shape, job: Job) -> int:
+    """Tokens of action, source and target: begin of text, words, the source between its markers, begin of image."""
+    return job.action_tokens + 2 * shape.tokens_per_image + 4
+
+
+def memory(shape: Shape, job: Job, strategy: str, gpus: int) -> dict[str, float]:
+    """Bytes a GPU: the parts, the peaks of training and of a rollout, and the larger of them.
+
+    The rollout's cache is freed before the backward pass, so the two peaks are alternatives.
+    """
+    adapter = shape.lora_parameters(job.lora_r, job.targets)
+    one = adapter if job.lora_r else shape.parameters()
+    trainable = job.trained_adapters * one
+    # Beside full fine-tuning, the reference and the IDM are models of their own.
+    frozen = job.frozen_adapters * one + (shape.parameters() if job.lora_r else 0)
+    found = state_bytes(trainable, frozen, strategy, gpus, shape.weight_bytes)
+    state = found["weights"] + found["gradients"] + found["optimizer"]
+    sharded = strategy.startswith("zero3") and (gpus > 1 or strategy.endswith("offload"))
+    every = shape.weight_bytes * (trainable + frozen)
+    live = min(every, shape.weight_bytes * LIVE_PARAMETERS) if sharded else 0.0
+    gathered = (every if job.gather else live) if sharded else 0.0
+    found["activations"] = activation_bytes(shape, job)
+    found["cache"] = float(job.rollout_rows * job.branches * sequence_tokens(shape, job) * shape.cache_bytes())
+    found["training"] = state + live + found["activations"]
+    found["rollout"] = state - found["gradients"] + gathered + found["cache"] if job.rollout_rows else 0.0
+    found["peak"] = max(found["training"], found["rollout"])
+    found["sent"] = sent_bytes(trainable, frozen, strategy, gpus, job.accumulation, shape.weight_bytes)
+    return found
+
+
+def plan(shape: Shape, job: Job, gpus: Sequence[int] = (1, 4, 8, 64), max_steps: int = 0) -> dict[str, Any]:
+    """The whole arithmetic as JSON values: `gpus[N][strategy]` in bytes, tokens, what one backbone for three saves."""
+    adapter, sequence = shape.lora_parameters(job.lora_r, job.targets), sequence_tokens(shape, job)
+    cache = sequence * shape.cache_bytes()
+    found: dict[str, Any] = {
+        "shape": {"name": shape.name, "source": shape.source, "parameters": shape.parameters()},
+        "adapter_parameters": adapter,
+        "tokens": {"sequence": sequence, "image": shape.tokens_per_image, "cache_bytes_a_row": cache},
+        "gpus": {n: {s: memory(shape, job, s, n) for s in strategies(n)} for n in gpus},
+        "steps": {n: steps(shape, job, n, max_steps) for n in gpus},
+    }
+    if job.lora_r:
+        found["model_state_ratio"] = model_state_ratio(shape, job)
+    return found
+
+
+def strategies(gpus: int) -> tuple[str, ...]:
+    """What makes a difference: on one GPU there is nothing to divide, only to offload."""
+    return STRATEGIES if gpus > 1 else ("ddp", "zero3_offload")
+
+
+def steps(shape: Shape, job: Job, gpus: int, max_steps: int) -> dict[str, int]:
+    """Sequences and tokens of one optimizer step on all GPUs, and image tokens drawn in the whole run."""
+    rows = job.rows * job.accumulation * gpus
+    drawn = rows * shape.tokens_per_image if job.rollout_rows else 0
+    return {"sequences": rows, "read": rows * sequence_tokens(shape, job), "drawn": drawn, "run": drawn * max_steps}
+
+
+def computed(shape: Shape, job: Job) -> dict[str, float]:
+    """One backbone against three models of a shape on one GPU: of state alone, and of the peak of a whole GRPO step.
+
+    Returns:
+        `ratio` of `model_state_ratio`; `peak` and `peak_of_three`, bytes, and their `peak_ratio`. Both free the cache
+        of a rollout before the backward pass.
+    """
+    peak = memory(shape, job, "ddp", 1)["peak"]
+    three = peak + 2 * shape.weight_bytes * shape.parameters()
+    ratio = model_state_ratio(shape, job)
+    return {"ratio": ratio, "peak": peak, "peak_of_three": three, "peak_ratio": peak / three}
+
+
+def model_state_ratio(shape: Shape, job: Job) -> float:
+    """Weights, gradients and optimizer of policy, reference and IDM on one backbone / as three models with adapters."""
+    base, adapter = shape.parameters(), shape.lora_parameters(job.lora_r, job.targets)
+    one = sum(state_bytes(adapter, base + 2 * adapter, "ddp", 1, shape.weight_bytes).values())
+    three = sum(state_bytes(adapter, 3 * base + 2 * adapter, "ddp", 1, shape.weight_bytes).values())
+    return one / three

@@ -1,0 +1,173 @@
+"""Sizes of a decoder: what its parameters, adapters, activations and cache take, from its shape alone (no torch).
+
+All families here are decoders of the LLaMA kind: q, k, v, o projections, a gated MLP, two RMS norms a layer, one at the
+end. The image tokenizer is not counted (under 0.3 B parameters in all of them).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rl.errors import RewindError
+from rl.models.known import LINEAR_LAYERS, SHIPPED
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's sizes.
+
+    `image_codes` are the tokens a picture may consist of, `tokens_per_image` how many make one, `weight_bytes` the
+    bytes of a stored weight, `qk_norm` whether queries and keys are normalised with weight and bias (Chameleon).
+    """
+
+    name: str
+    source: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    image_codes: int
+    tokens_per_image: int
+    tied: bool = False
+    qk_norm: bool = False
+    weight_bytes: int = 2
+
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each linear layer of a decoder layer."""
+        h, f, q, kv = self.hidden, self.intermediate, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        sizes = [(h, q), (h, kv), (h, kv), (q, h), (h, f), (h, f), (f, h)]
+        return dict(zip(LINEAR_LAYERS, sizes, strict=True))
+
+    def layer_parameters(self) -> int:
+        """Parameters of one decoder layer."""
+        norms = 2 * self.hidden + (2 * (self.heads + self.kv_heads) * self.head_dim if self.qk_norm else 0)
+        return sum(a * b for a, b in self.linear().values()) + norms
+
+    def parameters(self) -> int:
+        """Parameters of embeddings, layers, the last norm and the head."""
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return self.layers * self.layer_parameters() + self.hidden + tables
+
+    def lora_parameters(self, r: int, targets: Collection[str] = LINEAR_LAYERS) -> int:
+        """Parameters of an adapter: r (inputs + outputs) a layer (arXiv 2106.09685).
+
+        Raises:
+            RewindError: a target that is no linear layer of a decoder.
+        """
+        unknown = sorted(set(targets) - set(LINEAR_LAYERS))
+        if unknown:
+            raise RewindError(f"'{unknown[0]}' is no linear layer of the decoder: choose of {', '.join(LINEAR_LAYERS)}")
+        return self.layers * sum(r * (a + b) for name, (a, b) in self.linear().items() if name in targets)
+
+    def cache_bytes(self) -> int:
+        """Bytes of the cache a token: a key and a value in every layer."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.weight_bytes
+
+    def layer_activations(self, dropout_on: Collection[str] = ()) -> int:
+        """Bytes that one layer keeps for the backward pass a token, if its weights are frozen and have adapters.
+
+        With an attention that keeps no T x T matrix: of each norm its input (always float32) and output; queries, keys,
+        values and output of the attention (queries and keys twice if they are normalised); of the gated MLP gate, up,
+        the activated gate and the product. `dropout_on` names the layers whose adapter drops inputs: each keeps the
+        dropped input and a mask of a byte.
+        """
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        kept = 2 * self.hidden + 2 * q + 2 * kv + 4 * self.intermediate + (q + kv if self.qk_norm else 0)
+        dropped = sum(a for name, (a, _) in self.linear().items() if name in dropout_on)
+        return self.weight_bytes * kept + 4 * 2 * self.hidden + (self.weight_bytes + 1) * dropped
+
+
+_CHAMELEON_PAPER = "arXiv 2405.09818, table 1"
+_KNOWN = (  # hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, image_codes, tokens_per_image
+    Shape(
+        "chameleon-7b",
+        f"defaults of transformers' ChameleonConfig; {_CHAMELEON_PAPER}",
+        *(4096, 11008, 32, 32, 32, 128, 65536, 8192, 1024),
+        qk_norm=True,
+    ),
+    Shape(
+        "chameleon-30b",
+        f"config.json of facebook/chameleon-30b; the 34B of {_CHAMELEON_PAPER}",
+        *(8192, 22016, 48, 64, 8, 128, 65536, 8192, 1024),
+        qk_norm=True,
+    ),
+    Shape(
+        "emu3-8b",
+        "config.json of BAAI/Emu3-Chat; 512x512 pixels are 64 rows of 64 codes and an end of line",
+        *(4096, 14336, 32, 32, 8, 128, 184622, 32768, 64 * 65),
+    ),
+    Shape(
+        "liquid-7b",
+        "config.json of google/gemma-7b, and 8,192 codes more in the vocabulary (arXiv 2412.04332)",
+        *(3072, 24576, 28, 16, 16, 256, 256000 + 8192, 8192, 1024),
+        tied=True,
+    ),
+)
+KNOWN = {shape.name: shape for shape in _KNOWN}
+"""Shapes at 512x512 pixels, with half-precision weights."""
+
+
+def shape_of(name_or_folder: str) -> Shape:
+    """A known shape, or that of a base (by name or folder) as its `config.json` states it.
+
+    Raises:
+        RewindError: neither; a `config.json` that lacks a size.
+    """
+    if name_or_folder in KNOWN:
+        return KNOWN[name_or_folder]
+    file = SHIPPED.get(name_or_folder, Path(name_or_folder)) / "config.json"
+    if not file.is_file():
+        names = ", ".join([*KNOWN, *SHIPPED])
+        raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")
+    config = _read_json(file)
+    try:
+        return _from_config(name_or_folder, config.get("text_config", config), config)
+    except KeyError as error:
+        raise RewindError(f"{file} does not state {error}, which the arithmetic needs") from error
+
+
+def _from_config(name: str, text: dict[str, Any], config: dict[str, Any]) -> Shape:
+    heads, vq = text["num_attention_heads"], config["vq_config"]
+    levels = len(vq["channel_multiplier"])
+    return Shape(
+        name,
+        "its config.json",
+        hidden=text["hidden_size"],
+        intermediate=text["intermediate_size"],
+        layers=text["num_hidden_layers"],
+        heads=heads,
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or text["hidden_size"] // heads,
+        vocabulary=text["vocab_size"],
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        image_codes=vq["num_embeddings"],
+        tokens_per_image=(vq["resolution"] // 2 ** (levels - 1)) ** 2,
+        qk_norm=config.get("model_type") == "chameleon",
+        weight_bytes=BYTES[config.get("dtype") or config.get("torch_dtype") or "float32"],
+    )
+
+
+def adapter_of(run: str) -> tuple[str, int, list[str]] | None:
+    """The base, rank and target modules of a run folder's adapter; None if the folder holds none."""
+    for folder in (Path(run) / "adapter", Path(run)):
+        if (folder / "adapter_config.json").is_file():
+            config = _read_json(folder / "adapter_config.json")
+            return str(config["base_model_name_or_path"]), int(config["r"]), list(config["target_modules"])
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RewindError(f"{file} is not readable JSON: {error}") from error
+    return found

@@ -1,0 +1,77 @@
+"""Arguments of `train_idm.py` and `train_fdm.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import ModelConfig, SFTConfig
+
+from rl.errors import RewindError
+from trainers.common.arguments import RunArguments, StartsAnywhere
+
+
+@dataclass
+class IDMArguments(RunArguments):
+    """Arguments of `train_idm.py` beside TRL's."""
+
+    base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name or folder"})
+    triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists in AURORA's format"})
+    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+
+
+@dataclass
+class FDMArguments(IDMArguments):
+    """Arguments of `train_fdm.py` beside TRL's."""
+
+    synthetic: list[str] = field(default_factory=list, metadata={"help": "IDM-labelled triplets, mixed in"})
+    synthetic_share: float | None = field(
+        default=None, metadata={"help": "share of --synthetic among what is drawn; all triplets alike if not given"}
+    )
+    token_weights: bool = field(
+        default=False, metadata={"help": "weigh each image token by how much it changes (arXiv 2506.06006)"}
+    )
+    importance_normalise: str = field(
+        default="dataset",
+        metadata={"help": "what distances are divided by", "choices": ["dataset", "sample", "none"]},
+    )
+    importance_floor: float = field(default=2.0, metadata={"help": "weight of a token that does not change at all"})
+    importance_cap: float = field(default=4.0, metadata={"help": "largest weight before the floor is added"})
+    with_idm: bool = field(
+        default=False,
+        metadata={
+            "help": "train an inverse model too, as a second adapter on the backbone, on the same triplets and with "
+            "the same settings; it goes to OUTPUT_DIR/idm"
+        },
+    )
+
+
+@dataclass
+class RoleConfig(StartsAnywhere, SFTConfig):
+    """TRL's `SFTConfig` with the defaults of arXiv 2506.06006 for an IDM, which also start where there is no GPU."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The scheduler type to use."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
+        default="tensorboard", metadata={"help": "Where to report to."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
+    z_loss: float = field(
+        default=0.0,
+        metadata={
+            "help": "add so much of (log Z)^2 to the loss, Z over the role's tokens; 1e-4 in PaLM (arXiv 2204.02311, "
+            "section 5)"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.z_loss < float("inf"):
+            raise RewindError(f"--z_loss must be a coefficient of 0 or more (1e-4 is usual), not {self.z_loss}")
+        super().__post_init__()
+
+
+@dataclass
+class LoraModelConfig(ModelConfig):
+    """TRL's `ModelConfig`, with LoRA on; the model itself is given by --base or --fdm."""
+
+    use_peft: bool = field(default=True, metadata={"help": "LoRA; full fine-tuning if false."})
+    lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "Task type to pass for LoRA."})

@@ -1,0 +1,134 @@
+"""SFT of both roles at once: two LoRA adapters on one backbone learn from the same rows, each as it would alone.
+
+A row is a triplet as either role reads it, so both roles see the same triplets in the same order. A micro-batch is read
+twice, forward and backward under one adapter and then under the other. The adapters share no weight that trains, AdamW
+keeps its state by weight, each role has its own distribution, its own divisor and its own gradient norm to clip: where
+there is no dropout (whose draws the roles share) each adapter ends as a run of that role alone would leave it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from transformers import TrainerCallback
+
+from rl.errors import RewindError
+from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, Role
+from rl.models.unified import UnifiedVLM
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.rows import SpanCollator
+from trainers.sft.trainer import RoleSFTTrainer
+
+ADAPTERS: dict[Role, str] = {"fdm": FDM_ADAPTER, "idm": IDM_ADAPTER}
+"""The roles in the order in which they read a micro-batch, and their adapters."""
+PREFIX = "idm_"
+"""Before the names of the inverse role's columns."""
+
+
+def both_rows(fdm_rows: Dataset, idm_rows: Dataset) -> Dataset:
+    """Rows of `role_rows` for either role and the same triplets, side by side.
+
+    Raises:
+        RewindError: other numbers of rows, which cannot be the same triplets.
+    """
+    if len(fdm_rows) != len(idm_rows):
+        raise RewindError(f"both roles learn from the same triplets, but got {len(fdm_rows)} and {len(idm_rows)} rows")
+    renamed = idm_rows.rename_columns({name: PREFIX + name for name in idm_rows.column_names})
+    return concatenate_datasets([fdm_rows, renamed], axis=1)
+
+
+def of_role(role: Role, columns: dict[str, Any]) -> dict[str, Any]:
+    """The columns of one role in a row or a batch of both, under their usual names."""
+    if role == "idm":
+        return {name.removeprefix(PREFIX): value for name, value in columns.items() if name.startswith(PREFIX)}
+    return {name: value for name, value in columns.items() if not name.startswith(PREFIX)}
+
+
+class BothRolesCollator:
+    """`SpanCollator` for each role's columns by themselves."""
+
+    def __init__(self, pad: int) -> None:
+        self.collate = SpanCollator(pad)
+
+    def __call__(self, rows: list[dict[str, list[Any]]]) -> dict[str, Tensor]:
+        fdm, idm = (self.collate([of_role(role, row) for row in rows]) for role in ADAPTERS)
+        return {**fdm, **{PREFIX + name: value for name, value in idm.items()}}
+
+
+class BothRolesSFTTrainer(RoleSFTTrainer):
+    """`RoleSFTTrainer` for the adapters `default` (FDM) and `idm` of one backbone.
+
+    `loss` is the sum of `loss_fdm` and `loss_idm`, `grad_norm` the norm of both roles' gradients.
+
+    Seams of transformers 5.23 that it touches beside those of `RoleSFTTrainer`: `training_step`, which it runs once a
+    role with that role's part of the batch; `_get_num_items_in_batch`, whose answer reaches `compute_loss` as it is;
+    `_clip_grad_norm`; `create_optimizer`, which takes the weights that are trainable then.
+
+    Args:
+        vlm: the backbone with both adapters on it.
+        args: as for `RoleSFTTrainer`.
+        train_dataset: `both_rows`.
+        use_weights: whether the forward role's column `weights` counts.
+    """
+
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        args: RoleConfig,
+        train_dataset: Dataset,
+        *,
+        use_weights: bool = False,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        args.ddp_find_unused_parameters = True  # a pass of one role uses no weight of the other
+        super().__init__(
+            vlm,
+            "fdm",
+            args,
+            train_dataset,
+            use_weights=use_weights,
+            callbacks=callbacks,
+            collator=BothRolesCollator(vlm.layout.pad),
+        )
+        kinds = ["loss", *self.noted]
+        self.noted = [f"{kind}_{role}" for kind in kinds for role in ADAPTERS]
+
+    def _take(self, role: Role) -> None:
+        """Make a role's adapter the active one and answer under its distribution."""
+        self.vlm.model.set_adapter(ADAPTERS[role])  # type: ignore[operator]
+        self.answer_as(role)
+
+    def _weights_of(self, role: Role) -> list[Any]:
+        return [p for name, p in self.model.named_parameters() if f".{ADAPTERS[role]}." in name]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        for role in ADAPTERS:  # of which switching, and loading a checkpoint, leave only one trainable
+            for weight in self._weights_of(role):
+                weight.requires_grad_(True)
+        return super().create_optimizer(model)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        for name in self.noted:
+            self._metrics["train"][name].append(0.0)
+        return torch.stack([self._total([of_role(role, b) for b in batch_samples], device) for role in ADAPTERS])
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        losses = []
+        for role, total in zip(ADAPTERS, num_items_in_batch, strict=True):
+            self._take(role)
+            losses.append(super().training_step(model, of_role(role, inputs), total))
+            self._note("loss", losses[-1] / self.args.world_size)
+        self._take("fdm")
+        return torch.stack(losses).sum()
+
+    def _note(self, name: str, part: Tensor) -> None:
+        super()._note(f"{name}_{self.role}", part)
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        self.accelerator.unscale_gradients()
+        limit = self.args.max_grad_norm
+        norms = [torch.nn.utils.clip_grad_norm_(self._weights_of(role), limit) for role in ADAPTERS]
+        return torch.stack(norms).norm()

@@ -1,0 +1,124 @@
+"""Supervised fine-tuning of either role on TRL's `SFTTrainer`, with a weight a token (arXiv 2506.06006).
+
+A row is a prompt and the span that the role predicts: the action's words (IDM) or the target's image tokens (FDM). The
+loss is taken under the role's own distribution, the one that sampler and scorer use, not under the whole vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from rl.errors import RewindError
+from rl.models.distribution import TokenDistribution
+from rl.models.roles import Role
+from rl.models.unified import UnifiedVLM
+from trainers.common.checkpoints import WholeCheckpoints
+from trainers.common.log_probs import IGNORED, score_under
+from trainers.common.sharding import ShardingCheck, keep_head_whole
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.losses import weighted_nll, z_loss
+from trainers.sft.rows import SpanCollator
+
+
+class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
+    """TRL's `SFTTrainer` with the loss of a role.
+
+    Seams of TRL 1.16 / transformers 5.23 that it touches: `compute_loss`; `_get_num_items_in_batch`, which is called
+    once an optimizer step to count its tokens and here sums their weights; `_metrics`, whose lists TRL averages and
+    logs.
+
+    Args:
+        vlm: the backbone, whose `model` is trained.
+        role: which distribution the span is scored under.
+        args: TRL's `SFTConfig` with our `z_loss`, a coefficient of 0 or more; dataset preparation is switched off,
+            since rows are tokens already.
+        train_dataset: rows of `role_rows`.
+        use_weights: whether the column `weights` counts; a column that is there but unused is an error.
+        collator: makes batches of rows; `SpanCollator` if not given.
+    """
+
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        role: Role,
+        args: RoleConfig,
+        train_dataset: Dataset,
+        *,
+        use_weights: bool = False,
+        callbacks: list[TrainerCallback] | None = None,
+        collator: Callable[[list[dict[str, list[Any]]]], dict[str, Tensor]] | None = None,
+    ) -> None:
+        if use_weights != ("weights" in train_dataset.column_names):
+            has = "holds" if "weights" in train_dataset.column_names else "lacks"
+            raise RewindError(
+                f"the data {has} a column of token weights and use_weights is {use_weights}: they must agree"
+            )
+        self.vlm = vlm
+        self.noted = ["z_loss"] if args.z_loss > 0 else []
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.remove_unused_columns = False
+        super().__init__(
+            model=vlm.model,
+            args=args,
+            data_collator=collator or SpanCollator(vlm.layout.pad),
+            train_dataset=train_dataset,
+            processing_class=vlm.tokenizer,
+            callbacks=callbacks,
+        )
+        self.answer_as(role)
+        keep_head_whole(self, vlm)
+        self.add_callback(ShardingCheck(self))
+        self.loss_is_scaled_for_ga = True  # our divisor already covers all accumulation steps
+
+    def answer_as(self, role: Role) -> None:
+        """Let the model answer under the distribution of a role."""
+        self.role, layout = role, self.vlm.layout
+        ids = layout.image_ids_V if role == "fdm" else layout.text_ids_V
+        score_under(self.vlm, TokenDistribution(ids), with_log_z=self.args.z_loss > 0)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        for name in self.noted:
+            self._metrics["train"][name].append(0.0)
+        return self._total(batch_samples, device)
+
+    def _total(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """The sum of all weights of an optimizer step, on all processes."""
+        total = torch.stack([_weights(batch).sum() for batch in batch_samples]).sum().to(device)
+        if self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    def _note(self, name: str, part: Tensor) -> None:
+        """Add a micro-batch's part, on every process, to what is logged of this optimizer step."""
+        self._metrics["train"][name][-1] += float(self.accelerator.reduce(part, "sum"))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        labels, weights = inputs["labels"], _weights(inputs)[:, 1:]
+        with self.accelerator.autocast():
+            scores = model(input_ids=inputs["input_ids"], labels=labels, fused_lm_head=True)
+        learned = labels[:, 1:] != IGNORED
+        # Position t's logits predict token t + 1, so a token's weight goes with the state before it.
+        total = weights[learned].sum() if num_items_in_batch is None else num_items_in_batch
+        loss = weighted_nll(scores.log_probs[learned], weights[learned], total)
+        if self.args.z_loss > 0:
+            added = self.args.z_loss * z_loss(scores.log_z[learned], weights[learned], total)
+            loss = loss + added
+            if num_items_in_batch is not None:
+                self._note("z_loss", added.detach())
+        if num_items_in_batch is not None:
+            loss = loss * self.args.world_size  # gradients are averaged over processes; the divisor is already global
+        return (loss, {}) if return_outputs else loss
+
+
+def _weights(batch: dict[str, Tensor]) -> Tensor:
+    """The weights of a batch [B, T]: its column, or 1 for every learned token."""
+    return batch["weights"] if "weights" in batch else (batch["labels"] != IGNORED).float()

@@ -1,0 +1,56 @@
+"""One supervised stage of the main job: an adapter trained and kept in a run folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rl.models.roles import Role
+from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.metrics import MetricsFile, show_quietly
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.trainer import RoleSFTTrainer
+from trainers.studies.demo.story import Story
+
+LORA_ALPHA = 4
+"""alpha of every adapter as a multiple of its rank."""
+
+
+def fit_adapter(
+    story: Story, folder: str, adapter: str, role: Role, rows: Any, steps: int, learning_rate: float
+) -> None:
+    """Train an adapter that is on the backbone by SFT and save it."""
+    only_policy_trains(story.vlm, adapter)
+    run = stage_folder(story, folder)
+    config = RoleConfig(
+        output_dir=str(run),
+        max_steps=steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=story.budget.idm_batch_size if role == "idm" else story.budget.fdm_batch_size,
+        warmup_steps=max(1, steps // 20),
+        save_strategy="no",
+        gradient_checkpointing=False,
+        seed=story.seed,
+    )
+    weighted, log = "weights" in rows.column_names, MetricsFile(run / "metrics.jsonl")
+    trainer = RoleSFTTrainer(story.vlm, role, config, rows, use_weights=weighted, callbacks=[log])
+    show_quietly(trainer)
+    trainer.train()
+    save_adapter(story.vlm, run, adapter)
+
+
+def stage_folder(story: Story, name: str) -> Path:
+    """A fresh folder for a stage's run; what an interrupted attempt left in it goes."""
+    run = story.output / name
+    if run.exists():
+        shutil.rmtree(run)
+    run.mkdir(parents=True)
+    about = {"script": "demo.py", "stage": name, "config": {"seed": story.seed, **asdict(story.budget)}}
+    (run / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
+    return run

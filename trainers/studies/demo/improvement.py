@@ -1,0 +1,133 @@
+"""The main job's stages of reinforcement learning: GRPO and best-of-N training, both from `bootstrapped`."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import set_seed
+
+from rewards import Reward, load_rewards
+from rewards.keep_unchanged import KeepUnchanged
+from rl.evaluation.oracle import judge_all, sample_tasks, triplets_of
+from rl.models.roles import token_ids
+from rl.triplets import Candidate, Triplet
+from trainers.best_of_n.keep import Keep, keep_best, kept_rows
+from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.candidates import scored_groups
+from trainers.common.metrics import MetricsFile, show_quietly
+from trainers.grpo.arguments import RewindGRPOConfig
+from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.studies.demo.fitting import fit_adapter, stage_folder
+from trainers.studies.demo.story import Story
+
+logger = logging.getLogger("rl")
+
+KEEP_WEIGHT = 1.0
+"""Weight of `keep_unchanged` beside an `idm_margin` of 1."""
+
+
+def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
+    """`idm_margin` and `keep_unchanged`; as much change as is usual in labelled data of the task is free.
+
+    The usual amount is the median. Most candidates that carry out the action and still are wrong change one token too
+    many, which a higher quantile lets pass and no inverse model minds: `docs/grpo.md` has the figures.
+    """
+    vlm = story.vlm
+    sources = token_ids(vlm, [t.source for t in story.labelled])
+    targets = token_ids(vlm, [t.target for t in story.labelled if t.target is not None])
+    by_task: dict[str, list[int]] = {}
+    for triplet, a, b in zip(story.labelled, sources, targets, strict=True):
+        by_task.setdefault(triplet.task or "", []).append(sum(x != y for x, y in zip(a, b, strict=True)))
+    free = {task: float(np.median(counts)) for task, counts in by_task.items()}
+    keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", KEEP_WEIGHT)
+    actions = [t.action for t in story.labelled]
+    arguments = {"idm_margin": {"background": background}}
+    return [*load_rewards(["idm_margin=1.0"], story.idm, actions, arguments=arguments), keep]
+
+
+def grpo_prompts(story: Story) -> list[Triplet]:
+    """Sources and actions to try, in a fixed random order: labelled ones and all that the IDM named, selected or not.
+
+    What is tried needs no right target, and what supervised training has not seen is what there is to learn from.
+    """
+    both = [*story.labelled, *story.synthetic, *story.tried]
+    story.data["grpo_prompts"] = len(both)
+    return [both[i] for i in np.random.default_rng(story.seed).permutation(len(both))]
+
+
+def train_grpo(story: Story) -> None:
+    budget, vlm = story.budget, story.vlm
+    prompts = grpo_prompts(story)
+    set_seed(story.seed)
+    vlm.attach_adapter(story.output / "bootstrapped" / "adapter", "default")
+    only_policy_trains(vlm)
+    run = stage_folder(story, "grpo")
+    validation = sample_tasks(story.splits["validation"], budget.validation, story.seed)[: budget.grpo_validation]
+    tasks = {id(task.source): task for task in validation}
+
+    def oracle(triplets: Sequence[Triplet], candidates: Sequence[Candidate]) -> dict[str, float]:
+        images = vlm.decode(np.stack([candidate.ids for candidate in candidates]))
+        cases = [tasks[id(triplet.source)] for triplet in triplets]
+        return {"oracle_success": float(np.mean([j.success for j in judge_all(story.world, cases, images)]))}
+
+    every = max(1, budget.grpo_steps // budget.grpo_evaluations)
+    config = RewindGRPOConfig(
+        output_dir=str(run),
+        max_steps=every * (budget.grpo_steps // every),
+        learning_rate=budget.rl_learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        num_generations=budget.group_size,
+        per_device_train_batch_size=budget.grpo_prompts * budget.group_size,
+        per_device_eval_batch_size=len(validation) * budget.group_size,
+        eval_strategy="steps",
+        eval_steps=every,
+        eval_on_start=True,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        save_only_model=True,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_reward",
+        greater_is_better=True,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        seed=story.seed,
+    )
+    trainer = WorldModelGRPOTrainer(
+        vlm,
+        prompts,
+        rewards_of(story),
+        config,
+        validation=triplets_of(story.splits["validation"], validation, "world"),
+        oracle=oracle,
+        importance_advantages="group",
+        callbacks=[MetricsFile(run / "metrics.jsonl")],
+    )
+    show_quietly(trainer)
+    trainer.train()
+    story.gap = trainer.sampler_trainer_gap
+    for name, key in (("reward", "reward"), ("validation reward", "eval_reward"), ("success", "eval_oracle_success")):
+        story.curves[name] = [(row["step"], row[key]) for row in trainer.state.log_history if key in row]
+    save_adapter(vlm, run)
+    for checkpoint in run.glob("checkpoint-*"):  # they hold every adapter of the backbone; the best is saved above
+        shutil.rmtree(checkpoint)
+
+
+def train_best_of_n(story: Story) -> None:
+    budget, vlm, name = story.budget, story.vlm, "best_of_n_training"
+    set_seed(story.seed)
+    vlm.attach_adapter(story.output / "bootstrapped" / "adapter", name)
+    part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
+    keep = Keep(budget.group_size, min_lead=0.1)
+    groups = scored_groups(story.fdm(name), rewards_of(story), part, keep.num_candidates, seed=story.seed)
+    kept, _ = keep_best(vlm, groups, keep)
+    if kept:
+        rows = kept_rows(vlm, kept)
+        fit_adapter(story, name, name, "fdm", rows, budget.best_of_n_steps, budget.best_of_n_learning_rate)
+    else:
+        logger.warning("no group had a candidate that leads: 'best_of_n_training' stays 'bootstrapped'")
+        save_adapter(vlm, stage_folder(story, name), name)

@@ -1,0 +1,75 @@
+"""The main job's labels: pairs of frames of video, named by the inverse model and selected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl.data.keyframes import Mining, flow_magnitudes
+from rl.data.labelling import label_pairs
+from rl.data.selection import select_stratified
+from rl.data.triplet_files import read_triplets, write_triplets
+from rl.evaluation.oracle import sample_tasks, triplets_of
+from rl.triplets import Triplet
+from trainers.studies.demo.story import Story
+
+
+def mine_and_label(story: Story) -> None:
+    """Key frames of videos (for a world without, scene and outcome), named by the IDM; the best are selected."""
+    world, budget = story.world, story.budget
+    rng = np.random.default_rng((story.seed, 1))
+    pairs: list[Triplet] = []
+    truths: dict[int, set[tuple[Any, Any]]] = {}  # by the identity of a pair's first picture
+    film = getattr(world, "video", None)
+    if film is None:
+        tasks = sample_tasks(world, budget.videos, story.seed + 1)
+        pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
+        truths = {id(t.source): {(t.scene, t.outcome)} for t in tasks}
+    for _ in range(budget.videos if film is not None else 0):
+        video = film(rng)  # type: ignore[misc]
+        for a, b in Mining("settled").pairs(flow_magnitudes(video.frames_THWC)):
+            before, after = video.frames_THWC[a], video.frames_THWC[b]
+            pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
+            truths[id(before)] = {(s.source, s.target) for s in video.truth}
+    named = label_pairs(story.idm, pairs, seed=story.seed)
+    labels: list[str] = [triplet.label or "" for triplet in named]
+    chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
+    family = getattr(world, "family", lambda action: None)
+    named = [replace(triplet, task=family(triplet.action)) for triplet in named]
+    story.synthetic = [named[i] for i in chosen]
+    story.tried = [replace(named[i], target=None) for i in sorted({*range(len(named))} - {*chosen.tolist()})]
+    write_triplets(story.synthetic, story.output / "labelled")
+    if story.tried:
+        write_triplets(story.tried, story.output / "tried")
+    story.data |= {"unlabelled_pairs": len(pairs), "selected": len(story.synthetic)}
+    story.data |= _truth_of_labels(story, named, chosen.tolist(), truths)
+
+
+def _truth_of_labels(
+    story: Story, named: Sequence[Triplet], chosen: Sequence[int], truths: dict[int, set[tuple[Any, Any]]]
+) -> dict[str, float]:
+    """For the report alone: the share of pairs that hold exactly one action, and of selected labels that name it."""
+    read = getattr(story.world, "read", None)
+    if read is None:
+        return {}
+    before = [reading.scene for reading in read(np.stack([np.asarray(t.source) for t in named]))]
+    after = [reading.scene for reading in read(np.stack([np.asarray(t.target) for t in named]))]
+    one = [(a, b) in truths[id(t.source)] for a, b, t in zip(before, after, named, strict=True)]
+    right = [
+        a is not None and b in story.world.outcomes(a, t.action) for a, b, t in zip(before, after, named, strict=True)
+    ]
+    return {
+        "pairs_with_one_action": float(np.mean(one)),
+        "label_accuracy": float(np.mean([right[i] for i in chosen])),
+        "label_accuracy_before_selection": float(np.mean(right)),
+    }
+
+
+def labelled_by_idm(run: Path) -> tuple[list[Triplet], list[Triplet]]:
+    """The selected triplets of a run, and those that are only tried in RL."""
+    files = [run / name / "triplets.json" for name in ("labelled", "tried")]
+    return read_triplets(files[0]), read_triplets(files[1]) if files[1].is_file() else []

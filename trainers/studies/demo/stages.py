@@ -1,0 +1,112 @@
+"""The main job on a world, in one process: from video without labels to a forward model improved by its inverse model.
+
+Each stage trains one adapter on the one backbone and keeps it in a run folder of its own (arXiv 2506.06006; GRPO and
+best-of-N training after 2509.23958). The oracle only measures: no stage is rewarded or selected by it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig
+from transformers import set_seed
+
+from rl.data.importance import Importance
+from rl.data.triplet_files import write_triplets
+from rl.evaluation.oracle import sample_tasks, triplets_of
+from rl.models.known import JUDGES, LINEAR_LAYERS, SHIPPED_RUNS
+from rl.models.roles import Role
+from rl.models.unified import UnifiedVLM
+from rl.triplets import Triplet
+from rl.world import World
+from trainers.common.adapters import add_adapter
+from trainers.sft.rows import role_rows
+from trainers.studies.demo.fitting import LORA_ALPHA, fit_adapter
+from trainers.studies.demo.improvement import train_best_of_n, train_grpo
+from trainers.studies.demo.labels import labelled_by_idm, mine_and_label
+from trainers.studies.demo.story import Budget, Story
+
+logger = logging.getLogger("rl")
+JUDGE_SEED = 1_000_003
+"""Added to the seed for what a judge IDM learns from, so that it never sees the rewarding IDM's labels."""
+
+
+def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, budget: Budget) -> Story:
+    """Draw the labelled data and write the test cases; what an interrupted run finished is taken over."""
+    story = Story(splits["train"], splits, vlm, output, seed, budget)
+    story.restore()
+    story.labelled = triplets_of(splits["train"], sample_tasks(splits["train"], budget.labelled, seed), "world")
+
+    def write() -> None:
+        test = triplets_of(splits["test"], sample_tasks(splits["test"], budget.test, seed), "world")
+        write_triplets(test, output / "test")
+        story.data |= {"labelled": len(story.labelled), "test": len(test)}
+
+    story.stage("data", write)
+    return story
+
+
+def train_roles(story: Story) -> None:
+    """The inverse model, and the forward model on labelled data, with the usual steps and with twice as many."""
+    budget = story.budget
+    _sft(story, "idm", "idm", story.labelled, budget.idm_steps, budget.idm_learning_rate)
+    story.stage("judge_idm", lambda: _judge_idm(story), "judge_idm")
+    for name, times in (("sft", 1), ("sft_twice_as_long", 2)):
+        _sft(story, name, "fdm", story.labelled, times * budget.fdm_steps, budget.sft_learning_rate)
+
+
+def bootstrap(story: Story) -> None:
+    """Labels for video by the inverse model, and a forward model on both kinds of data with token weights."""
+    story.stage("labels", lambda: mine_and_label(story))
+    if not story.synthetic:
+        story.synthetic, story.tried = labelled_by_idm(story.output)
+    both, budget = [*story.labelled, *story.synthetic], story.budget
+    _sft(story, "bootstrapped", "fdm", both, budget.fdm_steps, budget.bootstrapped_learning_rate, Importance())
+
+
+def improve(story: Story) -> None:
+    """GRPO and best-of-N training, both from `bootstrapped`, with the same number of sampled candidates."""
+    story.stage("grpo", lambda: train_grpo(story), "default")
+    story.stage("best_of_n_training", lambda: train_best_of_n(story), "best_of_n_training")
+
+
+def _sft(
+    story: Story,
+    name: str,
+    role: Role,
+    triplets: Sequence[Triplet],
+    steps: int,
+    learning_rate: float,
+    importance: Importance | None = None,
+) -> None:
+    """A fresh adapter `name` for a role, kept in the run folder `name`."""
+
+    def work() -> None:
+        set_seed(story.seed)
+        rank = story.budget.idm_rank if role == "idm" else story.budget.fdm_rank
+        lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+        add_adapter(story.vlm, lora, name)
+        fit_adapter(story, name, name, role, role_rows(story.vlm, role, triplets, importance), steps, learning_rate)
+
+    story.stage(name, work, name)
+
+
+def _judge_idm(story: Story) -> None:
+    """The judge that ships with the base, or one trained on labels of its own. It never rewards or labels."""
+    shipped = JUDGES.get(story.vlm.name)
+    if shipped is not None:
+        shutil.copytree(SHIPPED_RUNS[shipped], story.output / "judge_idm", dirs_exist_ok=True)
+        story.vlm.attach_adapter(story.output / "judge_idm" / "adapter", "judge_idm")
+        return
+    budget, seed = story.budget, story.seed + JUDGE_SEED
+    story.data["judge_labelled"] = budget.labelled
+    triplets = triplets_of(story.world, sample_tasks(story.world, budget.labelled, seed), "world")
+    set_seed(seed % 2**32)
+    rank = budget.idm_rank
+    lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+    add_adapter(story.vlm, lora, "judge_idm")
+    rows = role_rows(story.vlm, "idm", triplets)
+    fit_adapter(story, "judge_idm", "judge_idm", "idm", rows, budget.idm_steps, budget.idm_learning_rate)

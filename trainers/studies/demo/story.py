@@ -1,0 +1,142 @@
+"""What the stages of the main job hand on, how much of everything there is, and what a stopped run goes on from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl.errors import RewindError
+from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.unified import UnifiedVLM
+from rl.running.files import write_whole
+from rl.triplets import Triplet
+from rl.world import World
+
+logger = logging.getLogger("rl")
+PROGRESS_FILE = "progress.json"
+ADAPTERS = {"base": None, "grpo": "default"}
+"""Systems whose adapter has another name than their own; TRL expects the policy's to be `default`."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much of everything. The defaults are the demo's."""
+
+    labelled: int = 3000
+    videos: int = 600
+    selected: int = 800
+    test: int = 400
+    validation: int = 60
+    idm_steps: int = 400
+    fdm_steps: int = 420
+    grpo_steps: int = 12
+    grpo_prompts: int = 32
+    grpo_evaluations: int = 3
+    grpo_validation: int = 32
+    group_size: int = 8
+    best_of_n_steps: int = 60
+    idm_batch_size: int = 32
+    fdm_batch_size: int = 16
+    idm_rank: int = 32
+    fdm_rank: int = 32
+    idm_learning_rate: float = 1.5e-3
+    sft_learning_rate: float = 2.8e-3
+    bootstrapped_learning_rate: float = 2.8e-3
+    rl_learning_rate: float = 2.5e-4
+    best_of_n_learning_rate: float = 2e-4
+    candidates: int = 16
+    searched: int = 100
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) <= 0:
+            raise RewindError("every number of the budget must be above 0")
+
+    def expected(self) -> dict[str, float]:
+        """How long the stages take compared with each other, in the order they run in; for the time left."""
+        fdm = 0.008 * self.fdm_batch_size * self.fdm_steps
+        drawn = self.grpo_steps * self.grpo_prompts * self.group_size
+        return {
+            "data": 5 + 0.01 * self.labelled,
+            "idm": 0.0075 * self.idm_batch_size * self.idm_steps,
+            "judge_idm": 0.5,
+            "sft": fdm,
+            "sft_twice_as_long": 2 * fdm,
+            "labels": 5 + 0.06 * self.videos,
+            "bootstrapped": fdm + 0.01 * self.selected,
+            "grpo": 0.015 * drawn,
+            "best_of_n_training": 0.006 * drawn + 0.008 * self.fdm_batch_size * self.best_of_n_steps,
+            "evaluation": 0.1 * self.test + 0.4 * self.searched,
+            "report": 5.0,
+        }
+
+
+@dataclass
+class Story:
+    """What the stages hand on, and how long each took. What it keeps on disk lets an interrupted run go on."""
+
+    world: World
+    splits: dict[str, World]
+    vlm: UnifiedVLM
+    output: Path
+    seed: int
+    budget: Budget
+    seconds: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    gap: float = 0.0
+    labelled: list[Triplet] = field(default_factory=list)
+    synthetic: list[Triplet] = field(default_factory=list)
+    tried: list[Triplet] = field(default_factory=list)  # named by the IDM and not selected: prompts for RL alone
+
+    def stage(self, name: str, work: Callable[[], Any], adapter: str | None = None, keep: bool = True) -> None:
+        """Run a stage, or load its adapter if an earlier run has finished it and its outcome was kept."""
+        if name in self.seconds:
+            logger.warning("--- %s: done by an earlier run", name)
+            if adapter is not None:
+                self.vlm.attach_adapter(self.output / name / "adapter", adapter)
+            return
+        logger.warning("--- %s%s", name, self._left())
+        begin = time.monotonic()
+        work()
+        self.seconds[name] = time.monotonic() - begin
+        if keep:
+            self.keep()
+
+    def _left(self) -> str:
+        expected = self.budget.expected()
+        planned = sum(expected.get(name, 0.0) for name in self.seconds)
+        # The first stages are short: a minute at the expected pace keeps them from deciding.
+        pace = (sum(self.seconds.values()) + 60) / (planned + 60)
+        left = pace * sum(seconds for name, seconds in expected.items() if name not in self.seconds)
+        return f" (stage {len(self.seconds) + 1} of {len(expected)}, about {max(1, round(left / 60))} min left)"
+
+    def keep(self) -> None:
+        """Write what a later run needs, beside and moved into place."""
+        kept = {"seconds": self.seconds, "data": self.data, "curves": self.curves, "gap": self.gap}
+        write_whole(self.output / PROGRESS_FILE, json.dumps(kept, indent=1) + "\n")
+
+    def restore(self) -> None:
+        """Take over what an interrupted run kept in the same folder."""
+        file = self.output / PROGRESS_FILE
+        if file.is_file():
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            self.seconds, self.data, self.curves, self.gap = (kept[k] for k in ("seconds", "data", "curves", "gap"))
+
+    def fdm(self, name: str) -> ForwardDynamics:
+        """A system by its name; 'base' is the bare base."""
+        return ForwardDynamics(self.vlm, ADAPTERS.get(name, name))
+
+    @property
+    def idm(self) -> InverseDynamics:
+        """The inverse model that labels and rewards."""
+        return InverseDynamics(self.vlm, "idm")
+
+    @property
+    def judge(self) -> InverseDynamics:
+        """The inverse model that only judges."""
+        return InverseDynamics(self.vlm, "judge_idm")

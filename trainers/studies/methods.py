@@ -1,0 +1,295 @@
+"""Ways to improve a forward model by rewards, from the same start and with the same number of sampled candidates.
+
+Best-of-N training, DPO and forms of GRPO, each on the `bootstrapped` that runs of the main job left, measured on the
+same test cases and noise; every figure is a difference to the start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+
+from rl.errors import RewindError
+from rl.evaluation.action_chains import sample_chains
+from rl.evaluation.intervals import mean_of_runs
+from rl.running.files import read_json, write_whole
+from rl.triplets import Triplet
+from trainers.best_of_n.keep import Keep, keep_best, kept_rows
+from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.candidates import scored_groups
+from trainers.common.metrics import MetricsFile, show_quietly
+from trainers.dpo.arguments import RewindDPOConfig
+from trainers.dpo.trainer import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
+from trainers.grpo.arguments import RewindGRPOConfig
+from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.sft.arguments import RoleConfig
+from trainers.sft.trainer import RoleSFTTrainer
+from trainers.studies.demo.improvement import KEEP_WEIGHT, grpo_prompts, rewards_of
+from trainers.studies.demo.report import how_sure
+from trainers.studies.demo.results import Cases, of_system
+from trainers.studies.demo.story import Story
+from trainers.studies.grpo_settings import STEPS, chain_success, start_of, world_chains
+
+logger = logging.getLogger("rl")
+GROUP, PROMPTS_A_STEP = 8, 32
+BACKGROUND = -1.0
+"""Of `idm_margin`, in nats: about what an inverse model here gives to the right sentence on a right picture."""
+START = "bootstrapped"
+JUDGED = 100
+"""Test cases on which the judge IDM reads a candidate."""
+MEASURES = {
+    "success": ("success, T 1", "points", 100.0),
+    "success_at_best_temperature": ("success, best T", "points", 100.0),
+    "judge": ("judge", "of 10", 1.0),
+    "minimality": ("minimality", "of 10", 1.0),
+    "copy_rate": ("copies", "points", 100.0),
+    "judge_idm": ("judge IDM", "nats a token", 1.0),
+    "three_steps": ("success after 3 steps", "points", 100.0),
+}
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much each method may draw and how it is measured.
+
+    `candidates` are sampled pictures, `cases` and `validation` cases of the test and validation splits.
+    """
+
+    candidates: int = 7680
+    cases: int = 400
+    validation: int = 120
+
+    def __post_init__(self) -> None:
+        if self.candidates < GROUP * PROMPTS_A_STEP or min(self.cases, self.validation) < 1:
+            raise RewindError(f"give at least {GROUP * PROMPTS_A_STEP} candidates, and cases to measure on")
+
+
+def best_of_n(story: Story, amounts: Amounts, output: Path) -> None:
+    """SFT on the best of each group that leads by 0.1."""
+    keep = Keep(GROUP, min_lead=0.1)
+    kept, _ = keep_best(story.vlm, _groups(story, amounts), keep)
+    config = RoleConfig(
+        **_usual(output, story.seed),
+        max_steps=max(1, amounts.candidates // 64),
+        learning_rate=story.budget.best_of_n_learning_rate,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=story.budget.fdm_batch_size,
+    )
+    _train(RoleSFTTrainer(story.vlm, "fdm", config, kept_rows(story.vlm, kept), callbacks=[_log(output)]))
+
+
+def dpo(story: Story, amounts: Amounts, output: Path) -> None:
+    """The best of each group against its worst, with TRL's SFT term on the best; settings of `configs/dpo_tabletop`."""
+    pairing = Pairing(GROUP, min_gap=0.5)
+    pairs = [p for triplet, group in _groups(story, amounts) if (p := pairing.pair(triplet, group))]
+    config = RewindDPOConfig(
+        **_usual(output, story.seed),
+        max_steps=max(1, amounts.candidates // 128),
+        learning_rate=1e-4,
+        lr_scheduler_type="linear",
+        per_device_train_batch_size=32,
+        beta=3.0,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, 1.0],
+    )
+    _train(WorldModelDPOTrainer(story.vlm, config, preference_rows(story.vlm, pairs), callbacks=[_log(output)]))
+    story.vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
+
+
+def grpo(
+    story: Story, amounts: Amounts, output: Path, prompts: Sequence[Triplet] | None = None, **settings: Any
+) -> None:
+    """GRPO as in the main job, without choice of a checkpoint; `settings` are those of `WorldModelGRPOTrainer`."""
+    group = GROUP * settings.get("rollout_steps", 1)  # predictions of a group
+    batch = GROUP * PROMPTS_A_STEP // group * group
+    config = RewindGRPOConfig(
+        **_usual(output, story.seed),
+        max_steps=amounts.candidates // batch,
+        learning_rate=story.budget.rl_learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        num_generations=GROUP,
+        per_device_train_batch_size=batch,
+    )
+    tried, log = prompts or _prompts(story, amounts), [_log(output)]
+    _train(WorldModelGRPOTrainer(story.vlm, tried, rewards_of(story, BACKGROUND), config, callbacks=log, **settings))
+
+
+def grpo_importance(story: Story, amounts: Amounts, output: Path) -> None:
+    """GRPO whose advantages weigh tokens by how often the group changes them."""
+    grpo(story, amounts, output, importance_advantages="group")
+
+
+def grpo_trajectory(story: Story, amounts: Amounts, output: Path) -> None:
+    """GRPO on chains of three actions, every prediction credited with the mean reward of its trajectory."""
+    chains = world_chains(story.splits["train"], story.budget.labelled // STEPS, story.seed)
+    grpo(story, amounts, output, chains, rollout_steps=STEPS, rollout_credit="trajectory")
+
+
+METHODS: dict[str, tuple[str, Callable[[Story, Amounts, Path], None]]] = {
+    "best_of_n": ("best-of-N training", best_of_n),
+    "dpo": ("DPO", dpo),
+    "grpo": ("GRPO", grpo),
+    "grpo_importance": ("GRPO, advantages weighted by change", grpo_importance),
+    "grpo_trajectory": ("GRPO, trajectory rewards over 3 steps", grpo_trajectory),
+}
+"""Name -> what it is called in the table, and what trains the adapter `default` of a story."""
+
+
+def _usual(output: Path, seed: int) -> dict[str, Any]:
+    quiet = {"save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none"}
+    return {"output_dir": str(output), "seed": seed, **quiet}
+
+
+def _log(output: Path) -> MetricsFile:
+    return MetricsFile(output / "metrics.jsonl")
+
+
+def _train(trainer: Any) -> None:
+    show_quietly(trainer)
+    trainer.train()
+
+
+def _prompts(story: Story, amounts: Amounts) -> list[Triplet]:
+    """The same sources and actions for every method but that of several steps, each tried once."""
+    return grpo_prompts(story)[: amounts.candidates // GROUP]
+
+
+def _groups(story: Story, amounts: Amounts) -> Any:
+    """Scored groups, drawn from the start."""
+    return scored_groups(
+        story.fdm(START), rewards_of(story, BACKGROUND), _prompts(story, amounts), GROUP, seed=story.seed
+    )
+
+
+def check(runs: Sequence[Path], methods: Sequence[str]) -> None:
+    """Look at the input before any work.
+
+    Raises:
+        RewindError: a folder without what is needed, two of one name, an unknown method.
+    """
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise RewindError(f"no method {', '.join(unknown)}: there are {', '.join(METHODS)}")
+    for run in runs:
+        if missing := [name for name in ("idm", "judge_idm", START) if not (run / name / "run.json").is_file()]:
+            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
+    if len({run.name for run in runs}) < len(runs):
+        raise RewindError("two of --runs have the same name, which their results would share: rename one")
+
+
+def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> dict[str, Any]:
+    """Train by each method from `run/bootstrapped` and measure; what an earlier call with the same amounts did is kept.
+
+    Args:
+        run: a run folder of `demo.py` or `reproduce.py` that has got as far as `bootstrapped`.
+        methods: keys of `METHODS`.
+        amounts: the same for all.
+        output: gets a folder a method, with its adapter, `metrics.jsonl` and `measured.json`.
+
+    Returns:
+        'start' and each method -> `seconds` of training, `metrics` (M of `results.json`), `by_case`.
+    """
+    story = start_of(run, amounts.validation)
+    story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")
+    story.vlm.attach_adapter(run / START / "adapter", START)
+    test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
+    found = {"start": _kept(output / "start", lambda folder: 0.0, partial(_measured, START, test, validation))}
+    for name in methods:
+
+        def train(folder: Path, name: str = name) -> float:
+            story.vlm.attach_adapter(run / START / "adapter", "default")
+            only_policy_trains(story.vlm)
+            set_seed(story.seed)
+            began = time.monotonic()
+            METHODS[name][1](story, amounts, folder)
+            seconds = time.monotonic() - began
+            save_adapter(story.vlm, folder)
+            story.vlm.model.delete_adapter("default")  # type: ignore[operator]
+            story.vlm.attach_adapter(folder / "adapter", f"after_{name}")
+            return seconds
+
+        found[name] = _kept(output / name, train, partial(_measured, f"after_{name}", test, validation))
+    return found
+
+
+def _kept(folder: Path, train: Callable[[Path], float], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier call measured in a folder, or train, measure and keep it."""
+    file = folder / "measured.json"
+    if not file.is_file():
+        logger.warning("--- %s", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        made = {"seconds": train(folder), **measure()}
+        write_whole(file, json.dumps(made) + "\n")
+    return read_json(file)
+
+
+def _measured(name: str, test: Cases, validation: Cases) -> dict[str, Any]:
+    """M of a system and, case by case, what differences are taken of."""
+    metrics, each = of_system(name, test, validation)
+    drawn = [group[0] for group in test.draw(name)[:JUDGED]]
+    count, story = len(drawn), test.story
+    said = story.judge.score(test.sources[:count], [np.asarray(c.image) for c in drawn], test.actions[:count])
+    world = test.world
+    tested = sample_chains(world, max(1, len(test.tasks) // 4), STEPS, story.seed)
+    steps = chain_success(story.fdm(name), world, tested, story.seed)[f"after {STEPS}"]
+    values = {**each, "judge_idm": said, "three_steps": steps}
+    by_case = {key: np.asarray(one).tolist() for key, one in values.items()}
+    return {"metrics": metrics, "by_case": by_case}
+
+
+def table(runs: Sequence[dict[str, Any]]) -> str:
+    """Markdown: the start, then each method minus the start, mean of the runs with paired 95 % intervals."""
+    start = [run["start"] for run in runs]
+    head = ["", *(title for title, _, _ in MEASURES.values()), "seconds"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    means = {key: float(np.mean([np.mean(one["by_case"][key]) for one in start])) for key in MEASURES}
+    cells = [
+        f"{times * means[key]:.1f}" if times > 1 else f"{means[key]:.2f}" for key, (_, _, times) in MEASURES.items()
+    ]
+    lines.append("| " + " | ".join(["the start, `bootstrapped`", *cells, ""]) + " |")
+    for name in runs[0]:
+        if name == "start":
+            continue
+        cells = [f"{METHODS[name][0]} (`{name}`)"]
+        for key, (_, _, times) in MEASURES.items():
+            values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
+            difference, low, high = (times * x for x in mean_of_runs(values))
+            places = 1 if times > 1 else 2
+            cells.append(f"{difference:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})")
+        cells.append(f"{np.mean([run[name]['seconds'] for run in runs]):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def page(told: dict[str, Any]) -> str:
+    """The page that `study_methods.py` writes from its JSON: the table, and each method against the start in words."""
+    runs, amounts, words = list(told["runs"].values()), Amounts(**told["amounts"]), []
+    for name in runs[0]:
+        if name != "start":
+            for key in ("success", "success_at_best_temperature"):
+                values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
+                words.append(f"- `{name}`, {MEASURES[key][0]}: {how_sure(mean_of_runs(values))}")
+    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    command = f"python scripts/study_methods.py --runs {' '.join(told['runs'])} --candidates {amounts.candidates}"
+    about = (
+        f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
+        f"{amounts.candidates} candidates in groups of {GROUP}, rewarded by `idm_margin` (1.0, with a background of "
+        f"{BACKGROUND:g} nat) and `keep_unchanged` ({KEEP_WEIGHT}), and is measured on {amounts.cases} test cases "
+        "a seed with the same noise: one sample at temperature 1, and one at the temperature that was best on "
+        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of {STEPS} "
+        "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "
+        "with the paired 95 % interval; seconds are of training, drawing included."
+    )
+    command += f" --cases {amounts.cases} --validation {amounts.validation} --page FILE"
+    head = f"Written by `{command}`; not by hand. Versions: {versions}."
+    lines = ["# Ways to improve by rewards, at equal candidates", "", head, "", about, "", table(runs), "", *words, ""]
+    return "\n".join(lines)

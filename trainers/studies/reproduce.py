@@ -1,0 +1,251 @@
+"""The main job with larger budgets over several seeds: a file a finished seed, their mean, and the page of tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl.errors import RewindError
+from rl.evaluation.intervals import mean_of_runs, wilson
+from rl.models.known import BASE_OF_WORLD, JUDGES, SHIPPED, SHIPPED_RUNS
+from rl.running.files import write_whole
+from rl.running.run_folder import claim, git_revision
+from trainers.studies.demo.job import DIFFERENCES_FILE, main_job, splits_of
+from trainers.studies.demo.report import COMPARISONS, MEANINGS, how_sure
+from trainers.studies.demo.story import Budget
+
+logger = logging.getLogger("rl")
+FAMILIES = {"chameleon": "tabletop"}
+"""Family of the model -> the world whose shipped base is of that family."""
+BUDGET = Budget(
+    labelled=6000,
+    videos=2000,
+    selected=2000,
+    test=1000,
+    validation=200,
+    idm_steps=1800,
+    fdm_steps=400,
+    grpo_steps=384,
+    grpo_prompts=16,
+    grpo_evaluations=8,
+    grpo_validation=64,
+    best_of_n_steps=300,
+    candidates=32,
+    searched=300,
+)
+RECIPE = 3
+"""Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
+
+
+def config_of(family: str, seed: int, budget: Budget) -> dict[str, Any]:
+    """What decides a seed's figures: world, base and judge (digests of their weights), budget, seed.
+
+    Raises:
+        RewindError: a family without a shipped base.
+    """
+    world = FAMILIES.get(family)
+    if world is None:
+        raise RewindError(f"--family {family}: there are {', '.join(FAMILIES)}")
+    base = BASE_OF_WORLD[world]
+    folders = {"base": SHIPPED[base], "judge": SHIPPED_RUNS[JUDGES[base]]}
+    return {
+        "family": family,
+        "world": world,
+        "recipe": RECIPE,
+        **{name: _digest(folder) for name, folder in folders.items()},
+        "seed": seed,
+        "budget": asdict(budget),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What figures are told with: Python and the libraries that they depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def with_changes(budget: Budget, specs: Sequence[str]) -> Budget:
+    """A budget with some amounts replaced, from `["test=200", "fdm_learning_rate=1e-3"]`.
+
+    Raises:
+        RewindError: an unknown name, a value of another kind, or one that is not above 0.
+    """
+    changes: dict[str, Any] = {}
+    for spec in specs:
+        name, _, value = spec.partition("=")
+        if name not in asdict(budget):
+            raise RewindError(f"--budget {spec}: the amounts are {', '.join(asdict(budget))}")
+        try:
+            changes[name] = type(getattr(budget, name))(value)
+        except ValueError as error:
+            raise RewindError(f"--budget {spec}: '{value}' is no number of its kind") from error
+    return replace(budget, **changes)
+
+
+def _digest(folder: Path) -> str:
+    """Of all weights in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def hash_of(config: dict[str, Any]) -> str:
+    """A short name for a config's values."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def one_seed(family: str, seed: int, budget: Budget, output: Path, results: Path) -> dict[str, Any]:
+    """A seed's file: the one that is there if its config is the same, else the job is run (or gone on with)."""
+    config, file = config_of(family, seed, budget), results / f"{family}-{seed}.json"
+    if file.is_file():
+        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if kept.get("config_hash") == hash_of(config):
+            logger.warning("%s: kept from an earlier run with the same config", file)
+            return kept
+        logger.warning("%s was made with another config: the seed is run again", file)
+    run = claim(output / f"{family}-{seed}", "reproduce.py", config, resume=True)
+    found = main_job(config["world"], splits_of(config["world"]), None, run, seed, budget, base_steps=1)
+    progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
+    made = {
+        "config_hash": hash_of(config),
+        "config": config,
+        "git_revision": git_revision(),
+        "versions": versions(),
+        "results": found,
+        "curves": progress["curves"],
+        "differences": json.loads((run / DIFFERENCES_FILE).read_text(encoding="utf-8")),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(made) + "\n")
+    return made
+
+
+def taken_together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`{"seeds": [...], "mean": ...}` of seed files; intervals by bootstrap of the cases within each seed."""
+    each = [seed["results"] for seed in seeds]
+    mean: dict[str, Any] = _mean(each)
+    mean.pop("seed")
+    for name, system in mean["fdm"].items():
+        numbers = [one["fdm"][name] for one in each]
+        right = sum(round(m["success"] * m["n"]) for m in numbers)
+        system["ci95"] = list(wilson(right, sum(m["n"] for m in numbers)))
+    mean["paired"] = {
+        name: {key: list(mean_of_runs([seed["differences"][name][key] for seed in seeds])) for key in entry}
+        for name, entry in seeds[0]["differences"].items()
+    }
+    return {"seeds": each, "mean": mean}
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Mean of equal structures of numbers; what only some have is left out, words stay if all agree."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _mean([v[key] for v in values]) for key in first if all(key in v for v in values)}
+    if isinstance(first, list):
+        return [_mean(row) for row in zip(*values, strict=True)]
+    if isinstance(first, str):
+        return first if len(set(values)) == 1 else None
+    return float(np.mean(values))
+
+
+def page_of(
+    families: dict[str, dict[str, Any]],
+    files: dict[str, list[dict[str, Any]]],
+    command: str,
+    others: Sequence[str] = (),
+) -> str:
+    """`docs/results.md`: every number from the seed files; `others` are pages of further studies beside it."""
+    parts = ["# Results\n", f"Written by `{command}` from the JSON files in `docs/results`; not by hand.\n"]
+    if others:
+        parts.append(f"Further studies: {', '.join(f'[{name}]({name})' for name in others)}.\n")
+    for family, found in families.items():
+        parts += [f"## {family}\n", *_family(found, files[family])]
+    return "\n".join(parts)
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    return "\n".join([_row(*head), _row(*["---"] * len(head)), *(_row(*row) for row in rows)]) + "\n"
+
+
+def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]:
+    mean, each = found["mean"], found["seeds"]
+    seeds = [one["seed"] for one in each]
+    versions, budget = files[0]["versions"], files[0]["config"]["budget"]
+    cases = sum(one["data"]["test"] for one in each)
+    named = "seed" if len(seeds) == 1 else "seeds"
+    intro = (
+        f"World `{mean['world']}`, {named} {', '.join(map(str, seeds))}, {cases // len(each)} test cases each; budget: "
+        + ", ".join(f"{name} {value}" for name, value in budget.items())
+        + ". Versions: "
+        + ", ".join(f"{name} {number}" for name, number in versions.items())
+        + f". {mean['seconds']['total'] / 60:.0f} minutes a seed on the machine that made them.\n"
+    )
+    systems = _table(
+        ["system", "success", "95 %", *(f"seed {s}" for s in seeds), "best T", "judge", "minimality", "copies", ""],
+        [
+            [
+                f"`{name}`",
+                f"{100 * m['success']:.1f} %",
+                f"{100 * m['ci95'][0]:.1f} - {100 * m['ci95'][1]:.1f}",
+                *(f"{100 * one['fdm'][name]['success']:.1f} %" for one in each),
+                f"{100 * m['success_at_best_temperature']:.1f} %",
+                f"{m['judge']:.2f}",
+                f"{m['minimality']:.2f}",
+                f"{100 * m['copy_rate']:.1f} %",
+                MEANINGS[name],
+            ]
+            for name, m in mean["fdm"].items()
+        ],
+    )
+    named = ", ".join(f"{100 * one['idm']['exact_match']:.1f} %" for one in each)
+    note = (
+        "Success, judge, minimality and copies are of one sample at temperature 1; 'best T' is success at the "
+        "temperature that was best on validation cases. "
+        f"The IDM names {100 * mean['idm']['exact_match']:.1f} % of the test actions ({named}); of the labels that it "
+        f"gave to video {100 * mean['data']['label_accuracy']:.0f} % of the selected ones were right; the tokenizer's "
+        f"ceiling is {100 * mean['ceiling']['tokenizer']['success']:.1f} %.\n"
+    )
+    units = {"judge": ("of 10", 1.0), "minimality": ("of 10", 1.0)}
+    comparisons = _table(
+        ["comparison", "what it asks", "measure", "paired on the same cases and noise, mean of the seeds"],
+        [
+            [
+                f"`{name}`",
+                COMPARISONS[name],
+                key.replace("_", " "),
+                how_sure(entry, *units.get(key, ("points", 100.0)), less_is_better=key == "copy_rate"),
+            ]
+            for name, measures in mean["paired"].items()
+            for key, entry in measures.items()
+        ],
+    )
+    curves = _table(
+        ["success of the best of N", *mean["best_of_n"]["sft"]],
+        [
+            [f"`{name}`, {how}", *(f"{100 * share:.1f} %" for share in mean[key][name].values())]
+            for name in mean["best_of_n"]
+            for how, key in (("chosen by the IDM", "best_of_n"), ("by the oracle", "best_of_n_oracle"))
+        ],
+    )
+    rl = _table(
+        ["GRPO on test cases", "mean", *(f"seed {s}" for s in seeds)],
+        [
+            [name.replace("_", " "), f"{value:.3g}", *(f"{one['grpo'].get(name, float('nan')):.3g}" for one in each)]
+            for name, value in mean["grpo"].items()
+        ],
+    )
+    return [intro, systems, note, comparisons, curves, rl]

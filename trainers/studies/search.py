@@ -1,0 +1,195 @@
+"""What search at inference gains on test scenes: best of N by reward, a beam over steps, refinement at equal tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards import Batch, Reward, load_rewards, score
+from rewards.ensemble import calibration
+from rl import load_fdm, load_idm, rerank, rollout
+from rl.errors import RewindError
+from rl.evaluation.action_chains import sample_chains
+from rl.evaluation.oracle import judge_all, sample_tasks
+from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.running.files import read_json
+from rl.search.best_of_n import expected_best
+from rl.triplets import Candidate
+from rl.world import World
+from rl.worlds import load_split
+
+REWARDS = ("idm_likelihood", "idm_margin")
+ENSEMBLE, ORACLE = "ensemble", "oracle"
+CALIBRATION = ("calibration auc", "calibration wrong")
+"""Of the ensemble's spread over all candidates of a run (`rewards.ensemble.calibration`), beside the cases."""
+REFINED = (8, 16, 32)
+"""Budgets, in candidates, at which refinement is compared with plain best of N."""
+REFINEMENT_ROUNDS = 2
+STEPS, BEAM, BEAM_CANDIDATES = 3, 4, 6
+GREEDY_CANDIDATES = BEAM_CANDIDATES * (1 + (STEPS - 1) * BEAM) // STEPS
+"""As many a step as make the greedy rollout cost what the beam does: N (1 + 2 * beam) candidates in three steps."""
+AT_ONCE = 32
+"""Scenes that are drawn and scored together."""
+
+DIGITS = 6
+"""Of a scene's expected success, as it is kept."""
+
+Cases = dict[str, list[float]]
+"""Name -> success of each test scene."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run folder of `demo.py` or `reproduce.py` and what is searched in it."""
+
+    run: Path
+    system: str
+    world: str
+    seed: int
+    second_idms: tuple[Path, ...]
+
+
+def jobs(runs: Sequence[Path], system: str, second_idms: Sequence[str] = ()) -> list[Job]:
+    """What is to be studied, looked at before anything is loaded.
+
+    Args:
+        runs: folders with `idm` and the forward model's `system` in them; each `run.json` names world and seed.
+        system: e.g. 'sft' or 'grpo'.
+        second_idms: further inverse models for the ensemble: the name of one in each run, e.g. 'judge_idm', or a path.
+
+    Raises:
+        RewindError: a folder without them, runs of several worlds, two of one seed, whose test scenes are the same.
+    """
+    found: list[Job] = []
+    for run in runs:
+        if not all((run / name / "run.json").is_file() for name in ("", "idm", system)):
+            raise RewindError(f"{run} has no 'idm' and '{system}': give a run folder of demo.py")
+        told = read_json(run / "run.json")["config"]
+        others = [run / name if (run / name).is_dir() else Path(name) for name in second_idms]
+        for name, other in zip(second_idms, others, strict=True):
+            if not other.is_dir():
+                raise RewindError(f"--second_idm: there is no inverse model {name}, neither in {run} nor as a folder")
+        found.append(Job(run, system, str(told["world"]), int(told["seed"]), tuple(others)))
+    by_seed: dict[int, Job] = {}
+    for job in found:
+        same = by_seed.setdefault(job.seed, job)
+        if same is not job:
+            raise RewindError(f"{same.run} and {job.run} are both of seed {job.seed}, so of the same test scenes")
+        if job.world != found[0].world:
+            raise RewindError(f"{found[0].run} is of the world {found[0].world} and {job.run} of {job.world}")
+    return found
+
+
+def study(job: Job, scenes: int, candidates: int, parts: Sequence[str]) -> dict[str, Cases]:
+    """Success on `scenes` test scenes of a run's world and seed, by kind of search.
+
+    Args:
+        job: of `jobs`.
+        scenes: test scenes, and chains of three actions.
+        candidates: the largest N of best of N; twice as many are drawn, so that its estimate rests on many subsets.
+        parts: which of 'best_of_n', 'rollout' and 'refinement' are measured.
+    """
+    world, seed = load_split(job.world, "test"), job.seed
+    fdm = load_fdm(job.run / job.system)
+    idm = load_idm(job.run / "idm", fdm.backbone)
+    rewards = load_rewards(REWARDS, idm)
+    if job.second_idms:
+        rewards += load_rewards([ENSEMBLE], idm, arguments={ENSEMBLE: {"others": job.second_idms}})
+    known = {
+        "best_of_n": lambda: best_of_n(fdm, rewards, world, scenes, candidates, seed),
+        "rollout": lambda: rollouts(fdm, idm, world, scenes, seed),
+        "refinement": lambda: refinement(fdm, idm, world, scenes, seed),
+    }
+    return {part: {name: np.round(values, DIGITS).tolist() for name, values in known[part]().items()} for part in parts}
+
+
+def best_of_n(
+    fdm: ForwardDynamics, rewards: Sequence[Reward], world: World, scenes: int, largest: int, seed: int
+) -> Cases:
+    """Expected success of the best of N by each reward and by the oracle, 'REWARD N', from one set of samples.
+
+    With an ensemble among the rewards also `CALIBRATION`, one number each: does its spread tell wrong rewards?
+    """
+    ensemble = next((reward.function for reward in rewards if reward.name == ENSEMBLE), None)
+    pooled: dict[str, list[Any]] = {ENSEMBLE: [], "spread": [], "right": []}
+    tasks = sample_tasks(world, scenes, seed)
+    numbers = [2**k for k in range(largest.bit_length()) if 2**k <= largest]
+    found: Cases = {f"{name} {n}": [] for name in (*(r.name for r in rewards), ORACLE) for n in numbers}
+    for start in range(0, len(tasks), AT_ONCE):
+        part = tasks[start : start + AT_ONCE]
+        groups = fdm.sample([t.source for t in part], [t.action for t in part], 2 * largest, seed=seed)
+        for task, group in zip(part, groups, strict=True):
+            size = len(group)
+            images = fdm.backbone.decode(np.stack([c.ids for c in group]))
+            right = [float(j.success) for j in judge_all(world, [task] * size, images)]
+            by: dict[str, Sequence[float | None]] = {ORACLE: right}
+            for reward in rewards:
+                by[reward.name] = _totals([reward], task.source, task.action, group)
+            if ensemble is not None:
+                spread = Reward.of(ensemble.spread, "spread")  # type: ignore[attr-defined]
+                pooled[ENSEMBLE] += by[ENSEMBLE]
+                pooled["spread"] += _totals([spread], task.source, task.action, group)
+                pooled["right"] += [value > 0 for value in right]
+            for name, scores in by.items():
+                for n in numbers:
+                    found[f"{name} {n}"].append(expected_best(scores, right, n))
+    if ensemble is not None:
+        told = calibration(pooled[ENSEMBLE], pooled["spread"], pooled["right"])
+        found |= {name: [told[name.split()[1]]] for name in CALIBRATION} if "auc" in told else {}
+    return found
+
+
+def _totals(rewards: list[Reward], source: np.ndarray, action: str, group: list[Candidate]) -> list[float | None]:
+    distinct = {candidate.ids.tobytes(): candidate for candidate in group}
+    once = list(distinct.values())
+    scored = score(rewards, Batch([action] * len(once), once, [source] * len(once)))
+    totals = {key: one.total for key, one in zip(distinct, scored, strict=True)}
+    return [totals[candidate.ids.tobytes()] for candidate in group]
+
+
+def rollouts(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes: int, seed: int) -> Cases:
+    """Success of the last picture of three steps: sampled, best of N at each step, and a beam of equal cost."""
+    chains = sample_chains(world, scenes, STEPS, seed)
+    kinds: dict[str, dict[str, Any]] = {"one sample a step": {"num_candidates": 1}}
+    for reward in REWARDS:
+        kinds[f"{reward}, best of {GREEDY_CANDIDATES} a step"] = {
+            "num_candidates": GREEDY_CANDIDATES,
+            "rewards": [reward],
+        }
+        kinds[f"{reward}, beam of {BEAM}, {BEAM_CANDIDATES} each"] = {
+            "num_candidates": BEAM_CANDIDATES,
+            "rewards": [reward],
+            "beam": BEAM,
+        }
+    found: Cases = {name: [] for name in kinds}
+    for chain in chains:
+        for name, settings in kinds.items():
+            end = rollout(fdm, chain.source, chain.actions, idm, **settings, seed=seed)[-1]
+            found[name].append(float(chain.succeeded(world, STEPS - 1, np.asarray(end.image))))
+    return found
+
+
+def refinement(fdm: ForwardDynamics, idm: InverseDynamics, world: World, scenes: int, seed: int) -> Cases:
+    """Success of plain best of N and of half the candidates refined, at most as many sampled tokens in each, and how
+    many whole pictures those tokens would have been.
+    """
+    tasks = sample_tasks(world, scenes, seed)
+    found: Cases = {}
+    for start in range(0, len(tasks), AT_ONCE):
+        part = tasks[start : start + AT_ONCE]
+        sources, actions = [t.source for t in part], [t.action for t in part]
+        for reward in REWARDS:
+            for n in REFINED:
+                for kind, rounds in (("plain", 0), ("refined", REFINEMENT_ROUNDS)):
+                    best = rerank(fdm, idm, sources, actions, n, [reward], refine=rounds, seed=seed)
+                    ids = np.stack([one.best.candidate.ids for one in best])
+                    judged = judge_all(world, part, fdm.backbone.decode(ids))
+                    key = f"{reward}, {kind} {n}"
+                    found.setdefault(key, []).extend(float(j.success) for j in judged)
+                    cost = [one.sampled_tokens / ids.shape[1] for one in best]
+                    found.setdefault(f"{key}: cost", []).extend(cost)
+    return found
