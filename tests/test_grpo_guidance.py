@@ -19,10 +19,10 @@ from rewards import Reward
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.roles import ForwardDynamics
-from trainers import grpo_recipe
 from trainers.common.arguments import parse
 from trainers.common.checkpoints import fit
 from trainers.common.log_probs import score_under
+from trainers.grpo import recipe as grpo_recipe
 from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 

@@ -18,8 +18,8 @@ from rl.errors import RewindError
 from rl.models.families.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
 from rl.models.known import LINEAR_LAYERS, SHIPPED
 from rl.models.opening import load_base
-from trainers import shapes
 from trainers.common.adapters import add_adapter
+from trainers.plan import shapes
 from trainers.plan.arithmetic import (
     Job,
     activation_bytes,

@@ -13,7 +13,7 @@ from test_scripts import succeed
 
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, paired_difference
-from trainers import reproduce
+from trainers.studies import reproduce
 from trainers.studies.demo.story import Budget
 
 
