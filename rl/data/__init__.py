@@ -1,0 +1,1 @@
+"""Triplets, pictures, videos, labels, selection, and the store of scored candidates."""

@@ -1,0 +1,1 @@
+"""Unified vision-language models: families, distribution, sampling, scoring, the two roles, and opening them."""

@@ -1,0 +1,1 @@
+"""What people look at: sheets of pictures, curves, pages."""

@@ -1,0 +1,1 @@
+"""What all training methods share: arguments, adapters, checkpoints, sharding, candidates, metrics."""

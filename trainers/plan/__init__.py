@@ -1,0 +1,1 @@
+"""Memory and token arithmetic of a run, nothing loaded."""

@@ -1,0 +1,1 @@
+"""A base from scratch: VQ tokenizer, text tokenizer, language model."""

@@ -1,0 +1,1 @@
+"""Reranking of whole data sets, what `scripts/rerank.py` does."""

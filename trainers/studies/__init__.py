@@ -1,0 +1,1 @@
+"""The main job, its repetition over seeds, and comparisons; imported by scripts alone."""

@@ -1,0 +1,1 @@
+"""One file a family of models, and the table of them."""
