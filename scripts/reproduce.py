@@ -40,8 +40,7 @@ def main() -> None:
     usual = a.seeds == [0, 1, 2] and not a.budget
     command = "make reproduce" if usual else f"python scripts/reproduce.py --seeds {' '.join(map(str, a.seeds))}"
     command += f" --budget {' '.join(a.budget)}" if a.budget else ""
-    others = sorted(other.name for other in page.parent.glob(f"{page.stem}-*.md"))
-    write_whole(page, reproduce.page_of(found, files, command, others))
+    write_whole(page, reproduce.page_of(found, files, command))
     print(f"{page} and {a.results / 'results.json'} are written")
 
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--candidates", type=int, default=32, help="the largest N of best of N; twice as many are drawn")
     p.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
     p.add_argument("--output", type=Path, required=True)
-    p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/results-search.md")
+    p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/findings/search.md")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
 

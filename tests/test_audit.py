@@ -169,9 +169,9 @@ def test_the_script_audits_rewards_with_their_arguments(tmp_path: Path) -> None:
 
 
 def test_the_script_sees_through_a_bad_reward(tmp_path: Path) -> None:
-    """The reward of docs/reward-hacking.md, with the oracle; then bad input."""
+    """The reward of docs/findings/reward-hacking.md, with the oracle; then bad input."""
     write_triplets(triplets_of(Tabletop("test"), 5), tmp_path / "data")
-    bright = f"{ROOT / 'docs' / 'bad_rewards.py'}:bright"
+    bright = f"{ROOT / 'docs' / 'findings' / 'bad_rewards.py'}:bright"
     command = ["scripts/audit_reward.py", "--rewards", bright, "--output", tmp_path / "out"]
     small = ["--fdm", "tabletop-chameleon", "--world", "tabletop", "--num_scenes", 3, "--best_of", 2, "--queries", 16]
     done = start(*command, *small, "--triplets", tmp_path / "data" / "triplets.json")

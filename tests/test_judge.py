@@ -505,7 +505,7 @@ def test_arguments_that_cannot_be(server: Server, arguments: dict[str, Any], sen
 
 
 def test_the_yaml_of_the_docs_shows_every_argument_with_its_default() -> None:
-    page = (ROOT / "docs" / "rewards.md").read_text().partition("## A judge over HTTP")[2]
+    page = (ROOT / "docs" / "guide" / "rewards.md").read_text().partition("## A judge over HTTP")[2]
     shown = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])["reward_arguments"]["judge"]
     real = {name: p.default for name, p in inspect.signature(Judge).parameters.items()}
     assert {**shown, "url": None, "model": None} == {**real, "options": {"temperature": 0}}

@@ -167,7 +167,7 @@ def test_the_script(tmp_path: Path) -> None:
 
 
 def test_the_docs_show_what_it_prints() -> None:
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "findings" / "memory.md").read_text()
     found = re.findall(r"```bash\npython scripts/plan.py ([^\n]*)\n```\n\n```text\n(.*?)\n```", page, flags=re.DOTALL)
     assert len(found) == 3
     for words, shown in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import json
 import math
@@ -55,8 +56,9 @@ def test_a_batch_fits_together(batch: Batch, picture: np.ndarray) -> None:
         Batch([ACTION] * 3, batch.candidates, [picture] * 2)
 
 
-def _idm_needed(made: Any) -> bool:
-    parameter = inspect.signature(made).parameters.get("idm")
+def _idm_needed(path: str) -> bool:
+    module, _, name = path.partition(":")
+    parameter = inspect.signature(getattr(importlib.import_module(module), name)).parameters.get("idm")
     return parameter is not None and parameter.default is parameter.empty
 
 

@@ -398,7 +398,7 @@ def test_bad_input(arguments: list[str], sentence: str, tmp_path: Path) -> None:
 
 
 def test_pretrain_and_mine_on_real_pictures(real_data: Path, tmp_path: Path) -> None:
-    """The commands of docs/real-data.md at a tiny budget."""
+    """The commands of docs/findings/real-data.md at a tiny budget."""
     small = ["--image_size", 64, "--max_frames", 90, "--num_codes", 32, "--tokenizer_steps", 2, "--steps", 2]
     small += ["--tokenizer_batch_size", 4, "--batch_size", 2, "--hidden_size", 32, "--num_layers", 1]
     aurora = real_data / "aurora-bench-sample"

@@ -30,7 +30,7 @@ class Importance:
     weigh more, where the paper's gain is largest), over each sample (`sample`: every pair weighs the same), or 1
     (`none`: the features' own units). Without a floor nothing would teach what should stay as it is; with a low one,
     little does: on the tabletop a floor of 1 kept what should stay where 0.2 did not. Weights pay while a model fails
-    to carry out actions; later they cost more of what should stay than they gain (`docs/demo.md` has the figures).
+    to carry out actions; later they cost more of what should stay than they gain (docs/findings/labelled-video.md).
 
     Raises:
         RewindError: a negative floor, or a cap that is not above 0.

@@ -160,7 +160,7 @@ def gathered_adapter(model: nn.Module) -> Iterator[None]:
 class ShardingCheck(TrainerCallback):
     """Stops a run whose wrapped model is not the engine, the stage and the number of processes that were asked for.
 
-    accelerate runs on without a word in several such cases (see docs/scaling.md), so nothing else would say so.
+    accelerate runs on without a word in several such cases (see docs/guide/scaling.md), so nothing else would say so.
     """
 
     def __init__(self, trainer: Trainer) -> None:

@@ -58,7 +58,7 @@ class GRPOArguments(ImproveArguments):
     )
     monitors: list[str] = field(
         default_factory=lambda: ["all"],
-        metadata={"help": "'all', 'none', NAME=WARN:STOP: how far it may move from its start (docs/reward-hacking.md)"},
+        metadata={"help": "'all', 'none', NAME=WARN:STOP: how far it may move from its start (docs/guide/train.md)"},
     )
     judge_idm: str | None = field(
         default=None, metadata={"help": "an inverse model that never trains and does not reward, to be watched"}

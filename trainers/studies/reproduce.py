@@ -162,12 +162,9 @@ def page_of(
     families: dict[str, dict[str, Any]],
     files: dict[str, list[dict[str, Any]]],
     command: str,
-    others: Sequence[str] = (),
 ) -> str:
-    """`docs/results.md`: every number from the seed files; `others` are pages of further studies beside it."""
+    """`docs/results.md`: every number from the seed files."""
     parts = ["# Results\n", f"Written by `{command}` from the JSON files in `docs/results`; not by hand.\n"]
-    if others:
-        parts.append(f"Further studies: {', '.join(f'[{name}]({name})' for name in others)}.\n")
     for family, found in families.items():
         parts += [f"## {family}\n", *_family(found, files[family])]
     return "\n".join(parts)

@@ -33,7 +33,7 @@ def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
     """`idm_margin` and `keep_unchanged`; as much change as is usual in labelled data of the task is free.
 
     The usual amount is the median. Most candidates that carry out the action and still are wrong change one token too
-    many, which a higher quantile lets pass and no inverse model minds: `docs/grpo.md` has the figures.
+    many, which a higher quantile lets pass and no inverse model minds: `docs/findings/grpo.md` has the figures.
     """
     vlm = story.vlm
     sources = token_ids(vlm, [t.source for t in story.labelled])

@@ -1,5 +1,5 @@
-"""A reward that must not be used: docs/reward-hacking.md shows how the audit predicts what it does, and how a monitor
-stops it."""
+"""A reward that must not be used: reward-hacking.md shows how the audit predicts what it does, and how a monitor stops
+it."""
 
 from __future__ import annotations
 
