@@ -154,7 +154,8 @@ def _roots(file: Path, image_root: str | Path | None, raw: Sequence[Any]) -> lis
         if not root.is_dir():
             raise RewindError(f"there is no folder {image_root} for images to be in: check --image_root")
         return [root, folder]
-    names = [one["input"] for one in raw[:TRIED] if isinstance(one, dict) and isinstance(one.get("input"), str)]
+    named = [one["input"] for one in raw[:TRIED] if isinstance(one, dict) and isinstance(one.get("input"), str)]
+    names = [name for name in named if not expanded(name).is_absolute()]
     for root in (folder, *folder.parents[:ANCESTORS]):
         if any((path := _below(name, root, [root])) is not None and is_file(path) for name in names):
             if root == folder:
