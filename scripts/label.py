@@ -37,7 +37,7 @@ def main() -> None:
 
     from rl import RewindError, load_idm
     from rl.data.labelling import labelled, name_pairs
-    from rl.data.left_out import LeftOut, list_left_out
+    from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.triplet_files import read_triplets, write_triplets
     from rl.running.run_folder import claim
 
@@ -49,12 +49,12 @@ def main() -> None:
     output = claim(
         arguments.output,
         "label.py",
-        plain(vars(arguments)),
+        plain(vars(arguments)) | for_resume(left_out),
         inputs=[arguments.idm, arguments.pairs],
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
-    list_left_out(output, left_out, resume=arguments.resume)
+    list_left_out(output, left_out)
     words = words_so_far(output / WORDS_FILE)
     with (output / WORDS_FILE).open("a", encoding="utf-8") as file, tqdm(total=len(pairs), desc="label") as bar:
         bar.update(len(words))

@@ -59,7 +59,7 @@ def main() -> None:
     from rewards import load_rewards, scorers
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
     from rl.api import check_normalise
-    from rl.data.left_out import LeftOut, list_left_out
+    from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
     from rl.models.opening import shares_base
@@ -109,13 +109,13 @@ def main() -> None:
     output = claim(
         a.output / f"shard-{shard[0]}-of-{shard[1]}" if shard else a.output,
         "rerank.py",
-        plain(vars(a)),
+        plain(vars(a)) | for_resume(left_out),
         inputs=[a.fdm, a.idm, a.source, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,
         each_process=True,
     )
-    list_left_out(output, left_out, resume=a.resume)
+    list_left_out(output, left_out)
 
     # Scores that were given without the target are not those that training would give with it.
     told = {**(a.reward_arguments or {}), "without targets": blind} if blind else a.reward_arguments

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from test_scripts import start, succeed
 
-from rl.data.left_out import LeftOut, list_left_out
+from rl.data.left_out import LeftOut, for_resume, list_left_out
 from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
+from rl.running.run_folder import claim
 
 
 def save(path: Path, shade: int = 100) -> Path:
@@ -208,14 +209,16 @@ def test_more_than_half_left_out_stops(tmp_path: Path) -> None:
 def test_a_resumed_run_needs_the_same_entries(spoilt: Path, tmp_path: Path) -> None:
     left: list[LeftOut] = []
     read_triplets(spoilt, left_out=left)
-    run = tmp_path / "run"
-    run.mkdir()
-    list_left_out(run, left)
-    list_left_out(run, left, resume=True)
-    with pytest.raises(RewindError, match=r"4 entries of the data are left out now, which are not those of .*run"):
-        list_left_out(run, left[:4], resume=True)
+    for before, after in ((left, left), ([], [])):
+        claim(
+            tmp_path / f"run-{len(before)}", "label.py", for_resume(before), resume=True
+        )  # there is nothing to resume yet
+        claim(tmp_path / f"run-{len(before)}", "label.py", for_resume(after), resume=True)
+    for number, after in ((5, left[:4]), (5, [*left[:4], left[0]]), (5, []), (0, left)):
+        with pytest.raises(RewindError, match=r"begun with other .*left_out"):
+            claim(tmp_path / f"run-{number}", "label.py", for_resume(after), resume=True)
     list_left_out(tmp_path / "other", [])
-    assert not (tmp_path / "other" / "left_out.jsonl").exists()
+    assert not (tmp_path / "other").exists()
 
 
 def test_scripts_leave_out_list_and_refuse(spoilt: Path, tmp_path: Path) -> None:

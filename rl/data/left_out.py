@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -47,21 +48,19 @@ def check(path: Path, total: int, left_out: Sequence[LeftOut], strict: bool) -> 
     _logger.warning("%s: %d of %d entries are left out (%s); the first: %s", path, len(left_out), total, counts, first)
 
 
-def list_left_out(folder: Path, left_out: Sequence[LeftOut], *, resume: bool | None = False) -> None:
-    """Write `left_out.jsonl` into a run's folder, one entry a line; no file if there is none.
+def for_resume(left_out: Sequence[LeftOut]) -> dict[str, str]:
+    """For the config of a run that can be resumed: how many are left out, and which; empty if none.
 
-    Raises:
-        RewindError: the run is resumed, and other entries are left out than when it began: what it counts by their
-            order would be mixed up.
+    What a run counts by the order of its entries would be mixed up if it went on with others, so `claim` compares this.
     """
-    file = folder / LEFT_OUT_FILE
-    text = "".join(json.dumps(asdict(one)) + "\n" for one in left_out)
-    before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if resume and text != before:
-        raise RewindError(
-            f"{len(left_out)} entries of the data are left out now, which are not those of {file} when the run began: "
-            "bring the data back as they were, or begin anew"
-        )
-    if text and text != before:
-        write_whole(file, text)
+    which = json.dumps([(one.entry, one.key) for one in left_out])
+    digest = hashlib.sha256(which.encode()).hexdigest()[:8]
+    return {"left_out": f"{len(left_out)} entries of the data ({digest})"} if left_out else {}
+
+
+def list_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
+    """Write `left_out.jsonl` into a run's folder, one entry a line; no file if there is none."""
+    if left_out:
+        file = folder / LEFT_OUT_FILE
+        write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in left_out))
         _logger.warning("the %d entries that are left out are listed in %s", len(left_out), file)

@@ -13,7 +13,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from rl.data.left_out import LeftOut, list_left_out
+from rl.data.left_out import LeftOut, for_resume, list_left_out
 from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
@@ -58,11 +58,11 @@ def begin_run(
     """
     stage_asked_for()
     folder = Path(str(config.output_dir))
-    values = {**asdict(arguments), "training": settings_of(config), **more}
+    values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out)}
 
     def take() -> Path:
         claimed = claim(folder, script, values, inputs=inputs, resume=arguments.resume, overwrite=arguments.overwrite)
-        list_left_out(claimed, left_out, resume=arguments.resume)
+        list_left_out(claimed, left_out)
         return claimed
 
     output = on_main(take)
