@@ -84,7 +84,18 @@ def read_triplets(
     if limit is not None and limit < 1:
         raise RewindError(f"the limit of triplets must be at least 1, not {limit}")
     raw = read_entries(file)[:limit]
-    roots = _roots(file, image_root, raw)
+    triplets, faults = _triplets(raw, _roots(file, image_root, raw), named, with_targets)
+    left = [_left_out(file, number, faults[number]) for number in sorted(faults)]
+    check(file, len(raw), left, strict)
+    if left_out is not None:
+        left_out += left
+    return triplets
+
+
+def _triplets(
+    raw: Sequence[Any], roots: Sequence[Path], named: bool, with_targets: bool
+) -> tuple[list[Triplet], dict[int, _EntryError]]:
+    """The triplets of the entries that can be used, and what is wrong with the others, by number."""
     entries: dict[int, _Entry] = {}
     faults: dict[int, _EntryError] = {}
     for number, entry in enumerate(raw):
@@ -102,11 +113,7 @@ def read_triplets(
             continue
         assert source is not None
         triplets.append(Triplet(source, target=target, **found.words))
-    left = [_left_out(file, number, faults[number]) for number in sorted(faults)]
-    check(file, len(raw), left, strict)
-    if left_out is not None:
-        left_out += left
-    return triplets
+    return triplets, faults
 
 
 def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -> _Entry:
