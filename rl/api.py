@@ -10,7 +10,7 @@ import numpy as np
 from rl.errors import RewindError
 from rl.models.opening import load_fdm, load_idm
 from rl.models.roles import ForwardDynamics, InverseDynamics, check_actions, token_ids
-from rl.pictures import Picture
+from rl.pictures import Picture, PictureLike, from_path
 from rl.running import siblings
 from rl.search.best_of_n import Reranked, Totals
 from rl.search.best_of_n import rerank as rerank_candidates
@@ -28,7 +28,7 @@ Rewards: TypeAlias = Sequence[str | Callable[..., Any]]
 def rerank(
     fdm: ForwardDynamics,
     idm: InverseDynamics | None,
-    source: Picture,
+    source: PictureLike,
     action: str,
     num_candidates: int = ...,
     rewards: Rewards = ...,
@@ -40,7 +40,7 @@ def rerank(
 def rerank(
     fdm: ForwardDynamics,
     idm: InverseDynamics | None,
-    source: Sequence[Picture],
+    source: Sequence[PictureLike],
     action: Sequence[str],
     num_candidates: int = ...,
     rewards: Rewards = ...,
@@ -51,7 +51,7 @@ def rerank(
 def rerank(  # type: ignore[misc]
     fdm: ForwardDynamics,
     idm: InverseDynamics | None,
-    source: Picture | Sequence[Picture],
+    source: PictureLike | Sequence[PictureLike],
     action: str | Sequence[str],
     num_candidates: int = 8,
     rewards: Rewards = ("idm_likelihood",),
@@ -59,7 +59,7 @@ def rerank(  # type: ignore[misc]
     temperature: float = 1.0,
     seed: int = 0,
     task: str | Sequence[str | None] | None = None,
-    target_image: Picture | Sequence[Picture | None] | None = None,
+    target_image: PictureLike | Sequence[PictureLike | None] | None = None,
     normalise: bool = False,
     min_score: float | None = None,
     min_lead: float | None = None,
@@ -72,7 +72,8 @@ def rerank(  # type: ignore[misc]
     Args:
         fdm: draws the candidates.
         idm: given to the rewards that need an inverse model; None if none does.
-        source: the picture before the action, or a list of pictures, which are drawn and scored together.
+        source: the picture before the action, or the path of its file, or a list of these, which are drawn and scored
+            together.
         action: what happens, in words; a list for a list of sources.
         num_candidates: how many are drawn a source; equal pictures are scored once.
         rewards: names of built-ins, paths 'file.py:function', or callables, each with '=WEIGHT' if it is a text.
@@ -101,7 +102,7 @@ def rerank(  # type: ignore[misc]
     single = isinstance(action, str)
     if single == isinstance(source, list | tuple):
         raise RewindError("give one source and one action, or a list of sources and a list of actions")
-    sources: Sequence[Any] = [source] if single else source  # type: ignore[assignment]
+    sources: Sequence[Any] = [from_path(one) for one in ([source] if single else source)]  # type: ignore[union-attr]
     actions: Sequence[str] = [action] if isinstance(action, str) else action
     tasks = [task] * len(sources) if task is None or isinstance(task, str) else list(task)
     targets = _targets(target_image, len(sources), single)
@@ -161,7 +162,7 @@ def _draw_rest(
 
 def rollout(
     fdm: ForwardDynamics,
-    source: Picture,
+    source: PictureLike,
     actions: Sequence[str],
     idm: InverseDynamics | None = None,
     num_candidates: int = 1,
@@ -171,7 +172,7 @@ def rollout(
     temperature: float = 1.0,
     seed: int = 0,
     task: Sequence[str | None] | None = None,
-    target_image: Sequence[Picture | None] | None = None,
+    target_image: Sequence[PictureLike | None] | None = None,
     normalise: bool = False,
     min_score: float | None = None,
     min_lead: float | None = None,
@@ -183,7 +184,7 @@ def rollout(
 
     Args:
         fdm: draws the candidates.
-        source: the picture before the first action.
+        source: the picture before the first action, or the path of its file.
         actions: a sentence a step.
         idm: given to the rewards that need one; on its own it means `idm_likelihood`.
         num_candidates: candidates a step (with a beam: for each of its pictures); the best one goes on.
@@ -217,7 +218,7 @@ def rollout(
     tasks = [None] * len(actions) if task is None else list(task)
     if len(tasks) != len(actions):
         raise RewindError(f"{len(tasks)} tasks and {len(actions)} actions: give one task an action")
-    targets = [None] * len(actions) if target_image is None else list(target_image)
+    targets = [None] * len(actions) if target_image is None else [from_path(one) for one in target_image]
     if len(targets) != len(actions):
         raise RewindError(f"{len(targets)} target pictures and {len(actions)} actions: give one an action, or None")
     check_normalise(normalise, min_score=min_score)
@@ -235,7 +236,7 @@ def rollout(
 
     rules = {"min_score": min_score, "min_lead": min_lead}
     chosen_by = judge if score_all is not None else None
-    return roll_out(draw, chosen_by, source, actions, beam=beam, **rules, totals=totals)
+    return roll_out(draw, chosen_by, from_path(source), actions, beam=beam, **rules, totals=totals)
 
 
 def check_normalise(
@@ -260,7 +261,7 @@ def _targets(given: Any, count: int, single: bool) -> list[Picture | None]:
         return [None] * count
     if single == isinstance(given, list | tuple):
         raise RewindError("give one target_image for one source, or a list (None where unknown) for a list of sources")
-    return [given] if single else list(given)
+    return [from_path(one) for one in ([given] if single else given)]
 
 
 def _scorer(

@@ -1,60 +1,232 @@
-"""Pictures at the public door: uint8 RGB arrays or PIL images, brought to a model's size by one stated rule."""
+"""Pictures at the public door, brought to 8-bit RGB and to a model's size by one stated rule.
+
+A picture is a uint8 RGB array [H, W, 3], a PIL image of any mode, or a file. Whatever door it comes by:
+
+- It is turned as its EXIF orientation says, and the result says so no more: nothing is turned twice.
+- Grey of 16 bit (modes I;16...) becomes round(v / 257); integers of 32 bit (mode I) do so if any is above 255, and are
+  taken as they are if none is; floats (mode F) are 0..1 and become round(255 v). Other values are refused.
+- What is transparent shows white.
+- Of several frames or pages, the one that the image stands at is taken, in a file the first.
+- Everything else (palettes, CMYK, 1 bit, 8-bit grey, ...) is converted by PIL; 8-bit RGB stays as it is.
+"""
 
 from __future__ import annotations
 
 import logging
+import struct
+import zlib
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from rl.errors import RewindError
-
-Picture: TypeAlias = "np.ndarray | Image.Image"
+from rl.paths import as_written, expanded
 
 SIZE_RULE = "the centre square is cut out and scaled"
+_UNREADABLE = (  # what decoders raise at broken files
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError),
+    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+_DEEP = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _logger = logging.getLogger("rl")
-_said: set[tuple[int, int, int]] = set()
+_said: set[Hashable] = set()
+_said_sizes: dict[int, list[tuple[int, int]]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A picture that stays in its file: decoded each time somebody looks, and never kept.
+
+    It goes wherever a picture does. `np.asarray` of it is uint8 RGB [H, W, 3]; `size` is (width, height), upright; what
+    else PIL's images can do, it does on a decoded copy. Looking raises a `RewindError` if the file has gone bad since.
+    """
+
+    path: Path
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: str | Path) -> PictureFile:
+        """Look once whether a file is a whole picture, a JPEG at an eighth of its size; no pixels are kept.
+
+        Raises:
+            RewindError: as for `load_image`.
+        """
+        file = as_written(path)
+        with _opened(file) as image:
+            width, height = image.size
+            image.draft("L", (1, 1))
+            image.load()
+            # PIL's TIFF reader turns pictures itself, and tells the turned size from the start.
+            if image.format != "TIFF" and _orientation(image) >= 5:
+                width, height = height, width
+            if image.mode in _DEEP:
+                _eight_bit(image)
+        return cls(file, (width, height))
+
+    @property
+    def image(self) -> Image.Image:
+        """The decoded picture, RGB."""
+        return load_image(self.path)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.image, dtype=dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.image, name)
+
+
+Picture: TypeAlias = "np.ndarray | Image.Image | PictureFile"
+PictureLike: TypeAlias = "Picture | str | Path"
+"""What public doors take for a picture: the path of a file, too."""
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB.
+    """Read an image file as 8-bit RGB, by the rules of this module.
 
     Raises:
-        RewindError: the file is missing or no readable image.
+        RewindError: the file is missing, no readable image, not whole, far too large (a decompression bomb), or holds
+            values that are no shades of 8 or 16 bit.
     """
+    with _opened(expanded(path)) as image:
+        found = _rgb(image)
+        return found.copy() if found is image else found
+
+
+def to_image(picture: PictureLike) -> Image.Image:
+    """A picture of any kind as an 8-bit RGB image of its own size, by the rules of this module.
+
+    Raises:
+        RewindError: not a picture, e.g. floats or four channels in an array, or an image that cannot be decoded.
+    """
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(pixels(picture))
+    if isinstance(picture, PictureFile):
+        return picture.image
+    if isinstance(picture, str | Path):
+        return load_image(picture)
+    if not isinstance(picture, Image.Image):
+        kinds = "a uint8 array [H, W, 3], a PIL image or the path of a file"
+        raise RewindError(f"a picture is {kinds}, not a {type(picture).__name__}")
     try:
-        with Image.open(path) as image:
-            # A camera's "this side up" is part of the picture.
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise RewindError(f"there is no image {path}: check the path") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
-        raise RewindError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        return _rgb(picture)
+    except _UNREADABLE as error:
+        raise RewindError(f"the picture cannot be decoded ({error}): replace it") from error
 
 
-def to_array(image: Picture, size: int) -> np.ndarray:
-    """A picture as uint8 RGB [size, size, 3]; another size is changed by `SIZE_RULE`, which is said once a size.
+def pixels(picture: PictureLike) -> np.ndarray:
+    """A picture of any kind as uint8 RGB [H, W, 3] of its own size; an array is given back as it is.
 
     Raises:
-        RewindError: not a picture, e.g. floats or four channels in an array.
+        RewindError: as for `to_image`.
     """
-    if isinstance(image, Image.Image):
-        array = np.asarray(image.convert("RGB"))
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
-        raise RewindError(f"a picture is a uint8 array [H, W, 3] or a PIL image, not a {type(image).__name__}")
+    array = picture if isinstance(picture, np.ndarray) else np.asarray(to_image(picture))
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise RewindError(f"a picture is uint8 RGB [H, W, 3] with values 0..255, not {array.dtype} {list(array.shape)}")
+    return array
+
+
+def to_array(image: PictureLike, size: int) -> np.ndarray:
+    """A picture of any kind as uint8 RGB [size, size, 3]; another size is changed by `SIZE_RULE`.
+
+    That is said for the first size that occurs, and once for all others.
+
+    Raises:
+        RewindError: as for `to_image`.
+    """
+    array = pixels(image)
     height, width = array.shape[:2]
     if (height, width) == (size, size):
         return array
-    if (height, width, size) not in _said:
-        _said.add((height, width, size))
-        _logger.warning("pictures of %dx%d: %s to %dx%d", width, height, SIZE_RULE, size, size)
+    _say_size(width, height, size)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = Image.fromarray(array[top : top + side, left : left + side])
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def from_path(given: Any) -> Any:
+    """The picture in a file for its path; anything else as it is.
+
+    Raises:
+        RewindError: the path is that of no whole picture.
+    """
+    return PictureFile.of(given) if isinstance(given, str | Path) else given
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, whose faults become a sentence with its name."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise RewindError(f"there is no image {path}: check the path") from error
+    except RewindError as error:
+        raise RewindError(f"{path}: {error}") from error
+    except _UNREADABLE as error:
+        raise RewindError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image by the rules of this module; the very same one if they change nothing."""
+    with suppress(*_UNREADABLE):  # a file that is decoded and closed tells its frames no more
+        # MPO is what phones call a photograph with a small copy of it behind.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            _say_once("frames", "a picture has several frames or pages: only one is taken, in a file the first")
+    image.load()
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP:
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8."""
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if found in range(1, 9) else 1
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bit, scaled to 8; with an alpha channel if one of its values stands for transparent."""
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 1):  # so that NaN is refused, too
+            raise RewindError(f"a picture of floats holds values 0..1, not {low:g}..{high:g}: scale it")
+        grey = np.rint(values * 255)
+    else:
+        if low < 0 or high > 65535:
+            raise RewindError(f"a picture of integers holds values 0..255 or 0..65535, not {low}..{high}: scale it")
+        as_it_is = image.mode == "I" and high <= 255
+        grey = values if as_it_is else (values.astype(np.int32) + 128) // 257
+    found = Image.fromarray(grey.astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        found.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return found
+
+
+def _say_once(key: Hashable, text: str) -> None:
+    if key not in _said:
+        _said.add(key)
+        _logger.warning(text)
+
+
+def _say_size(width: int, height: int, size: int) -> None:
+    said = _said_sizes.setdefault(size, [])  # the first size, and one of all others
+    if len(said) < 2 and (width, height) not in said:
+        said.append((width, height))
+        which = "pictures of other sizes" if len(said) == 2 else f"pictures of {width}x{height}"
+        _logger.warning("%s: %s to %dx%d", which, SIZE_RULE, size, size)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from rl.pictures import Picture
+from rl.pictures import Picture, from_path
 
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
@@ -20,7 +20,11 @@ class Triplet:
     """A source picture, an action in words and the picture after it, with where they come from.
 
     `target` is None where it is unknown; `task` is the data set's task name, `label` a class label, `score` a
-    log-likelihood given by whoever labelled it, `provenance` a word such as 'human' or 'idm'.
+    log-likelihood given by whoever labelled it, `provenance` a word such as 'human' or 'idm'. The path of a picture
+    stands for the picture, which then stays in its file until it is looked at (`rl.pictures.PictureFile`).
+
+    Raises:
+        RewindError: a path that leads to no whole picture.
     """
 
     source: Picture
@@ -30,6 +34,10 @@ class Triplet:
     label: str | None = None
     score: float | None = None
     provenance: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", from_path(self.source))
+        object.__setattr__(self, "target", from_path(self.target))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.errors import RewindError
 from rl.running.command_line import mapping, parse_with_config, plain, run
+from rl.running.data_flags import add_data_flags, check_data_flags, reading
 from rl.running.files import write_whole
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--best_of", type=int, default=64, help="the largest N of the selection")
     p.add_argument("--queries", type=int, default=256, help="scores that the optimised tokens may ask for a case")
     p.add_argument("--seed", type=int, default=0)
+    add_data_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
@@ -62,6 +64,7 @@ def main() -> None:
     _check(a)
     from rewards import load_rewards
     from rewards.rivals import word_edits
+    from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.evaluation import reward_probes
     from rl.evaluation.adversaries import adversaries
@@ -79,10 +82,14 @@ def main() -> None:
     world = load_split(a.world, a.split) if a.world is not None else None
     tasks = sample_tasks(world, max(a.limit if a.triplets is None else 0, a.num_scenes), a.seed) if world else []
     from_world = [Triplet(t.source, t.action, t.target, _family(world, t.action)) for t in tasks]
-    triplets = read_triplets(a.triplets, a.limit) if a.triplets is not None else from_world[: a.limit]
+    left_out: list[LeftOut] = []
+    triplets = from_world[: a.limit]
+    if a.triplets is not None:
+        triplets = read_triplets(a.triplets, a.limit, with_targets=True, **reading(a), left_out=left_out)
     rewards = load_rewards(a.rewards, idm, [triplet.action for triplet in triplets], arguments=a.reward_arguments)
     inputs = [a.idm, a.fdm, a.triplets]
     output = claim(a.output, "audit_reward.py", plain(vars(a)), inputs=inputs, overwrite=a.overwrite)
+    list_left_out(output, left_out)
 
     score = scorer(rewards, vlm, fdm)
     leads_there = _leads_there(world, tasks) if a.triplets is None else None
@@ -116,6 +123,7 @@ def main() -> None:
 
 
 def _check(a: argparse.Namespace) -> None:
+    check_data_flags(a.image_root, a.strict, a.triplets)
     if a.triplets is None and a.world is None:
         raise RewindError("give something to audit on: --triplets data/test.json, or --world with --fdm")
     if a.world is not None and a.fdm is None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.errors import RewindError
 from rl.running.command_line import mapping, parse_with_config, plain, run
+from rl.running.data_flags import add_data_flags, check_data_flags, reading
 from rl.running.files import write_whole
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
+    add_data_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
@@ -74,6 +76,7 @@ def main() -> None:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
     if arguments.best_of < 1:
         raise RewindError(f"--best_of must be at least 1, not {arguments.best_of}")
+    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
     if arguments.triplets is not None:
         return _on_triplets(arguments)
     arguments.rewards = arguments.rewards or ["idm_likelihood"]
@@ -127,6 +130,7 @@ def main() -> None:
 
 def _on_triplets(arguments: argparse.Namespace) -> None:
     from rl import load_fdm, load_idm
+    from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.evaluation.benchmark import add_rewards, compare
     from rl.models.opening import shares_base
@@ -139,14 +143,16 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     if arguments.idm is not None:
         idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
     fdm.check(temperature=arguments.temperature)
-    triplets = read_triplets(arguments.triplets, arguments.limit)
-    if any(triplet.target is None for triplet in triplets):
-        raise RewindError(f"{arguments.triplets} has entries without 'output': there is nothing to compare with")
+    left_out: list[LeftOut] = []
+    triplets = read_triplets(
+        arguments.triplets, arguments.limit, with_targets=True, **reading(arguments), left_out=left_out
+    )
     rewards = _rewards_on(triplets, idm, arguments)
     inputs = [arguments.fdm, arguments.idm, arguments.triplets]
     output = claim(
         arguments.output, "evaluate.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite
     )
+    list_left_out(output, left_out)
     results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed)
     if rewards:
         add_rewards(results, triplets, drawn, _rating(rewards))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.data_flags import add_data_flags, reading
 from rl.running.files import json_lines
 
 WORDS_FILE = "words.jsonl"
@@ -23,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest words; 1: sampled, as in the paper")
     p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
     p.add_argument("--seed", type=int, default=0)
+    add_data_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -35,21 +37,24 @@ def main() -> None:
 
     from rl import RewindError, load_idm
     from rl.data.labelling import labelled, name_pairs
+    from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.triplet_files import read_triplets, write_triplets
     from rl.running.run_folder import claim
 
     if arguments.chunk_size < 1 or arguments.temperature < 0:
         raise RewindError("--chunk_size must be at least 1 and --temperature 0 or more")
-    pairs = read_triplets(arguments.pairs, named=False)
+    left_out: list[LeftOut] = []
+    pairs = read_triplets(arguments.pairs, named=False, with_targets=True, **reading(arguments), left_out=left_out)
     idm = load_idm(arguments.idm)
     output = claim(
         arguments.output,
         "label.py",
-        plain(vars(arguments)),
+        plain(vars(arguments)) | for_resume(left_out),
         inputs=[arguments.idm, arguments.pairs],
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
+    list_left_out(output, left_out)
     words = words_so_far(output / WORDS_FILE)
     with (output / WORDS_FILE).open("a", encoding="utf-8") as file, tqdm(total=len(pairs), desc="label") as bar:
         bar.update(len(words))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import mapping, parse_with_config, plain, run
+from rl.running.data_flags import add_data_flags, check_data_flags, reading
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max_rows", type=int, default=256, help="candidates decoded at once: bounds the memory")
     p.add_argument("--shard", help="I/N (from 0/N): every N-th triplet, into OUTPUT/shard-I-of-N")
     p.add_argument("--seed", type=int, default=0)
+    add_data_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on behind the last complete triplet in --output")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -57,6 +59,7 @@ def main() -> None:
     from rewards import load_rewards, scorers
     from rl import RewindError, Triplet, load_fdm, load_idm, rerank
     from rl.api import check_normalise
+    from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
     from rl.models.opening import shares_base
@@ -72,12 +75,14 @@ def main() -> None:
         raise RewindError("give either --source and --action, or --triplets")
     if a.max_rows < 1:
         raise RewindError(f"--max_rows must be at least 1, not {a.max_rows}")
+    check_data_flags(a.image_root, a.strict, a.triplets)
     shard = shard_of(a.shard)
+    left_out: list[LeftOut] = []
     if one:
         check_actions([a.action])
         triplets = [Triplet(load_image(a.source), a.action)]
     else:
-        triplets = read_triplets(a.triplets, a.limit)
+        triplets = read_triplets(a.triplets, a.limit, **reading(a), left_out=left_out)
     numbers = range(len(triplets))[shard[0] :: shard[1]] if shard else range(len(triplets))
     if not len(numbers):
         raise RewindError(f"there are only {len(triplets)} triplets for {shard[1] if shard else 1} shards")
@@ -104,12 +109,13 @@ def main() -> None:
     output = claim(
         a.output / f"shard-{shard[0]}-of-{shard[1]}" if shard else a.output,
         "rerank.py",
-        plain(vars(a)),
+        plain(vars(a)) | for_resume(left_out),
         inputs=[a.fdm, a.idm, a.source, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,
         each_process=True,
     )
+    list_left_out(output, left_out)
 
     # Scores that were given without the target are not those that training would give with it.
     told = {**(a.reward_arguments or {}), "without targets": blind} if blind else a.reward_arguments

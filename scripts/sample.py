@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.data_flags import add_data_flags, check_data_flags, reading
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top_p", type=float)
     p.add_argument("--guidance", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
+    add_data_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
@@ -39,6 +41,7 @@ SHOWN_ROWS, SHOWN_SAMPLES = 8, 4
 def main() -> None:
     arguments = parse_with_config(parser())
     from rl import RewindError, Triplet, load_fdm
+    from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.models.roles import check_actions
     from rl.pictures import load_image
@@ -50,17 +53,20 @@ def main() -> None:
         raise RewindError("give either --source and --action, or --triplets")
     if arguments.limit is not None and arguments.limit < 1:
         raise RewindError(f"--limit must be at least 1, not {arguments.limit}")
+    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    left_out: list[LeftOut] = []
     if one:
         check_actions([arguments.action])
         triplets = [Triplet(load_image(arguments.source), arguments.action)]
     else:
-        triplets = read_triplets(arguments.triplets, arguments.limit)
+        triplets = read_triplets(arguments.triplets, arguments.limit, **reading(arguments), left_out=left_out)
     fdm = load_fdm(arguments.fdm)
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
     settings = {name: getattr(arguments, name) for name in names}
     fdm.check(**settings)
     inputs = [arguments.fdm, arguments.source, arguments.triplets]
     output = claim(arguments.output, "sample.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite)
+    list_left_out(output, left_out)
     groups = fdm.sample([t.source for t in triplets], [t.action for t in triplets], **settings)
     with (output / "candidates.jsonl").open("w", encoding="utf-8") as file:
         for number, (triplet, group) in enumerate(zip(triplets, groups, strict=True)):

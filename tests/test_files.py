@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rl.data.frames import pool_from_frames, read_captions, read_texts, video_frames
+from rl.data.frames import find_media, pool_from_frames, read_captions, read_texts, video_frames
 from rl.data.pools import pool_from_world
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
@@ -97,6 +97,66 @@ def test_a_pool_from_pictures_videos_and_words(tmp_path: Path) -> None:
     assert pool.pairs_P2.tolist() == [[1 + t, 5 + t] for t in range(len(frames) - 4)]  # half a second at 8 a second
     assert pool.texts == ["move it", "paint it", "lift it"]
     assert pool.all_text() == ["noise", "move it", "paint it", "lift it"]
+
+
+def test_a_link_to_a_folder_of_videos_is_followed_and_circles_are_recognised(tmp_path: Path) -> None:
+    clips, disk = tmp_path / "clips", tmp_path / "disk"
+    for file in (clips / "a" / "1.mp4", disk / "2.mp4", disk / "deep" / "3.mp4", tmp_path / "other.mp4"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    (clips / "b").symlink_to(disk)
+    (clips / "0 again").symlink_to(clips / "a")  # the folder itself keeps its name, which is its class
+    (disk / "deep" / "round").symlink_to(disk)
+    (clips / "a" / "home").symlink_to(clips)
+    (clips / "up").symlink_to(tmp_path)
+    (clips / "nowhere").symlink_to(tmp_path / "gone")
+    (clips / "a" / "._1.mp4").touch()
+    _, videos = find_media([clips])
+    assert [str(video.relative_to(clips)) for video in videos] == ["a/1.mp4", "b/2.mp4", "b/deep/3.mp4"]
+    (tmp_path / "all").symlink_to(clips)
+    assert len(find_media([tmp_path / "all"])[1]) == 3
+
+
+def test_captions_of_linked_pictures(tmp_path: Path) -> None:
+    """As the Hub's cache has them: two names of one blob keep captions of their own."""
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "blob.png")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.png", "b.png"):
+        (data / name).symlink_to("../blob.png")
+    (data / "captions.json").write_text(json.dumps([{"image": f"{n}.png", "caption": n} for n in "ab"]))
+    (tmp_path / "link").symlink_to(data)
+    captions = read_captions(data / "captions.json")
+    assert pool_from_frames([data], 8, 10, captions).captions == [["a"], ["b"]]
+    (data / "b.png").unlink()
+    (data / "captions.json").write_text(json.dumps([{"image": "a.png", "caption": "a"}]))
+    captions = read_captions(data / "captions.json")
+    assert pool_from_frames([tmp_path / "link"], 8, 10, captions).captions == [["a"]]
+
+
+def test_a_broken_picture_in_a_folder_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        Image.fromarray(noise(8, 8, 3)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:100])
+    (tmp_path / "captions.json").write_text(json.dumps([{"image": "c.png", "caption": "third"}]))
+    with caplog.at_level(logging.WARNING, logger="rl"):
+        pool = pool_from_frames([tmp_path], 8, 10, read_captions(tmp_path / "captions.json"))
+    assert pool.captions == [[], ["third"]]
+    assert "1 of 3 pictures are left out; the first:" in caplog.text
+    assert "b.png cannot be read" in caplog.text
+
+
+def test_home_is_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    frames = Tabletop().video(np.random.default_rng(0)).frames_THWC[:4]
+    write_video(frames, tmp_path / "clips" / "a.mkv")
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "clips" / "b.png")
+    (tmp_path / "clips" / "captions.json").write_text(json.dumps([{"image": "b.png", "caption": "noise"}]))
+    (tmp_path / "words.txt").write_text("move it\n")
+    captions, texts = read_captions(Path("~/clips/captions.json")), read_texts([Path("~/words.txt")])
+    pool = pool_from_frames([Path("~/clips")], 8, 10, captions, texts)
+    assert pool.captions[0] == ["noise"]
+    assert len(pool.images_NHWC) == 1 + len(video_frames(Path("~/clips/a.mkv"), 8, 9)[0]) == 5
 
 
 def test_wrong_material(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from rl.data.pools import PretrainingPool
 from rl.data.video_files import frame_rate, frames_of
 from rl.errors import RewindError
+from rl.paths import as_written, expanded
 from rl.pictures import load_image, to_array
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
@@ -25,20 +26,48 @@ _logger = logging.getLogger("rl")
 def find_media(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Image files and video files under the given folders or files, in order of their names.
 
+    Links to folders are followed, but no folder is gone through twice, and none that the link itself stands in. The
+    `._` files that macOS writes beside every file are no media.
+
     Raises:
         RewindError: a path is missing, or there is neither a picture nor a video.
     """
     files: list[Path] = []
-    for path in paths:
+    for path in map(expanded, paths):
         if not path.exists():
             raise RewindError(f"there is no {path}: give folders or files of pictures or videos")
-        files += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files += _files_below(path) if path.is_dir() else [path]
     images = [f for f in files if f.suffix.lower() in IMAGE_SUFFIXES]
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
     if not images and not videos:
         listed = ", ".join(map(str, paths))
         raise RewindError(f"{listed} holds no picture ({' '.join(sorted(IMAGE_SUFFIXES))}) and no video")
     return images, videos
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Files in a folder and all below it, in order of their names; true folders keep theirs where a link leads, too."""
+    found: list[Path] = []
+    gone_through: set[Path] = set()
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        is_link = not folders
+        current = links.pop(0) if is_link else folders.pop()
+        real = current.resolve()
+        if real in gone_through or (is_link and current.parent.resolve().is_relative_to(real)):
+            continue
+        gone_through.add(real)
+        try:
+            inside = sorted(current.iterdir())
+        except OSError as error:
+            _logger.warning("the folder %s cannot be read (%s) and is left out", current, error.strerror)
+            continue
+        for path in inside:
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.is_file() and not path.name.startswith("._"):
+                found.append(path)
+    return sorted(found)
 
 
 def video_frames(path: Path, size: int, max_frames: int) -> tuple[np.ndarray, float]:
@@ -62,9 +91,9 @@ def video_frames(path: Path, size: int, max_frames: int) -> tuple[np.ndarray, fl
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """Sentences from text files (one a line) or AURORA's JSON lists (their `instruction`s)."""
     texts: list[str] = []
-    for path in paths:
+    for path in map(expanded, paths):
         try:
-            content = path.read_text(encoding="utf-8")
+            content = path.read_text(encoding="utf-8-sig")
             if path.suffix == ".json":
                 texts += [entry["instruction"] for entry in json.loads(content)]
             else:
@@ -75,15 +104,19 @@ def read_texts(paths: Sequence[Path]) -> list[str]:
 
 
 def read_captions(path: Path) -> dict[Path, list[str]]:
-    """Captions by image file from a JSON list of {"image", "caption"}; paths are relative to the file, none above."""
+    """Captions by image file (its full path as written, links not followed) from a JSON list of {"image", "caption"}.
+
+    Paths are relative to the file; as they are written they stay in its folder.
+    """
+    path = expanded(path)
     try:
-        entries = [(entry["image"], entry["caption"]) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        entries = [(entry["image"], entry["caption"]) for entry in json.loads(path.read_text(encoding="utf-8-sig"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RewindError(f'{path} is no JSON list of {{"image": path, "caption": words}} ({error!r})') from error
     found: dict[Path, list[str]] = {}
-    root = path.parent.resolve()
+    root = as_written(path).parent
     for image, caption in entries:
-        file = (root / image).resolve()
+        file = as_written(root / image)
         if not file.is_relative_to(root):
             raise RewindError(f"{path} names {image}, which lies outside its folder: keep the pictures beside the file")
         found.setdefault(file, []).append(caption)
@@ -99,15 +132,22 @@ def pool_from_frames(
 ) -> PretrainingPool:
     """A pool from folders of pictures and videos.
 
-    Videos share what `max_frames` leaves beside the pictures; two of their frames half a second apart are a pair.
+    Videos share what `max_frames` leaves beside the pictures; two of their frames half a second apart are a pair. A
+    picture that cannot be read is left out, and a warning counts such pictures and names the first.
     """
     image_files, video_files = find_media(paths)
-    captions = captions or {}
-    unknown = sorted(set(captions) - {f.resolve() for f in image_files})
-    if unknown:
-        raise RewindError(f"{unknown[0]} has a caption but is not among the pictures of --frames")
-    images = [to_array(load_image(file), size) for file in image_files[:max_frames]]
-    words = [captions.get(file.resolve(), []) for file in image_files[:max_frames]]
+    captions_of = _captions_of(image_files, captions or {})
+    images: list[np.ndarray] = []
+    words: list[list[str]] = []
+    broken: list[str] = []
+    for file in image_files[:max_frames]:
+        try:
+            images.append(to_array(load_image(file), size))
+            words.append(captions_of.get(file, []))
+        except RewindError as error:
+            broken.append(str(error))
+    if broken:
+        _logger.warning("%d of %d pictures are left out; the first: %s", len(broken), len(image_files), broken[0])
     pairs: list[tuple[int, int]] = []
     share = max(2, (max_frames - len(images)) // max(1, len(video_files)))
     for file in video_files:
@@ -119,3 +159,20 @@ def pool_from_frames(
     if not images:
         raise RewindError(f"no picture could be read from {', '.join(map(str, paths))}")
     return PretrainingPool(np.stack(images), words, np.array(pairs).reshape(-1, 2), [[] for _ in pairs], list(texts))
+
+
+def _captions_of(image_files: Sequence[Path], captions: dict[Path, list[str]]) -> dict[Path, list[str]]:
+    """The captions of each file that has some: of the path as it is written or, if that has none, of where it leads."""
+    real = {path.resolve(): path for path in captions}
+    found: dict[Path, list[str]] = {}
+    known: set[Path] = set()
+    for file in image_files:
+        written = as_written(file)
+        key = written if written in captions else real.get(file.resolve())
+        if key is not None:
+            found[file] = captions[key]
+            known.add(key)
+    unknown = sorted(set(captions) - known)
+    if unknown:
+        raise RewindError(f"{unknown[0]} has a caption but is not among the pictures of --frames")
+    return found

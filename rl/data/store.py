@@ -20,10 +20,10 @@ from uuid import uuid4
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from rl.errors import RewindError
-from rl.pictures import Picture, load_image
+from rl.paths import expanded
+from rl.pictures import Picture, PictureFile, PictureLike, pixels, to_image
 from rl.triplets import Candidate, Scored, Triplet
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ EARLIER = SCHEMA.remove(SCHEMA.get_field_index("scorers"))
 """Of stores before they told whose scores they hold: those of a reward of one's own, or of a judge, match none."""
 
 
-def picture_key(picture: Picture) -> str:
+def picture_key(picture: PictureLike) -> str:
     """A key of a picture's size and pixels, 32 hexadecimal digits, the same for an array, a PIL image and a PNG."""
-    pixels = _pixels(picture)
-    return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
+    found = pixels(picture)
+    return hashlib.blake2b(repr(found.shape).encode() + found.tobytes(), digest_size=16).hexdigest()
 
 
 def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int]) -> tuple[str, str, bytes]:
@@ -86,7 +86,7 @@ class CandidateStore:
     """
 
     def __init__(self, folder: str | Path, idm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
-        self.folder, self.idm, self.scorers = Path(folder), idm, dict(scorers or {})
+        self.folder, self.idm, self.scorers = expanded(folder), idm, dict(scorers or {})
 
     def append(
         self, groups: Sequence[tuple[Triplet, Sequence[Scored]]], *, seed: int, step: int, first: int = 0
@@ -199,31 +199,31 @@ class CandidateStore:
         key = picture_key(picture)
         file = self._picture_file(key)
         if not file.is_file():
-            _write(file, lambda temporary: Image.fromarray(_pixels(picture)).save(temporary, format="PNG"))
+            _write(file, lambda temporary: to_image(picture).save(temporary, format="PNG"))
         return key
 
     def _picture_file(self, key: str) -> Path:
         return self.folder / "pictures" / f"{key}.png"
 
-    def _pictures(self) -> Callable[[str], Image.Image]:
+    def _pictures(self) -> Callable[[str], Picture]:
         """Pictures by key, each opened once, so that a source's groups share one."""
-        opened: dict[str, Image.Image] = {}
+        opened: dict[str, Picture] = {}
 
-        def picture(key: str) -> Image.Image:
+        def picture(key: str) -> Picture:
             if key not in opened:
-                opened[key] = load_image(self._picture_file(key))
+                opened[key] = PictureFile.of(self._picture_file(key))
             return opened[key]
 
         return picture
 
-    def _triplet(self, row: dict[str, Any], pictures: Callable[[str], Image.Image]) -> Triplet:
+    def _triplet(self, row: dict[str, Any], pictures: Callable[[str], Picture]) -> Triplet:
         target = None if row["target"] is None else pictures(row["target"])
         return Triplet(pictures(row["source"]), row["action"], target, row["task"])
 
 
 def store_of(folder: str | Path) -> CandidateStore:
     """The store in a folder, which may be a run folder that holds one in `candidates`."""
-    inner = Path(folder) / "candidates"
+    inner = expanded(folder) / "candidates"
     return CandidateStore(inner if inner.is_dir() else folder)
 
 
@@ -231,11 +231,6 @@ def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
     ids, logprobs = np.array(row["ids"], dtype=np.int64), np.array(row["logprobs"], dtype=np.float32)
     scores = dict(zip(row["rewards"], row["scores"], strict=True))
     return Scored(Candidate(ids, logprobs, backbone), scores, row["total"])
-
-
-def _pixels(picture: Picture) -> np.ndarray:
-    pixels = picture if isinstance(picture, np.ndarray) else np.asarray(picture.convert("RGB"))
-    return np.ascontiguousarray(pixels)
 
 
 def _same(first: str, second: str) -> bool:

@@ -3,74 +3,238 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
+from tqdm.auto import tqdm
 
+from rl.data.entries import NoEntry, read_entries
+from rl.data.left_out import LeftOut, check
 from rl.errors import RewindError
-from rl.pictures import load_image
+from rl.paths import as_written, expanded, is_file
+from rl.pictures import PictureFile, to_image
 from rl.running.files import write_whole
 from rl.triplets import Triplet
 
+ANCESTORS, TRIED = 3, 20
+"""Folders above the file's that paths may start from, and entries by which that is found out."""
+AT_ONCE = 4096
+"""Pictures that are looked at between two progress steps."""
+_logger = logging.getLogger("rl")
 
-def read_triplets(path: Path, limit: int | None = None, *, named: bool = True) -> list[Triplet]:
-    """Read a JSON list, or its first `limit` entries; image paths are relative to the file and stay in its folder.
 
-    With `named=False` the list holds pairs: `instruction` may be absent, and the action is then the empty text.
-    `output` may be absent or null (an unknown target); `task`, `class`, `score` and `source` are optional.
+class _EntryError(Exception):
+    """What is wrong with an entry: its key, a reason to count by, and the rest of a sentence."""
+
+    def __init__(self, key: str | None, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.key, self.reason = key, reason
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A triplet whose pictures have not been looked at."""
+
+    source: Path
+    target: Path | None
+    words: dict[str, Any]
+
+
+def read_triplets(
+    path: str | Path,
+    limit: int | None = None,
+    *,
+    named: bool = True,
+    with_targets: bool = False,
+    image_root: str | Path | None = None,
+    strict: bool = False,
+    left_out: list[LeftOut] | None = None,
+) -> list[Triplet]:
+    """Read triplets from a JSON list, from the list under "data", or from JSON lines; or the first `limit` entries.
+
+    An entry has `instruction` (or `prompt`; of a list of them, the first), `input`, and optionally `output`, `task`,
+    `class`, `score` and `source` (provenance). Pictures stay in their files (`rl.pictures.PictureFile`); each is
+    decoded once, at a reduced size where its format allows, to see that it is whole.
+
+    Image paths are relative to the file's folder or, if the first entries' pictures are not there, to one of the three
+    folders above it in which one of them is, which is said; or to `image_root`. A path may lead through links; as it is
+    written it must end in the folder that it is relative to, in the file's folder or in `image_root`.
+
+    An entry that cannot be used is left out, with a warning that counts them by reason.
+
+    Args:
+        path: the file.
+        limit: of the entries, those that are left out included; all if None.
+        named: if not, the file holds pairs: `instruction` may be absent, and the action is then the empty text.
+        with_targets: leave out entries without `output`, whose target would be unknown (None).
+        image_root: the folder that image paths start from.
+        strict: refuse a file with an entry that would be left out.
+        left_out: a list to which those are added.
 
     Raises:
-        RewindError: naming the entry that is wrong and what is wrong with it.
+        RewindError: the file cannot be read, more than half of its entries would be left out, or any with `strict`; it
+            names the first entry and what is wrong with it.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RewindError(f"cannot read the triplets {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise RewindError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise RewindError(f"{path} must be a JSON list with at least one triplet")
-    return [_triplet(entry, number, path, named) for number, entry in enumerate(entries[:limit])]
+    file = expanded(path)
+    if limit is not None and limit < 1:
+        raise RewindError(f"the limit of triplets must be at least 1, not {limit}")
+    raw = read_entries(file)[:limit]
+    triplets, faults = _triplets(raw, _roots(file, image_root, raw), named, with_targets)
+    left = [_left_out(file, number, faults[number]) for number in sorted(faults)]
+    check(file, len(raw), left, strict)
+    if left_out is not None:
+        left_out += left
+    return triplets
 
 
-def _triplet(entry: Any, number: int, path: Path, named: bool) -> Triplet:
-    where = f"{path}, triplet {number}"
+def _triplets(
+    raw: Sequence[Any], roots: Sequence[Path], named: bool, with_targets: bool
+) -> tuple[list[Triplet], dict[int, _EntryError]]:
+    """The triplets of the entries that can be used, and what is wrong with the others, by number."""
+    entries: dict[int, _Entry] = {}
+    faults: dict[int, _EntryError] = {}
+    for number, entry in enumerate(raw):
+        try:
+            entries[number] = _entry(entry, roots, named, with_targets)
+        except _EntryError as fault:
+            faults[number] = fault
+    looked = _look(path for entry in entries.values() for path in (entry.source, entry.target) if path is not None)
+    triplets = []
+    for number, found in entries.items():
+        try:
+            source, target = _picture(found.source, "input", looked), _picture(found.target, "output", looked)
+        except _EntryError as fault:
+            faults[number] = fault
+            continue
+        assert source is not None
+        triplets.append(Triplet(source, target=target, **found.words))
+    return triplets, faults
+
+
+def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -> _Entry:
+    """What an entry says, checked, its pictures located.
+
+    Raises:
+        _EntryError: it cannot be used.
+    """
+    if isinstance(entry, NoEntry):
+        raise _EntryError(None, "not JSON", f"line {entry.line} is no JSON ({entry.error})")
     if not isinstance(entry, dict) or "input" not in entry:
-        raise RewindError(f"{where}: needs at least 'instruction' (words) and 'input' (an image path)")
-    action = entry.get("instruction", None if named else "")
+        raise _EntryError("input", "no 'input'", "needs at least 'instruction' (words) and 'input' (an image path)")
+    action = entry.get("instruction", entry.get("prompt", None if named else ""))
+    if isinstance(action, list) and action:
+        action = action[0]
     if not isinstance(action, str):
-        raise RewindError(f"{where}: needs at least 'instruction' (words) and 'input' (an image path)")
+        sentence = "needs at least 'instruction' (words) and 'input' (an image path)"
+        raise _EntryError("instruction", "no 'instruction'", sentence)
     if named and not action.strip():
-        raise RewindError(f"{where}: the instruction is empty")
-    root = path.parent.resolve()
-
-    def image(key: str) -> Image.Image | None:
-        name = entry.get(key)
-        if name is None:
-            return None
-        file = (root / str(name)).resolve()
-        if not file.is_relative_to(root):
-            raise RewindError(f"{where}: '{name}' lies outside the folder of the file; keep the images below it")
-        return load_image(file)
-
-    source = image("input")
-    if source is None:
-        raise RewindError(f"{where}: 'input' is null, but every triplet needs a source picture")
+        raise _EntryError("instruction", "no 'instruction'", "the instruction is empty")
+    if entry["input"] is None:
+        raise _EntryError("input", "no 'input'", "'input' is null, but every triplet needs a source picture")
+    if with_targets and entry.get("output") is None:
+        raise _EntryError("output", "no 'output'", "has no target picture ('output'), which is needed here")
     score = entry.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise RewindError(f"{where}: 'score' must be a number, not {score!r}")
-    return Triplet(
-        source=source,
-        action=action.strip(),
-        target=image("output"),
-        task=entry.get("task"),
-        label=entry.get("class"),
-        score=float(score) if score is not None else None,
-        provenance=entry.get("source"),
-    )
+        raise _EntryError("score", "wrong 'score'", f"'score' must be a number, not {score!r}")
+    source, target = (_located(entry.get(key), key, roots) for key in ("input", "output"))
+    assert source is not None
+    words = {
+        "action": action.strip(),
+        "task": entry.get("task"),
+        "label": entry.get("class"),
+        "score": float(score) if score is not None else None,
+        "provenance": entry.get("source"),
+    }
+    return _Entry(source, target, words)
+
+
+def _roots(file: Path, image_root: str | Path | None, raw: Sequence[Any]) -> list[Path]:
+    """The folders that image paths may start from, in the order in which they are tried."""
+    folder = as_written(file).parent
+    if image_root is not None:
+        root = as_written(image_root)
+        if not root.is_dir():
+            raise RewindError(f"there is no folder {image_root} for images to be in: check --image_root")
+        return [root, folder]
+    named = [one["input"] for one in raw[:TRIED] if isinstance(one, dict) and isinstance(one.get("input"), str)]
+    names = [name for name in named if not expanded(name).is_absolute()]
+    for root in (folder, *folder.parents[:ANCESTORS]):
+        if any((path := _below(name, root, [root])) is not None and is_file(path) for name in names):
+            if root == folder:
+                break
+            _logger.warning("%s: image paths start from %s, where they are found (--image_root sets it)", file, root)
+            return [root, folder]
+    return [folder]
+
+
+def _below(name: str, root: Path, roots: Sequence[Path]) -> Path | None:
+    """The path that a name means from `root`, links not followed, if it ends in one of `roots`."""
+    path = as_written(root / expanded(name))
+    # The second is for a full path into a folder that was itself given by a link to it.
+    inside = any(path.is_relative_to(one) or path.is_relative_to(one.resolve()) for one in roots)
+    return path if inside else None
+
+
+def _located(name: Any, key: str, roots: Sequence[Path]) -> Path | None:
+    """Where the picture of an entry should be, None without a name.
+
+    Raises:
+        _EntryError: something that is no path, or one that leads out of `roots`.
+    """
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise _EntryError(key, "not a path", f"'{key}' must be an image path, not a {type(name).__name__}")
+    inside = [path for root in roots if (path := _below(name, root, roots)) is not None]
+    if not inside:
+        sentence = f"'{key}': '{name}' lies outside the folder of the file: move it there, or give --image_root"
+        raise _EntryError(key, "outside the folder", sentence)
+    return next((path for path in inside if is_file(path)), inside[0]) if len(inside) > 1 else inside[0]
+
+
+def _look(paths: Iterable[Path]) -> dict[Path, PictureFile | RewindError]:
+    """Each file once, as a picture or as what is wrong with it; PIL decodes outside Python's lock, so threads help."""
+
+    def one(path: Path) -> PictureFile | RewindError:
+        try:
+            return PictureFile.of(path)
+        except RewindError as error:
+            return error
+
+    distinct = list(dict.fromkeys(paths))
+    found: dict[Path, PictureFile | RewindError] = {}
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(distinct), desc="pictures", disable=len(distinct) <= AT_ONCE) as bar,
+    ):
+        for start in range(0, len(distinct), AT_ONCE):
+            part = distinct[start : start + AT_ONCE]
+            found |= dict(zip(part, pool.map(one, part), strict=True))
+            bar.update(len(part))
+    return found
+
+
+def _picture(path: Path | None, key: str, looked: dict[Path, PictureFile | RewindError]) -> PictureFile | None:
+    """A picture of its own for every entry, as if each had been read: what groups by identity keeps entries apart.
+
+    Raises:
+        _EntryError: it is missing or not whole.
+    """
+    if path is None:
+        return None
+    found = looked[path]
+    if isinstance(found, RewindError):
+        raise _EntryError(key, "unreadable picture" if is_file(path) else "missing picture", f"'{key}': {found}")
+    return PictureFile(found.path, found.size)
+
+
+def _left_out(file: Path, number: int, fault: _EntryError) -> LeftOut:
+    return LeftOut(str(file), number, fault.key, fault.reason, f"{file}, triplet {number}: {fault}")
 
 
 def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "triplets.json") -> Path:
@@ -82,8 +246,7 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
         for key, picture in (("input", triplet.source), ("output", triplet.target)):
             if picture is not None:
                 file = f"images/{number:0{width}d}-{key}.png"
-                image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-                image.save(folder / file)
+                to_image(picture).save(folder / file)
                 entry[key] = file
         optional = {
             "task": triplet.task,

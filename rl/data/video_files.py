@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from rl.errors import RewindError
+from rl.paths import expanded
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
@@ -19,7 +20,7 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
         RewindError: no video, or one that breaks off (after the frames that could be read).
     """
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(expanded(path))) as container:
             if not container.streams.video:
                 raise RewindError(f"{path} has no video stream")
             for frame in container.decode(container.streams.video[0]):
@@ -44,7 +45,7 @@ def write_video(frames_THWC: np.ndarray, path: Path, frames_per_second: int = 8)
 def frame_rate(path: Path, otherwise: float = 25.0) -> float:
     """Frames a second as the file says it, or `otherwise`."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(expanded(path))) as container:
             rate = container.streams.video[0].average_rate
     except (av.FFmpegError, ValueError, IndexError):
         return otherwise

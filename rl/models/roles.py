@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,7 +15,7 @@ from rl.models.noise import Noise
 from rl.models.sampling import MAX_ROWS, sample_tokens
 from rl.models.scoring import span_log_probs
 from rl.models.unified import UnifiedVLM
-from rl.pictures import Picture
+from rl.pictures import PictureLike
 from rl.triplets import Candidate
 
 Role = Literal["fdm", "idm"]
@@ -70,17 +71,17 @@ class ForwardDynamics(_Role):
 
     @overload
     def sample(
-        self, source: Picture | Candidate, action: str, num_samples: int = ..., **settings: Any
+        self, source: PictureLike | Candidate, action: str, num_samples: int = ..., **settings: Any
     ) -> list[Candidate]: ...
 
     @overload
     def sample(
-        self, source: Sequence[Picture | Candidate], action: Sequence[str], num_samples: int = ..., **settings: Any
+        self, source: Sequence[PictureLike | Candidate], action: Sequence[str], num_samples: int = ..., **settings: Any
     ) -> list[list[Candidate]]: ...
 
     def sample(  # type: ignore[misc]
         self,
-        source: Picture | Candidate | Sequence[Picture | Candidate],
+        source: PictureLike | Candidate | Sequence[PictureLike | Candidate],
         action: str | Sequence[str],
         num_samples: int = 1,
         temperature: float = 1.0,
@@ -96,7 +97,8 @@ class ForwardDynamics(_Role):
         """Draw predicted targets.
 
         Args:
-            source: a picture (uint8 RGB [H, W, 3] or PIL), or a list of them; a `Candidate` stands for its own ids.
+            source: a picture (uint8 RGB [H, W, 3], PIL, or the path of a file), or a list of them; a `Candidate` stands
+                for its own ids.
             action: a sentence for each source.
             num_samples: candidates a source.
             temperature: 1 is the model's distribution; low ones tend to copy the source; 0 is greedy.
@@ -154,8 +156,8 @@ class ForwardDynamics(_Role):
 
     def score(
         self,
-        source: Picture | Sequence[Picture],
-        targets: Sequence[Picture | Candidate],
+        source: PictureLike | Sequence[PictureLike],
+        targets: Sequence[PictureLike | Candidate],
         action: str | Sequence[str],
         temperature: float = 1.0,
     ) -> list[float]:
@@ -165,8 +167,8 @@ class ForwardDynamics(_Role):
     @torch.no_grad()
     def log_probs(
         self,
-        source: Picture | Sequence[Picture],
-        targets: Sequence[Picture | Candidate],
+        source: PictureLike | Sequence[PictureLike],
+        targets: Sequence[PictureLike | Candidate],
         action: str | Sequence[str],
         temperature: float = 1.0,
     ) -> list[np.ndarray]:
@@ -179,7 +181,7 @@ class ForwardDynamics(_Role):
         return [x.cpu().numpy() for x in found]
 
 
-def token_ids(vlm: UnifiedVLM, pictures: Sequence[Picture | Candidate]) -> list[list[int]]:
+def token_ids(vlm: UnifiedVLM, pictures: Sequence[PictureLike | Candidate]) -> list[list[int]]:
     """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded."""
     fresh = {  # a picture that stands there many times, such as the source of a group, is encoded once
         id(picture): picture.image if isinstance(picture, Candidate) else picture
@@ -192,11 +194,13 @@ def token_ids(vlm: UnifiedVLM, pictures: Sequence[Picture | Candidate]) -> list[
 
 def _rows(
     vlm: UnifiedVLM,
-    source: Picture | Sequence[Picture],
-    targets: Sequence[Picture | Candidate],
+    source: PictureLike | Sequence[PictureLike],
+    targets: Sequence[PictureLike | Candidate],
     action: str | Sequence[str],
 ) -> tuple[list[list[int]], list[list[int]], list[str]]:
     """Source ids, target ids and actions of equal length from one source (or action) for all targets or one each."""
+    if isinstance(targets, str | Path):
+        raise RewindError(f"targets is a list of pictures, one a score: give [{str(targets)!r}]")
     many = isinstance(source, list | tuple)
     sources: Any = source if many else [source]
     actions = [action] * len(targets) if isinstance(action, str) else list(action)
@@ -219,8 +223,8 @@ class InverseDynamics(_Role):
 
     def score(
         self,
-        source: Picture | Sequence[Picture],
-        targets: Sequence[Picture | Candidate],
+        source: PictureLike | Sequence[PictureLike],
+        targets: Sequence[PictureLike | Candidate],
         action: str | Sequence[str],
     ) -> list[float]:
         """Mean log-probability a token of the action (its end included), one number a target: `idm_likelihood`.
@@ -235,8 +239,8 @@ class InverseDynamics(_Role):
     @torch.no_grad()
     def log_probs(
         self,
-        source: Picture | Sequence[Picture],
-        targets: Sequence[Picture | Candidate],
+        source: PictureLike | Sequence[PictureLike],
+        targets: Sequence[PictureLike | Candidate],
         action: str | Sequence[str],
     ) -> list[np.ndarray]:
         """Log-probability of each token of the action and of its end, float32 [tokens], one array a target."""
@@ -249,17 +253,17 @@ class InverseDynamics(_Role):
         return [x.cpu().numpy() for x in found]
 
     @overload
-    def describe(self, source: Picture, target: Picture | Candidate, **settings: Any) -> str: ...
+    def describe(self, source: PictureLike, target: PictureLike | Candidate, **settings: Any) -> str: ...
 
     @overload
     def describe(
-        self, source: Sequence[Picture], target: Sequence[Picture | Candidate], **settings: Any
+        self, source: Sequence[PictureLike], target: Sequence[PictureLike | Candidate], **settings: Any
     ) -> list[str]: ...
 
     def describe(  # type: ignore[misc]
         self,
-        source: Picture | Sequence[Picture],
-        target: Picture | Candidate | Sequence[Picture | Candidate],
+        source: PictureLike | Sequence[PictureLike],
+        target: PictureLike | Candidate | Sequence[PictureLike | Candidate],
         max_tokens: int = 48,
         temperature: float = 0.0,
         seed: int = 0,
@@ -290,7 +294,7 @@ class InverseDynamics(_Role):
 
 
 def continue_captions(
-    vlm: UnifiedVLM, pictures: Sequence[Picture], begins: Sequence[str], max_tokens: int = 96
+    vlm: UnifiedVLM, pictures: Sequence[PictureLike], begins: Sequence[str], max_tokens: int = 96
 ) -> list[str]:
     """The most likely rest (greedy) of a caption that begins with the given words, one a picture, by the base alone."""
     prompts = [

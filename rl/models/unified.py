@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rl.errors import RewindError
 from rl.models import adapters
-from rl.pictures import Picture, to_array
+from rl.pictures import PictureLike, to_array
 from rl.words import words_of
 
 
@@ -99,21 +99,21 @@ class UnifiedVLM(ABC):
 
     # ---- pictures
 
-    def encode(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
-        """Pictures (uint8 RGB [H, W, 3] or PIL, any size) -> vocabulary ids, int64 [B, K].
+    def encode(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+        """Pictures (uint8 RGB [H, W, 3], PIL or files, any size) -> vocabulary ids, int64 [B, K].
 
         The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
         for the same pictures again and again, and encoding one costs more than reading its action.
         """
         return torch.stack([ids for ids, _ in self._encoded(images, batch_size, False)]).to(self.device)
 
-    def features(self, images: Sequence[Picture], batch_size: int = 64) -> Tensor:
+    def features(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
         """Pictures -> features before quantisation, float [B, K, D]; small ones are remembered like ids."""
         found = [features for _, features in self._encoded(images, batch_size, True) if features is not None]
         return torch.stack(found).to(self.device)
 
     def _encoded(
-        self, images: Sequence[Picture], batch_size: int, with_features: bool
+        self, images: Sequence[PictureLike], batch_size: int, with_features: bool
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Ids int64 [K] and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
         if not len(images):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from rl.pictures import Picture
+from rl.pictures import Picture, to_image
 from rl.triplets import Scored, Triplet
 
 
@@ -26,7 +26,7 @@ def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], cell: int = 128) -> Ima
     for row, lines, height in zip(rows, captions, heights, strict=True):
         for column, ((picture, _), words) in enumerate(zip(row, lines, strict=True)):
             left = 6 + column * (cell + 6)
-            image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+            image = to_image(picture)
             smooth = Image.Resampling.LANCZOS if max(image.size) > cell else Image.Resampling.NEAREST
             page.paste(image.resize((cell, cell), smooth), (left, top))
             for number, text in enumerate(words):

@@ -7,10 +7,9 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 
-import numpy as np
 from PIL import Image
 
-from rl.pictures import Picture
+from rl.pictures import Picture, to_image
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
@@ -23,7 +22,7 @@ td.n{text-align:right;white-space:nowrap}img{max-width:100%}.note{color:#555}
 def picture(image: Picture, alt: str) -> str:
     """An `<img>` with the picture inside."""
     stream = io.BytesIO()
-    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(stream, "PNG", optimize=True)
+    to_image(image).save(stream, "PNG", optimize=True)
     data = base64.b64encode(stream.getvalue()).decode()
     return f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></p>'
 

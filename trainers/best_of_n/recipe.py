@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
@@ -29,10 +30,11 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     settings = (arguments.min_lead, arguments.min_changed, arguments.top, arguments.reward_temperature)
     keep = Keep(arguments.num_candidates, *settings)
     set_seed(config.seed)
-    fdm, _, triplets, rewards = open_for_improvement(arguments, stored_triplets(arguments))
+    left_out: list[LeftOut] = []
+    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
-    output = begin_run("train_best_of_n.py", arguments, config, inputs)
+    output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         kept, totals = keep_best(vlm, groups, keep)

@@ -21,6 +21,10 @@ class RunArguments:
 
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in --output_dir"})
     overwrite: bool = field(default=False, metadata={"help": "replace what an earlier run left in --output_dir"})
+    image_root: str | None = field(
+        default=None, metadata={"help": "the folder that image paths in files of triplets start from, if not their own"}
+    )
+    strict: bool = field(default=False, metadata={"help": "stop at an entry that would be left out, and name it"})
 
 
 @dataclass

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rewards import Reward, load_rewards
-from rl.data.triplet_files import read_triplets
+from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from rl.models.opening import load_fdm, load_idm, shares_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.running.data_flags import check_data_flags
 from rl.triplets import Triplet
 from trainers.common.adapters import only_policy_trains
 from trainers.common.arguments import ImproveArguments
+from trainers.common.runs import read_files
 from trainers.common.sharding import whole_weights
 
 
 def open_for_improvement(
-    arguments: ImproveArguments, triplets: list[Triplet] | None = None
+    arguments: ImproveArguments, left_out: list[LeftOut], triplets: list[Triplet] | None = None
 ) -> tuple[ForwardDynamics, InverseDynamics | None, list[Triplet], list[Reward]]:
     """The forward model with its adapter alone trainable, the inverse model, what to try, and the rewards.
 
-    `triplets` are tried in place of those that the arguments name.
+    `triplets` are tried in place of those that the arguments name, of which those that are left out are added to
+    `left_out`.
 
     Raises:
         RewindError: a missing argument, a bare base, a reward that cannot be loaded.
     """
     if arguments.fdm is None or not (triplets or arguments.triplets):
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
+    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
     if not triplets:
-        triplets = [triplet for file in arguments.triplets for triplet in read_triplets(Path(file), arguments.limit)]
+        triplets = read_files(arguments, arguments.triplets, left_out, limit=arguments.limit)
     with whole_weights():
         fdm = load_fdm(arguments.fdm)
         if fdm.adapter is None:

@@ -13,10 +13,14 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from rl.data.left_out import LeftOut, for_resume, list_left_out
+from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
+from rl.running.data_flags import reading
 from rl.running.files import json_lines
 from rl.running.run_folder import claim
+from rl.triplets import Triplet
 from trainers.common.adapters import save_adapter
 from trainers.common.arguments import RunArguments, settings_of
 from trainers.common.sharding import on_main, stage_asked_for
@@ -24,20 +28,42 @@ from trainers.common.sharding import on_main, stage_asked_for
 ROUNDS_FILE = "rounds.jsonl"
 
 
+def read_files(
+    arguments: RunArguments,
+    files: Sequence[str],
+    left_out: list[LeftOut],
+    *,
+    limit: int | None = None,
+    with_targets: bool = False,
+) -> list[Triplet]:
+    """The triplets of files, as `--image_root` and `--strict` say; what is left out is added to `left_out`."""
+    found: list[Triplet] = []
+    for file in files:
+        found += read_triplets(file, limit, with_targets=with_targets, **reading(arguments), left_out=left_out)
+    return found
+
+
 def begin_run(
-    script: str, arguments: RunArguments, config: TrainingArguments, inputs: Sequence[str | None], **more: Any
+    script: str,
+    arguments: RunArguments,
+    config: TrainingArguments,
+    inputs: Sequence[str | None],
+    left_out: Sequence[LeftOut] = (),
+    **more: Any,
 ) -> Path:
-    """Claim `--output_dir` once for all processes, and point TensorBoard into it.
+    """Claim `--output_dir` once for all processes, list in it what is left out of the data, point TensorBoard into it.
 
     Raises:
         RewindError: the folder cannot be claimed, or a DeepSpeed config with options that cannot be used.
     """
     stage_asked_for()
     folder = Path(str(config.output_dir))
-    values = {**asdict(arguments), "training": settings_of(config), **more}
+    values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out)}
 
     def take() -> Path:
-        return claim(folder, script, values, inputs=inputs, resume=arguments.resume, overwrite=arguments.overwrite)
+        claimed = claim(folder, script, values, inputs=inputs, resume=arguments.resume, overwrite=arguments.overwrite)
+        list_left_out(claimed, left_out)
+        return claimed
 
     output = on_main(take)
     _log_to(output / "tensorboard")

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import set_seed
 from trl import DPOConfig
 
+from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from trainers.common.adapters import only_policy_trains, save_adapter
 from trainers.common.candidates import groups_of_round, stored_triplets
@@ -27,10 +28,11 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     check_rounds(arguments.rounds)
     pairing = Pairing(arguments.num_candidates, arguments.min_gap)
     set_seed(config.seed)
-    fdm, _, triplets, rewards = open_for_improvement(arguments, stored_triplets(arguments))
+    left_out: list[LeftOut] = []
+    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
-    output = begin_run("train_dpo.py", arguments, config, inputs)
+    output = begin_run("train_dpo.py", arguments, config, inputs, left_out)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]

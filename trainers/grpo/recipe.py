@@ -11,15 +11,15 @@ from trl import GRPOConfig
 
 from rewards import scorers
 from rl.data.chains import chains
+from rl.data.left_out import LeftOut
 from rl.data.store import CandidateStore, scorer_key
-from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
 from rl.models.opening import load_idm
 from trainers.common.adapters import save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
-from trainers.common.runs import begin_run, check_output
+from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import whole_weights
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
@@ -57,10 +57,11 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     check_options(config, arguments.rewards)
     check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
-    fdm, _, triplets, rewards = open_for_improvement(arguments)
+    left_out: list[LeftOut] = []
+    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out)
     vlm = fdm.backbone
     fdm.check(temperature=config.temperature, guidance=arguments.guidance)
-    validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
+    validation = read_files(arguments, arguments.validation, left_out)
     rules = rules_of(arguments.monitors, arguments.judge_idm is not None)
     kind: Any = arguments.importance_advantages
     steps, credit = arguments.rollout_steps, cast(Credit, arguments.rollout_credit)
@@ -75,7 +76,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     with whole_weights():
         judge = load_idm(arguments.judge_idm) if arguments.judge_idm is not None else None
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
-    output = begin_run("train_grpo.py", arguments, config, inputs)
+    output = begin_run("train_grpo.py", arguments, config, inputs, left_out)
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"

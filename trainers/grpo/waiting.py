@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rl.models.unified import UnifiedVLM
-from rl.pictures import Picture
+from rl.pictures import Picture, pixels
 from rl.triplets import Candidate, Scored, Triplet
 
 
@@ -44,7 +43,7 @@ def _array(source: Picture | Candidate) -> np.ndarray:
     """A picture as uint8 [H, W, 3]; a candidate, which is the source of a trajectory's later step, as its ids [K]."""
     if isinstance(source, Candidate):
         return source.ids
-    return np.ascontiguousarray(source.convert("RGB") if isinstance(source, Image.Image) else source)
+    return np.ascontiguousarray(pixels(source))
 
 
 def _source(array: np.ndarray, backbone: UnifiedVLM) -> Any:

@@ -14,18 +14,17 @@ from transformers import set_seed
 from trl import ModelConfig
 
 from rl.data.importance import Importance
-from rl.data.triplet_files import read_triplets
+from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
 from rl.models.opening import load_base
 from rl.models.roles import IDM_ADAPTER, Role
 from rl.models.unified import UnifiedVLM
 from rl.running.run_folder import CONFIG_FILE
-from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, lora_config, save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile
-from trainers.common.runs import begin_run, check_output
+from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import on_main, whole_weights
 from trainers.sft.arguments import FDMArguments, IDMArguments, RoleConfig
 from trainers.sft.both_roles import BothRolesSFTTrainer, both_rows
@@ -41,7 +40,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     `load_fdm` or `load_idm` opens it; with both, `load_idm` opens the folder `idm` in it.
     """
     with_idm = isinstance(arguments, FDMArguments) and arguments.with_idm
-    files = [*arguments.triplets, *getattr(arguments, "synthetic", [])]
+    synthetic = getattr(arguments, "synthetic", [])
     if not arguments.triplets:
         raise RewindError("give at least one file of triplets: --triplets data/triplets.json")
     check_output(config)
@@ -51,11 +50,10 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     if isinstance(arguments, FDMArguments) and arguments.token_weights:
         settings: Any = arguments.importance_normalise
         importance = Importance(settings, arguments.importance_floor, arguments.importance_cap)
-    triplets: list[Triplet] = []
-    labelled = 0
-    for file in files:
-        triplets += read_triplets(Path(file), arguments.limit)
-        labelled = len(triplets) if file in arguments.triplets else labelled
+    left_out: list[LeftOut] = []
+    triplets = read_files(arguments, arguments.triplets, left_out, limit=arguments.limit, with_targets=True)
+    labelled = len(triplets)
+    triplets += read_files(arguments, synthetic, left_out, limit=arguments.limit, with_targets=True)
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
         vlm = load_base(arguments.base)
@@ -65,7 +63,8 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         if with_idm:
             rows = both_rows(rows, role_rows(vlm, "idm", triplets))
         script = f"train_{role}.py"
-        output = begin_run(script, arguments, config, [arguments.base, *files], model=asdict(model_config))
+        inputs = [arguments.base, *arguments.triplets, *synthetic]
+        output = begin_run(script, arguments, config, inputs, left_out, model=asdict(model_config))
         add_adapter(vlm, lora)
         if with_idm:
             set_seed(config.seed)  # so that it is the adapter that `train_idm.py` would draw
