@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
 import json
 import math
@@ -34,8 +35,8 @@ def batch(tiny: ChameleonVLM, picture: np.ndarray) -> Batch:
 def test_a_function_gets_what_it_names_and_no_more(batch: Batch) -> None:
     got: dict[str, Any] = {}
 
-    def by_ids(predicted_ids: Any, source_ids: Any, task: Any, **rest: Any) -> list[float]:
-        got.update(predicted_ids=predicted_ids, source_ids=source_ids, task=task, rest=rest)
+    def by_ids(predicted_ids: Any, source_ids: Any, task: Any, **_: Any) -> list[float]:
+        got.update(predicted_ids=predicted_ids, source_ids=source_ids, task=task, rest=_)
         return [0.0] * 3
 
     def bright(completions: Any, **_: Any) -> list[float]:
@@ -55,8 +56,9 @@ def test_a_batch_fits_together(batch: Batch, picture: np.ndarray) -> None:
         Batch([ACTION] * 3, batch.candidates, [picture] * 2)
 
 
-def _idm_needed(made: Any) -> bool:
-    parameter = inspect.signature(made).parameters.get("idm")
+def _idm_needed(path: str) -> bool:
+    module, _, name = path.partition(":")
+    parameter = inspect.signature(getattr(importlib.import_module(module), name)).parameters.get("idm")
     return parameter is not None and parameter.default is parameter.empty
 
 
@@ -94,7 +96,7 @@ def test_a_failure_never_becomes_a_number(batch: Batch, function: Any, sentence:
 )
 def test_a_signature_that_cannot_be_met(function: Any, sentence: str) -> None:
     with pytest.raises(RewindError, match=sentence):
-        Reward.of(function)
+        Reward.of(function).on([])
 
 
 def test_a_failure_names_the_sample_and_keeps_the_traceback(batch: Batch) -> None:

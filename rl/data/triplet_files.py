@@ -10,17 +10,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rl.data.columns import plain_columns
 from rl.errors import RewindError
 from rl.pictures import load_image
 from rl.running.files import write_whole
 from rl.triplets import Triplet
+
+KNOWN = ("instruction", "input", "output", "task", "class", "score", "source")
+"""Keys of an entry that have a meaning here; the others are further columns (`Triplet.more`)."""
 
 
 def read_triplets(path: Path, limit: int | None = None, *, named: bool = True) -> list[Triplet]:
     """Read a JSON list, or its first `limit` entries; image paths are relative to the file and stay in its folder.
 
     With `named=False` the list holds pairs: `instruction` may be absent, and the action is then the empty text.
-    `output` may be absent or null (an unknown target); `task`, `class`, `score` and `source` are optional.
+    `output` may be absent or null (an unknown target); `task`, `class`, `score` and `source` are optional. What else an
+    entry holds is kept as it stands, for rewards that ask for it by name.
 
     Raises:
         RewindError: naming the entry that is wrong and what is wrong with it.
@@ -70,7 +75,13 @@ def _triplet(entry: Any, number: int, path: Path, named: bool) -> Triplet:
         label=entry.get("class"),
         score=float(score) if score is not None else None,
         provenance=entry.get("source"),
+        more=_further(entry),
     )
+
+
+def _further(entry: dict[str, Any]) -> dict[str, Any]:
+    """The columns of an entry that have no meaning here."""
+    return {key: value for key, value in entry.items() if key not in KNOWN}
 
 
 def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "triplets.json") -> Path:
@@ -91,7 +102,8 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
             "score": triplet.score,
             "source": triplet.provenance,
         }
-        entries.append({**entry, **{key: value for key, value in optional.items() if value is not None}})
+        entry |= {key: value for key, value in optional.items() if value is not None}
+        entries.append({**entry, **_further(plain_columns(triplet.more))})
     path = folder / name
     write_whole(path, json.dumps(entries, indent=1) + "\n")
     return path
