@@ -1,10 +1,11 @@
 """The reward contract: what a reward function may ask for, how it is called, and what its answer must look like.
 
 A reward is any callable with TRL's signature, `f(prompts, completions, **columns) -> list[float | None]`. Here
-`prompts` are action texts and `completions` predicted pictures (PIL). It receives only the parameters that it names,
-so `def bright(completions, **_)` has pictures decoded and `def f(predicted_ids, source_ids, **_)` does not. It may be
-`async`. None means that a candidate cannot be scored; NaN, a wrong count and exceptions stop the run with the reward's
-name.
+`prompts` are action texts and `completions` predicted pictures (PIL). It receives the parameters that it names, so
+`def bright(completions, **_)` has pictures decoded and `def f(predicted_ids, source_ids, **_)` does not; further
+columns of the data come by name, too (`rewards.signature`). It may be `async`, or a PyTorch module, which is put into
+evaluation mode and asked without gradients. None means that a candidate cannot be scored; NaN, a wrong count and
+exceptions stop the run with the reward's name.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import inspect
 import math
 import sysconfig
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,32 +25,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rewards.signature import ALIASES, COLUMNS, Open, asked_by, is_module, name_of
 from rl.errors import RewindError
 from rl.pictures import Picture
 from rl.triplets import Candidate
 
-RewardFunction = Callable[..., "list[float | None] | Awaitable[list[float | None]]"]
+__all__ = ["COLUMNS", "Batch", "Reward", "RewardFunction", "described", "pictures_of", "scorers"]
 
-COLUMNS = (
-    "prompts",
-    "completions",
-    "candidates",
-    "source_image",
-    "target_image",
-    "source_ids",
-    "predicted_ids",
-    "task",
-    "log_metric",
-    "trainer_state",
-)
-"""Every parameter that a reward may name."""
+RewardFunction = Callable[..., "list[float | None] | Awaitable[list[float | None]]"]
 
 
 @dataclass
 class Batch:
     """Candidates of one backbone with everything that a reward may ask for; one entry a candidate in every list.
 
-    `target_image` is None where the true target is unknown. Pictures and source ids are made when first asked for.
+    `target_image` is None where the true target is unknown. `more` are further columns of the data, a mapping a
+    candidate; what one lacks and another has is None for it. Pictures and source ids are made when first asked for.
     """
 
     prompts: Sequence[str]
@@ -59,14 +50,27 @@ class Batch:
     task: Sequence[str | None] | None = None
     log_metric: Callable[[str, float], None] = field(default=lambda name, value: None)
     trainer_state: Any = None
+    more: Sequence[Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.candidates)
         self.target_image = self.target_image if self.target_image is not None else [None] * count
         self.task = self.task if self.task is not None else [None] * count
-        for name in ("prompts", "source_image", "target_image", "task"):
+        self.more = self.more if self.more is not None else [{}] * count
+        for name in ("prompts", "source_image", "target_image", "task", "more"):
             if len(getattr(self, name)) != count:
                 raise RewindError(f"{count} candidates and {len(getattr(self, name))} entries of '{name}'")
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the further columns, those that any candidate has."""
+        return list(dict.fromkeys(name for row in self.more or () for name in row))
+
+    def column(self, name: str) -> Any:
+        """A column by any of its names, a further one too."""
+        if name in COLUMNS or name in ALIASES:
+            return getattr(self, ALIASES.get(name, name))
+        return [row.get(name) for row in self.more or ()]
 
     @cached_property
     def completions(self) -> list[Any]:
@@ -92,6 +96,7 @@ class Batch:
         one = slice(number, number + 1)
         assert self.target_image is not None
         assert self.task is not None
+        assert self.more is not None
         return Batch(
             self.prompts[one],
             self.candidates[one],
@@ -99,6 +104,7 @@ class Batch:
             self.target_image[one],
             self.task[one],
             trainer_state=self.trainer_state,
+            more=self.more[one],
         )
 
 
@@ -124,6 +130,8 @@ class Reward:
     `scorer` is what the scores come from where the name does not say it: the file of a reward of one's own, the server
     of a judge. Stored scores are taken over only from the same scorer. It is empty for what is built in, and for a
     function that is handed over in Python, whose name stands for it.
+
+    `open` is what depends on the columns of the data, until they are known (`on`).
     """
 
     name: str
@@ -131,6 +139,7 @@ class Reward:
     function: RewardFunction
     asks_for: tuple[str, ...]
     scorer: str = ""
+    open: Open | None = None
 
     @classmethod
     def of(cls, function: RewardFunction, name: str | None = None, weight: float = 1.0, scorer: str = "") -> Reward:
@@ -139,48 +148,45 @@ class Reward:
         An object may say by a `scorer` of its own (str) what else its scores come from; it is added.
 
         Raises:
-            RewindError: no callable or one without a signature, a parameter that nothing can fill, positional-only
-                parameters, a weight that is no number.
+            RewindError: no callable or one without a signature, positional-only parameters, a weight that is no number.
         """
-        own = getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
-        name = name or str(own)
+        name = name or name_of(function)
         if not callable(function):
             raise RewindError(f"the reward '{name}' cannot be called: it is a {type(function).__name__}")
         if not math.isfinite(weight):
             raise RewindError(f"the weight of the reward '{name}' must be a number, not {weight}")
-        try:
-            signature = inspect.signature(function)
-        except ValueError as error:  # some functions that are written in C
-            raise RewindError(f"the reward '{name}' does not say what it asks for: wrap it in a function") from error
-        asks_for = []
-        for parameter in signature.parameters.values():
-            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                continue
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise RewindError(f"the reward '{name}' takes '{parameter.name}' by position: columns come by name")
-            if parameter.name in COLUMNS:
-                asks_for.append(parameter.name)
-            elif parameter.default is parameter.empty:
-                raise RewindError(
-                    f"the reward '{name}' asks for '{parameter.name}', which there is not; it may ask for "
-                    f"{', '.join(COLUMNS)}, and has parameters of its own from reward_arguments"
-                )
+        asks_for, left = asked_by(function, name)
+        if is_module(function):
+            function.eval()  # type: ignore[attr-defined]
         own_scorer = getattr(function, "scorer", "")
         told = [part for part in (scorer, own_scorer) if isinstance(part, str) and part]
-        return cls(name, float(weight), function, tuple(asks_for), " ".join(told))
+        return cls(name, float(weight), function, asks_for, " ".join(told), left)
+
+    def on(self, columns: Iterable[str]) -> Reward:
+        """This reward for data with these further columns; one that knows its data already stays as it is.
+
+        Raises:
+            RewindError: a parameter that nothing can fill.
+        """
+        if self.open is None:
+            return self
+        return replace(self, asks_for=self.open.columns(self.name, self.asks_for, columns), open=None)
 
     def __call__(self, batch: Batch) -> list[float | None]:
         """One score a candidate.
 
         Raises:
-            RewindError: an exception inside (kept as its cause), a wrong count, NaN or something that is no number.
+            RewindError: a parameter that nothing can fill, an exception inside (kept as its cause), a wrong count, NaN
+                or something that is no number.
         """
+        if self.open is not None:
+            return self.on(batch.columns)(batch)
         try:
             scores = self._ask(batch)
         except RewindError as error:
             raise RewindError(f"the reward '{self.name}' failed: {error}") from error
         except Exception as error:  # whatever a user's function raises stops the run; it never becomes a number
-            where, what = self._where_it_fails(batch, error), described(error)
+            where, what = self._where_it_fails(batch, error), described(error) + self._hint(error)
             raise RewindError(f"the reward '{self.name}' failed{where}: {what}") from error
         if scores is None:
             raise RewindError(
@@ -188,6 +194,7 @@ class Reward:
                 "is its 'return' missing?"
             )
         try:
+            scores = scores.tolist() if hasattr(scores, "tolist") else scores  # a tensor is fetched at once
             listed: list[Any] = [scores] if isinstance(scores, str | Mapping) else list(scores)
             if any(isinstance(score, str | Mapping) for score in listed):
                 raise TypeError(f"not {scores!r:.80}")
@@ -207,8 +214,18 @@ class Reward:
 
     def _ask(self, batch: Batch) -> Any:
         """What the function returns, waited for if it is `async`."""
-        answer = self.function(**{column: getattr(batch, column) for column in self.asks_for})
+        columns = {column: batch.column(column) for column in self.asks_for}
+        if is_module(self.function):
+            return _of_module(self.function, columns)
+        answer = self.function(**columns)
         return _wait_for(answer) if inspect.isawaitable(answer) else answer
+
+    def _hint(self, error: Exception) -> str:
+        """For a function that names no column, as a decorator's does, and passes all on to one that takes less."""
+        named, left = asked_by(self.function, self.name)
+        if named or left is None or not left.rest or not isinstance(error, TypeError):
+            return ""
+        return "; if a decorator hides what it asks for, put functools.wraps into the decorator"
 
     def _where_it_fails(self, batch: Batch, error: Exception) -> str:
         """The first candidate that fails alone in the same way, in words: the function sees the batch as a whole."""
@@ -229,6 +246,15 @@ def described(error: BaseException) -> str:
     own = [f for f in own if not f.filename.startswith(sysconfig.get_path("stdlib"))]
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {error}{place}"
+
+
+def _of_module(module: Any, columns: Mapping[str, Any]) -> Any:
+    """What a PyTorch module returns, [B] or [B, 1], without gradients."""
+    import torch
+
+    with torch.no_grad():
+        answer = module(**columns)
+    return answer[:, 0] if getattr(answer, "ndim", 0) == 2 and answer.shape[1] == 1 else answer
 
 
 def _wait_for(answer: Awaitable[Any]) -> Any:

@@ -29,7 +29,8 @@ class Ensemble:
 
     Args:
         idm: the first inverse model.
-        others: more of them, opened or as base or run folders; those on the first one's base share its weights.
+        others: more of them, opened or as base or run folders, in a list unless it is one folder; those on the first
+            one's base share its weights.
         k: 0 is the plain mean; the larger, the less a candidate is worth that the models disagree on.
         form: the reward that every model gives: any built-in with an inverse model. Across families, whose tokens
             differ in length, compare 'idm_choice' or 'idm_margin' rather than log-probabilities a token.
@@ -43,14 +44,15 @@ class Ensemble:
     def __init__(
         self,
         idm: InverseDynamics,
-        others: Sequence[InverseDynamics | str | Path],
+        others: str | Path | Sequence[InverseDynamics | str | Path],
         k: float = 1.0,
         form: str = "idm_likelihood",
         form_arguments: Mapping[str, Any] | None = None,
         actions: Sequence[str] = (),
         same_outcome: SameOutcome | None = None,
     ) -> None:
-        if isinstance(others, str | Path) or not others:
+        others = [others] if isinstance(others, str | Path) else others
+        if not others:
             raise RewindError("an ensemble needs a list of inverse models beside the first: others: [runs/idm-2]")
         if not k >= 0:
             raise RewindError(f"k of an ensemble must be 0 or more, not {k}")

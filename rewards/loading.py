@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from rewards.contract import COLUMNS, Reward, RewardFunction, described
+from rewards.contract import Reward, RewardFunction, described
 from rewards.rivals import SameOutcome
+from rewards.signature import ALIASES, COLUMNS, name_of
 from rewards.table import BUILT_IN
 from rl.errors import RewindError
-from rl.running.command_line import mapping
+from rl.running.mapping import mapping
+from rl.user_code import load_file, load_module
+from rl.words import did_you_mean
 
 
 def load_rewards(
-    specifications: Sequence[str | RewardFunction | Reward],
+    specifications: str | RewardFunction | Reward | Sequence[str | RewardFunction | Reward],
     idm: Any = None,
     actions: Sequence[str] = (),
     *,
+    columns: Iterable[str] | None = None,
     same_outcome: SameOutcome | None = None,
     arguments: Mapping[str, Mapping[str, Any]] | str | None = None,
 ) -> list[Reward]:
@@ -34,22 +38,27 @@ def load_rewards(
     is given what stands here.
 
     Args:
-        specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', or a callable.
+        specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', or a callable; one of
+            them, or several.
         idm: the inverse model.
         actions: sentences of the data set, from which rivals are taken.
+        columns: names of the further columns of the data (`rl.triplets.columns_of`), if they are known by now.
         same_outcome: `(source_picture, a, b) -> bool`, whether two sentences name one outcome.
         arguments: by the reward's name, e.g. {"keep_unchanged": {"default": 3}}, or that as JSON.
 
     Raises:
         RewindError: an unknown name, a file that does not import, a missing attribute, a name twice, arguments that do
-            not fit or belong to no reward.
+            not fit or belong to no reward, a parameter that no column fills.
     """
     given = mapping(arguments) if isinstance(arguments, str) else dict(arguments or {})
     for name, values in given.items():
         if not isinstance(values, Mapping):
             raise RewindError(f"the arguments of the reward '{name}' must be a mapping of names to values")
     offered = {"idm": idm, "actions": actions, "same_outcome": same_outcome}
-    loaded = [_one(item, offered, given) for item in specifications]
+    one = isinstance(specifications, str) or callable(specifications)
+    items: list[Any] = [specifications] if one else list(specifications)  # type: ignore[arg-type]
+    opened: dict[Path, ModuleType] = {}  # a file is run once for all that is taken from it
+    loaded = _with_own_names(items, [_one(item, offered, given, opened) for item in items])
     if not loaded:
         raise RewindError("give at least one reward")
     names = [reward.name for reward in loaded]
@@ -58,36 +67,68 @@ def load_rewards(
         raise RewindError(f"the reward '{twice[0]}' is given twice")
     unused = sorted(set(given) - set(names))
     if unused:
-        raise RewindError(f"there are arguments for the reward '{unused[0]}' and no such reward among {names}")
-    return loaded
+        near = did_you_mean(unused[0], names)
+        raise RewindError(f"there are arguments for the reward '{unused[0]}' and no such reward among {names}{near}")
+    return loaded if columns is None else [reward.on(columns) for reward in loaded]
+
+
+def weight_of(item: str) -> tuple[str, float | None]:
+    """A reward's name or path, and its weight if there is one: a number behind the last '='.
+
+    An '=' in the path of a file is none of a weight: 'runs/lr=1/my.py:f' has none, and 'runs/lr=1/my.py:f=2' has 2.
+
+    Raises:
+        RewindError: something else than a number behind the name's '='.
+    """
+    folder, colon, name = item.rpartition(":")
+    name, equals, number = name.rpartition("=") if "=" in name else (name, "", "")
+    if not equals or (not colon and "/" in number):
+        return item, None
+    try:
+        return f"{folder}{colon}{name}", float(number)
+    except ValueError as error:
+        raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error
+
+
+def _with_own_names(items: Sequence[Any], loaded: Sequence[Reward]) -> list[Reward]:
+    """Functions without a name of their own, such as lambdas, are numbered where names are alike."""
+    found: list[Reward] = []
+    for number, (item, reward) in enumerate(zip(items, loaded, strict=True)):
+        alike = [k for k in range(number) if loaded[k].name == reward.name]
+        named = isinstance(item, str | Reward) or getattr(item, "name", None)
+        if alike and not named and all(items[k] is not item for k in alike):
+            reward = replace(reward, name=f"{reward.name}_{len(alike) + 1}")
+        found.append(reward)
+    return found
 
 
 def _one(
-    item: str | RewardFunction | Reward, offered: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]
+    item: str | RewardFunction | Reward,
+    offered: Mapping[str, Any],
+    given: Mapping[str, Mapping[str, Any]],
+    opened: dict[Path, ModuleType],
 ) -> Reward:
     if isinstance(item, Reward):
         if item.name in given:
             raise RewindError(f"the reward '{item.name}' is ready and takes no arguments: set them where it is made")
         return item
     if not isinstance(item, str):
-        name = str(getattr(item, "name", None) or getattr(item, "__name__", type(item).__name__))
+        name = name_of(item)
         return Reward.of(_made(item, name, offered, given), name)
-    path, _, number = item.partition("=")
-    try:
-        weight = float(number) if number else 1.0
-    except ValueError as error:
-        raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error
+    path, weight = weight_of(item)
+    weight = 1.0 if weight is None else weight
     if path.endswith((".py", ":")):
         raise RewindError(f"'{item}' names no function: write {path.removesuffix(':')}:FUNCTION")
     if path not in BUILT_IN and ":" not in path:
-        near = difflib.get_close_matches(path, BUILT_IN, n=1)
         raise RewindError(
-            f"there is no reward '{path}'{f', did you mean {near[0]!r}' if near else ''}: the built-in ones are "
+            f"there is no reward '{path}'{did_you_mean(path, BUILT_IN)}: the built-in ones are "
             f"{', '.join(sorted(BUILT_IN))}; one of your own is 'file.py:function' or 'package.module:function'"
         )
     if path in BUILT_IN:
-        return Reward.of(_made(_attribute(BUILT_IN[path]), path, offered, given), path, weight)
-    found, name = _attribute(path), path.rpartition(":")[2]
+        module, _, attribute = BUILT_IN[path].rpartition(":")
+        made = _made(getattr(import_module(module), attribute), path, offered, given)
+        return Reward.of(made, path, weight)
+    found, name = _attribute(path, opened), path.rpartition(":")[2]
     return Reward.of(_made(found, name, offered, given), name, weight, _written(found, path))
 
 
@@ -100,10 +141,11 @@ def _made(found: Any, name: str, offered: Mapping[str, Any], given: Mapping[str,
         raise RewindError(f"the reward '{name}' is ready and takes no arguments: set them where it is made")
     rest = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = {key: p for key, p in inspect.signature(found).parameters.items() if p.kind not in rest}
-    taken = {key for key in parameters if isinstance(found, type) or key not in COLUMNS}
+    taken = {key for key in parameters if isinstance(found, type) or key not in (*COLUMNS, *ALIASES)}
     unknown = sorted(set(arguments) - taken)
     if unknown:
-        raise RewindError(f"the reward '{name}' has no argument '{unknown[0]}': it has {sorted(taken) or 'none'}")
+        near = did_you_mean(unknown[0], taken)
+        raise RewindError(f"the reward '{name}' has no argument '{unknown[0]}'{near}: it has {sorted(taken) or 'none'}")
     if not isinstance(found, type):
         return functools.partial(found, **arguments)
     told, arguments = arguments, {key: offered[key] for key in parameters if offered.get(key)} | arguments
@@ -124,27 +166,37 @@ def _made(found: Any, name: str, offered: Mapping[str, Any], given: Mapping[str,
         raise RewindError(f"the reward '{name}' cannot be made{with_what}: {described(error)}") from error
 
 
-def _attribute(path: str) -> Any:
+def _attribute(path: str, opened: dict[Path, ModuleType]) -> Any:
     where, _, name = path.rpartition(":")
     try:
         if where.endswith(".py"):
-            if not Path(where).is_file():
+            file = Path(where).expanduser().resolve()
+            if not file.is_file():
                 raise RewindError(f"there is no file {where} with the reward '{name}'")
-            spec = importlib.util.spec_from_file_location(f"user_reward_{Path(where).stem}", where)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
+            module = opened[file] = opened.get(file) or load_file(file)
         else:
-            module = importlib.import_module(where)
+            module = load_module(where)
     except RewindError:
         raise
     except Exception as error:  # the user's file may raise anything while it is imported
-        raise RewindError(f"{where} with the reward '{name}' does not import: {described(error)}") from error
+        raise RewindError(
+            f"{where} with the reward '{name}' does not import: {described(error)}{_hidden(where, name)}"
+        ) from error
     if not hasattr(module, name):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise RewindError(f"{where} has no '{name}'; it has {', '.join(there[:20]) or 'nothing that can be called'}")
+        near = did_you_mean(name, there)
+        raise RewindError(
+            f"{where} has no '{name}'{near}; it has {', '.join(there[:20]) or 'nothing that can be called'}"
+        )
     return getattr(module, name)
+
+
+def _hidden(where: str, name: str) -> str:
+    """Where a package of the user's has the name of one of ours, which Python finds instead."""
+    file = Path(*where.split(".")).with_suffix(".py")
+    if where.split(".")[0] in ("rl", "rewards", "trainers") and file.is_file():
+        return f"; '{where.split('.')[0]}' is a package of Rewind's: give the file, {file}:{name}"
+    return ""
 
 
 def _written(found: Any, path: str) -> str:
@@ -154,8 +206,9 @@ def _written(found: Any, path: str) -> str:
     """
     where, _, name = path.rpartition(":")
     modules = [None if where.endswith(".py") else where, getattr(found, "__module__", None)]
-    files = [Path(where).resolve()] if where.endswith(".py") else []
-    files += [Path(file) for module in modules if (file := getattr(sys.modules.get(module or ""), "__file__", None))]
+    files = [Path(where).expanduser().resolve()] if where.endswith(".py") else []
+    found_in = [getattr(sys.modules.get(module or ""), "__file__", None) for module in modules]
+    files += [Path(file) for file in found_in if file]
     digest = hashlib.blake2b(digest_size=8)
     for file in dict.fromkeys(file for file in files if file.is_file()):
         digest.update(file.read_bytes())

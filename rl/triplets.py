@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,9 @@ class Triplet:
     """A source picture, an action in words and the picture after it, with where they come from.
 
     `target` is None where it is unknown; `task` is the data set's task name, `label` a class label, `score` a
-    log-likelihood given by whoever labelled it, `provenance` a word such as 'human' or 'idm'. The path of a picture
-    stands for the picture, which then stays in its file until it is looked at (`rl.pictures.PictureFile`).
+    log-likelihood given by whoever labelled it, `provenance` a word such as 'human' or 'idm'. `more` are further
+    columns of the data by name, such as a mask, as JSON values: rewards may ask for them. The path of a picture stands
+    for the picture, which then stays in its file until it is looked at (`rl.pictures.PictureFile`).
 
     Raises:
         RewindError: a path that leads to no whole picture.
@@ -34,10 +36,16 @@ class Triplet:
     label: str | None = None
     score: float | None = None
     provenance: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)  # equal triplets have equal columns
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", from_path(self.source))
         object.__setattr__(self, "target", from_path(self.target))
+
+
+def columns_of(triplets: Iterable[Triplet]) -> list[str]:
+    """Names of the further columns, those that any triplet has."""
+    return list(dict.fromkeys(name for triplet in triplets for name in triplet.more))
 
 
 @dataclass(frozen=True, eq=False)

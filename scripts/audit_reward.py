@@ -74,7 +74,7 @@ def main() -> None:
     from rl.running.run_folder import claim
     from rl.search.attack import greedy
     from rl.search.best_of_n import expected_best
-    from rl.triplets import Triplet
+    from rl.triplets import Triplet, columns_of
     from rl.worlds import load_split
 
     fdm, idm = _models(a)
@@ -86,7 +86,8 @@ def main() -> None:
     triplets = from_world[: a.limit]
     if a.triplets is not None:
         triplets = read_triplets(a.triplets, a.limit, with_targets=True, **reading(a), left_out=left_out)
-    rewards = load_rewards(a.rewards, idm, [triplet.action for triplet in triplets], arguments=a.reward_arguments)
+    actions, columns = [triplet.action for triplet in triplets], columns_of([*triplets, *from_world])
+    rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
     inputs = [a.idm, a.fdm, a.triplets]
     output = claim(a.output, "audit_reward.py", plain(vars(a)), inputs=inputs, overwrite=a.overwrite)
     list_left_out(output, left_out)
@@ -124,13 +125,15 @@ def main() -> None:
 
 def _check(a: argparse.Namespace) -> None:
     check_data_flags(a.image_root, a.strict, a.triplets)
+    from rewards.loading import weight_of
+
     if a.triplets is None and a.world is None:
         raise RewindError("give something to audit on: --triplets data/test.json, or --world with --fdm")
     if a.world is not None and a.fdm is None:
         raise RewindError("--world judges what a forward model draws: give --fdm too")
     if a.fdm is None and a.idm is None:
         raise RewindError("pictures are tried as image tokens, so give a model whose tokens they are: --idm or --fdm")
-    if a.fdm is None and any(item.partition("=")[0] == "fdm_confidence" for item in a.rewards):
+    if a.fdm is None and any(weight_of(item)[0] == "fdm_confidence" for item in a.rewards):
         raise RewindError("the reward 'fdm_confidence' asks how likely a forward model finds a picture: give --fdm")
     if a.best_of < 2 or a.num_scenes < 2 or a.limit < 2:
         raise RewindError("--best_of, --num_scenes and --limit must be at least 2")
@@ -179,6 +182,7 @@ def scorer(rewards: Sequence[Reward], vlm: UnifiedVLM, fdm: Any) -> Any:
                 [case.source for case in cases],
                 [case.target for case in cases],
                 [case.task for case in cases],
+                more=[case.more for case in cases],
             )
             totals = iter(score_all(rewards, batch))
             found += [[next(totals).total for _ in group] for group in part]

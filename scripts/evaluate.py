@@ -170,13 +170,15 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
 def _rewards_on(triplets: list[Triplet], idm: InverseDynamics | None, arguments: argparse.Namespace) -> list[Reward]:
     """What is measured on triplets beside the distances; nothing unless it was asked for."""
     from rewards import load_rewards
+    from rl.triplets import columns_of
 
     if arguments.rewards is None:
         if arguments.reward_arguments:
             raise RewindError("--reward_arguments without --rewards: name the rewards that are to be measured")
         return []
     actions = [triplet.action for triplet in triplets]
-    return load_rewards(arguments.rewards, idm, actions, arguments=arguments.reward_arguments)
+    columns = columns_of(triplets)
+    return load_rewards(arguments.rewards, idm, actions, columns=columns, arguments=arguments.reward_arguments)
 
 
 def _rating(rewards: list[Reward]) -> Rate:

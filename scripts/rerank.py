@@ -97,7 +97,7 @@ def main() -> None:
         idm = load_idm(a.idm, fdm.backbone if shares_base(a.idm, fdm.backbone) else None)
         idm.max_rows = min(idm.max_rows, a.max_rows)
     actions = [triplet.action for triplet in triplets]
-    rewards = load_rewards(a.rewards, idm, actions, arguments=a.reward_arguments)
+    rewards = load_rewards(a.rewards, idm, actions, columns=(), arguments=a.reward_arguments)  # it hands none on
     blind = [reward.name for reward in rewards if "target_image" in reward.asks_for] if not a.use_targets else []
     if blind:
         logging.getLogger("rl").warning(

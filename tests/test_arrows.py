@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "rl.evaluation": {"rl", "rl.data"},
     "rl.report": {"rl"},
     "rewards": _LIBRARY,
-    "trainers": {"rl"},
+    "trainers": {"rl", "rl.running"},
     "trainers.common": _SHARED,
     "trainers.sft": _SHARED,
     "trainers.grpo": _SHARED,

@@ -168,7 +168,7 @@ def test_an_ensemble_of_bases_and_adapters(tiny: ChameleonVLM, picture: np.ndarr
     assert reward(Batch([ACTION] * 3, drawn, [picture] * 3)) == pytest.approx(by_hand.tolist(), abs=1e-5)
     for wrong, sentence in [
         ({"others": []}, "needs a list of inverse models beside the first"),
-        ({"others": "runs/idm"}, "needs a list of inverse models"),
+        ({"others": "no/such/idm"}, "no base"),  # a text is a list of one
         ({"others": [other], "k": -1}, "k of an ensemble must be 0 or more"),
         ({"others": [other], "form": "ensemble"}, "an ensemble of ensembles"),
         ({"others": [other], "form": "brightness"}, "there is no reward 'brightness'"),

@@ -15,7 +15,7 @@ from rl.data.pools import pool_from_world
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
 from rl.errors import RewindError
-from rl.triplets import Triplet
+from rl.triplets import Triplet, columns_of
 from rl.worlds.tabletop import Tabletop
 
 
@@ -56,6 +56,25 @@ def test_wrong_triplets(tmp_path: Path, entries: object, sentence: str) -> None:
     (folder / "t.json").write_text(json.dumps(entries))
     with pytest.raises(RewindError, match=sentence):
         read_triplets(folder / "t.json")
+
+
+def test_further_columns_are_kept_and_written_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = Triplet(noise(8, 8, 3), "move it", task="move", more={"mask": [[0, 1]], "id": "a", "input": "none.png"})
+    second = Triplet(noise(8, 8, 3), "paint it", more={"mask": np.eye(2, dtype=bool), "view": Image.new("L", (2, 2))})
+    with caplog.at_level(logging.WARNING, logger="rl"):
+        found = read_triplets(write_triplets([first, second, Triplet(noise(8, 8, 3), "wait")], tmp_path))
+    assert [t.more for t in found] == [{"mask": [[0, 1]], "id": "a"}, {"mask": [[True, False], [False, True]]}, {}]
+    assert "the column 'view' is not written, as JSON cannot hold it: it is a Image" in caplog.text
+    assert columns_of(found) == ["mask", "id"]
+    entries = json.loads((tmp_path / "triplets.json").read_text())
+    assert [sorted(e) for e in entries[::2]] == [
+        ["id", "input", "instruction", "mask", "task"],
+        ["input", "instruction"],
+    ]
+    same = Triplet(first.source, "move it", task="move", more={"mask": [[0, 1]], "id": "b"})
+    assert first != same  # and hashable wherever its pictures are
+    file = PictureFile(tmp_path / "a.png", (8, 8))
+    assert hash(Triplet(file, "go", more={"a": []})) == hash(Triplet(file, "go"))
 
 
 def test_triplets_that_are_no_json(tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def batch(tiny: ChameleonVLM, picture: np.ndarray) -> Batch:
 def test_a_function_gets_what_it_names_and_no_more(batch: Batch) -> None:
     got: dict[str, Any] = {}
 
-    def by_ids(predicted_ids: Any, source_ids: Any, task: Any, **rest: Any) -> list[float]:
-        got.update(predicted_ids=predicted_ids, source_ids=source_ids, task=task, rest=rest)
+    def by_ids(predicted_ids: Any, source_ids: Any, task: Any, **_: Any) -> list[float]:
+        got.update(predicted_ids=predicted_ids, source_ids=source_ids, task=task, rest=_)
         return [0.0] * 3
 
     def bright(completions: Any, **_: Any) -> list[float]:
@@ -96,7 +96,7 @@ def test_a_failure_never_becomes_a_number(batch: Batch, function: Any, sentence:
 )
 def test_a_signature_that_cannot_be_met(function: Any, sentence: str) -> None:
     with pytest.raises(RewindError, match=sentence):
-        Reward.of(function)
+        Reward.of(function).on([])
 
 
 def test_a_failure_names_the_sample_and_keeps_the_traceback(batch: Batch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_flags_win_over_the_config(tmp_path: Path) -> None:
     assert parse_with_config(parser(), ["--config", str(config)]).settings == {"keep": {"free": {"move": 2}}}
     found = parse_with_config(parser(), ["--config", str(config), "--settings", '{"keep": {"default": 1}}'])
     assert found.settings == {"keep": {"default": 1}}
+
+
+def test_a_text_is_a_list_of_one_and_an_unknown_flag_is_told(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("output: o\nframes: photos\n")
+    assert parse_with_config(parser(), ["--config", str(config)]).frames == [Path("photos")]
+    for flags, sentence in (
+        (["--famly", "a"], "there is no flag '--famly': did you mean '--family'?"),
+        (["--famly=a"], "there is no flag '--famly': did you mean '--family'?"),
+        (["--zzzz"], "there is no flag '--zzzz': --help shows all"),
+    ):
+        with pytest.raises(RewindError, match=re.escape(sentence)):
+            parse_with_config(parser(), ["--config", str(config), *flags])
+    assert parse_with_config(parser(), ["--output", "o", "--fram", "x"]).frames == [Path("x")]
 
 
 @pytest.mark.parametrize(

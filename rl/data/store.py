@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl.data.columns import columns_text
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.pictures import Picture, PictureFile, PictureLike, pixels, to_image
@@ -33,7 +34,7 @@ logger = logging.getLogger("rl")
 
 Group = tuple[Triplet, list[Scored]]
 Known = dict[tuple[str, str, bytes], dict[str, "float | None"]]
-"""(key of the source, action, token ids as int64 bytes) -> scores by the name of the reward."""
+"""`candidate_key` -> scores by the name of the reward."""
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +42,7 @@ SCHEMA = pa.schema(
         ("idm", pa.string()),  # `scorer_key`: the inverse model that the rewards asked, and their arguments if any
         ("seed", pa.int64()),
         ("step", pa.int64()),
-        ("prompt", pa.string()),  # key of source and action
+        ("prompt", pa.string()),  # key of source, action and further columns
         ("candidate", pa.int64()),  # its number in the group
         ("source", pa.string()),  # key of the source picture: pictures/KEY.png
         ("target", pa.string()),  # the same of the true target, null if unknown
@@ -53,10 +54,11 @@ SCHEMA = pa.schema(
         ("scores", pa.list_(pa.float64())),
         ("total", pa.float64()),
         ("scorers", pa.list_(pa.string())),  # what each score comes from where the reward's name does not say it
+        ("more", pa.string()),  # further columns of the data as JSON, null if there are none
     ]
 )
-EARLIER = SCHEMA.remove(SCHEMA.get_field_index("scorers"))
-"""Of stores before they told whose scores they hold: those of a reward of one's own, or of a judge, match none."""
+LATER = ("scorers", "more")
+"""Columns that earlier stores lack. Without `scorers`, scores of a reward of one's own, or of a judge, match none."""
 
 
 def picture_key(picture: PictureLike) -> str:
@@ -65,9 +67,13 @@ def picture_key(picture: PictureLike) -> str:
     return hashlib.blake2b(repr(found.shape).encode() + found.tobytes(), digest_size=16).hexdigest()
 
 
-def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int]) -> tuple[str, str, bytes]:
-    """What a score belongs to: the source's key, the action and the tokens of the predicted target."""
-    return source, action, np.asarray(ids_K, dtype=np.int64).tobytes()
+def candidate_key(
+    source: str, action: str, ids_K: np.ndarray | Sequence[int], more: str | None = None
+) -> tuple[str, str, bytes]:
+    """What a score belongs to: the source's key, the action and the tokens of the predicted target, and the further
+    columns as the store holds them (`columns_text`), which a reward may have read.
+    """
+    return source, _with_columns(action, more), np.asarray(ids_K, dtype=np.int64).tobytes()
 
 
 def scorer_key(idm: str | None, reward_arguments: Any = None) -> str | None:
@@ -157,7 +163,7 @@ class CandidateStore:
         found: Known = {}
         for row in self.rows() if self._parts() else []:
             if _same(row["idm"] or "", self.idm or ""):
-                key = candidate_key(row["source"], row["action"], row["ids"])
+                key = candidate_key(row["source"], row["action"], row["ids"], row["more"])
                 by_whom = row["scorers"] or [""] * len(row["rewards"])
                 scores = zip(row["rewards"], row["scores"], by_whom, strict=True)
                 same = {name: score for name, score, whom in scores if whom == self.scorers.get(name, "")}
@@ -172,7 +178,9 @@ class CandidateStore:
     ) -> Iterator[dict[str, Any]]:
         source = self._keep(triplet.source)
         target = None if triplet.target is None else self._keep(triplet.target)
-        prompt = hashlib.blake2b(f"{source} {triplet.action}".encode(), digest_size=16).hexdigest()
+        more = columns_text(triplet.more)
+        prompt = f"{source} {_with_columns(triplet.action, more)}"
+        prompt = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
         for number, scored in enumerate(group, first):
             candidate = scored.candidate
             yield {
@@ -192,6 +200,7 @@ class CandidateStore:
                 "scores": list(scored.scores.values()),
                 "total": scored.total,
                 "scorers": [self.scorers.get(name, "") for name in scored.scores],
+                "more": more,
             }
 
     def _keep(self, picture: Picture) -> str:
@@ -218,13 +227,19 @@ class CandidateStore:
 
     def _triplet(self, row: dict[str, Any], pictures: Callable[[str], Picture]) -> Triplet:
         target = None if row["target"] is None else pictures(row["target"])
-        return Triplet(pictures(row["source"]), row["action"], target, row["task"])
+        more = json.loads(row["more"]) if row["more"] else {}
+        return Triplet(pictures(row["source"]), row["action"], target, row["task"], more=more)
 
 
 def store_of(folder: str | Path) -> CandidateStore:
     """The store in a folder, which may be a run folder that holds one in `candidates`."""
     inner = expanded(folder) / "candidates"
     return CandidateStore(inner if inner.is_dir() else folder)
+
+
+def _with_columns(action: str, more: str | None) -> str:
+    """What tells sources with the same action apart: their further columns, too."""
+    return action if more is None else f"{action}\n{more}"
 
 
 def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
@@ -256,6 +271,8 @@ def _read(part: Path) -> list[dict[str, Any]]:
     except (OSError, pa.ArrowException) as error:
         logger.warning("%s is damaged and left out: %s", part, " ".join(str(error).split())[:200])
         return []
-    if not (table.schema.equals(SCHEMA) or table.schema.equals(EARLIER)):
+    there = set(table.schema.names)
+    wanted = pa.schema([field for field in SCHEMA if field.name not in LATER or field.name in there])
+    if not table.schema.equals(wanted):
         raise RewindError(f"{part} has other columns than scored candidates: move it out of the folder")
-    return [{"scorers": None, **row} for row in table.to_pylist()]
+    return [dict.fromkeys(LATER) | row for row in table.to_pylist()]

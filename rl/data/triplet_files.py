@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl.data.columns import plain_columns
 from rl.data.entries import NoEntry, read_entries
 from rl.data.left_out import LeftOut, check
 from rl.errors import RewindError
@@ -25,6 +26,8 @@ ANCESTORS, TRIED = 3, 20
 """Folders above the file's that paths may start from, and entries by which that is found out."""
 AT_ONCE = 4096
 """Pictures that are looked at between two progress steps."""
+KNOWN = ("instruction", "input", "output", "task", "class", "score", "source")
+"""Keys of an entry that have a meaning here; the others are further columns (`Triplet.more`)."""
 _logger = logging.getLogger("rl")
 
 
@@ -58,8 +61,9 @@ def read_triplets(
     """Read triplets from a JSON list, from the list under "data", or from JSON lines; or the first `limit` entries.
 
     An entry has `instruction` (or `prompt`; of a list of them, the first), `input`, and optionally `output`, `task`,
-    `class`, `score` and `source` (provenance). Pictures stay in their files (`rl.pictures.PictureFile`); each is
-    decoded once, at a reduced size where its format allows, to see that it is whole.
+    `class`, `score` and `source` (provenance); what else it holds is kept as it stands (`Triplet.more`), for rewards
+    that ask for it by name. Pictures stay in their files (`rl.pictures.PictureFile`); each is decoded once, at a
+    reduced size where its format allows, to see that it is whole.
 
     Image paths are relative to the file's folder or, if the first entries' pictures are not there, to one of the three
     folders above it in which one of them is, which is said; or to `image_root`. A path may lead through links; as it is
@@ -126,7 +130,8 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
         raise _EntryError(None, "not JSON", f"line {entry.line} is no JSON ({entry.error})")
     if not isinstance(entry, dict) or "input" not in entry:
         raise _EntryError("input", "no 'input'", "needs at least 'instruction' (words) and 'input' (an image path)")
-    action = entry.get("instruction", entry.get("prompt", None if named else ""))
+    words_key = "prompt" if "prompt" in entry and "instruction" not in entry else "instruction"
+    action = entry.get(words_key, None if named else "")
     if isinstance(action, list) and action:
         action = action[0]
     if not isinstance(action, str):
@@ -149,6 +154,7 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
         "label": entry.get("class"),
         "score": float(score) if score is not None else None,
         "provenance": entry.get("source"),
+        "more": {key: value for key, value in entry.items() if key not in (*KNOWN, words_key)},
     }
     return _Entry(source, target, words)
 
@@ -254,7 +260,8 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
             "score": triplet.score,
             "source": triplet.provenance,
         }
-        entries.append({**entry, **{key: value for key, value in optional.items() if value is not None}})
+        entry |= {key: value for key, value in optional.items() if value is not None}
+        entries.append({**entry, **{k: v for k, v in plain_columns(triplet.more).items() if k not in KNOWN}})
     path = folder / name
     write_whole(path, json.dumps(entries, indent=1) + "\n")
     return path

@@ -60,7 +60,7 @@ def adversaries(
 
     def scored(groups: Sequence[np.ndarray]) -> list[list[float]]:
         rows = [
-            [Case(t.source, t.action, ids, t.target, t.task) for ids in group]
+            [Case(t.source, t.action, ids, t.target, t.task, t.more) for ids in group]
             for t, group in zip(triplets, groups, strict=True)
         ]
         return [[float("nan") if x is None else float(x) for x in row] for row in score(rows)]

@@ -6,9 +6,9 @@ tokenizer makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -48,7 +48,8 @@ Tells = Callable[[int, str], bool]
 class Case:
     """One question to a reward: `ids_K` int64 [K] predicted from `source` for `action`.
 
-    `target` is the true target, and None where source or action are not the triplet's own.
+    `target` is the true target, and None where source or action are not the triplet's own. `more` are the triplet's
+    further columns.
     """
 
     source: Picture
@@ -56,6 +57,7 @@ class Case:
     ids_K: np.ndarray
     target: Picture | None = None
     task: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build(
@@ -99,13 +101,13 @@ def build(
             "damaged": _damaged(source, target, target_BK[other]),
             **{kind: ids_BK[number] for kind, ids_BK in pictures.items()},
         }
-        cases = {kind: Case(t.source, t.action, ids, t.target, t.task) for kind, ids in predicted.items()}
-        cases["swapped"] = Case(targets[number], t.action, source, None, t.task)
+        cases = {kind: Case(t.source, t.action, ids, t.target, t.task, t.more) for kind, ids in predicted.items()}
+        cases["swapped"] = Case(targets[number], t.action, source, None, t.task, t.more)
         draws = (triplets[int(rng.integers(len(triplets)))].action for _ in range(TRIES))
         for kind, actions in (("wrong_action", draws), ("counterfactual_action", iter(edit(t.action)))):
             wrong = next((a for a in actions if _differs(number, t.action, a, leads_there)), None)
             if wrong is not None:
-                cases[kind] = Case(t.source, wrong, target, None, t.task)
+                cases[kind] = Case(t.source, wrong, target, None, t.task, t.more)
         found.append(cases)
     return found
 

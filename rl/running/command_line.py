@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +11,12 @@ from typing import Any
 from rl.errors import RewindError
 from rl.running import siblings
 from rl.running.files import full_disk
+from rl.running.mapping import mapping as mapping  # for scripts, which take all from here
+from rl.words import did_you_mean
 
 siblings.need(*siblings.OURS)  # every script comes by here first
+MANY = 60
+"""So many known keys are no help in a sentence."""
 
 
 def parse_with_config(
@@ -23,21 +25,25 @@ def parse_with_config(
     """Parse flags over the values of an optional `--config` YAML file.
 
     An unknown key in the file is an error; with `others` it is put there, for a file that another script shares.
+
+    Raises:
+        RewindError: an unknown flag or key, a value that does not fit.
     """
     parser.add_argument("--config", type=Path, help="YAML file with any of these arguments; flags win over it")
     known, _ = argparse.ArgumentParser(add_help=False, parents=[_only_config()]).parse_known_args(argv)
     required = [action for action in parser._actions if action.required]
     if known.config is not None:
-        values = _read_yaml(known.config)
+        values = read_yaml(known.config)
         actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
         for key, value in values.items():
             if key not in actions and others is not None:
                 others.append(key)
                 continue
             if key not in actions:
-                raise RewindError(f"{known.config}: unknown key '{key}'{_closest(key, list(actions))}")
+                raise RewindError(unknown_key(known.config, key, list(actions)))
             parser.set_defaults(**{key: _convert(actions[key], value, known.config)})
             actions[key].required = False
+    check_flags(parser, sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(argv)
     for action in required:
         if getattr(arguments, action.dest) is None:
@@ -75,34 +81,52 @@ def plain(arguments: Any) -> Any:
     return str(arguments) if isinstance(arguments, Path) else arguments
 
 
-def mapping(text: str) -> dict[str, Any]:
-    """A mapping that is written as JSON on the command line; in a YAML file it is one already.
-
-    Raises:
-        RewindError: not JSON, or something else than a mapping.
-    """
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RewindError(f'{text!r} is not JSON ({error}): write \'{{"name": {{"argument": 1}}}}\'') from error
-    if not isinstance(found, dict):
-        raise RewindError(f'{text!r} is no mapping: write \'{{"name": {{"argument": 1}}}}\'')
-    return found
-
-
 def _only_config() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", type=Path)
     return parser
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def check_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Refuse flags that a parser does not have; the beginning of one is taken for it where it is the only one.
+
+    Raises:
+        RewindError: an unknown flag, or a beginning of several, with the nearest one that there is.
+    """
+    known = parser._option_string_actions
+    for word in argv:
+        flag = word.partition("=")[0]
+        if word == "--":
+            return
+        if not flag.startswith("--") or flag in known:
+            continue
+        begun = [name for name in known if name.startswith(flag)]
+        if len({id(known[name]) for name in begun}) != 1:
+            near = did_you_mean(flag, known, ":") or (f": did you mean one of {', '.join(begun)}" if begun else "")
+            raise RewindError(f"there is no flag '{flag}'{f'{near}?' if near else ': --help shows all'}")
+
+
+def unknown_key(path: Path, key: str, known: Sequence[str]) -> str:
+    """The sentence about a key of a YAML file that no argument has."""
+    listed = f"; known keys: {', '.join(sorted(known))}" if len(known) < MANY else "; --help shows all"
+    near = did_you_mean(key, known, ":")
+    return f"{path}: unknown key '{key}'{f'{near}?' if near else listed}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file holds by key; an empty one holds nothing.
+
+    Raises:
+        RewindError: it cannot be read, is no YAML, or holds something else than a mapping.
+    """
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RewindError(f"cannot read the config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RewindError(f"the config {path} is no UTF-8 text: {error.reason}") from error
     except yaml.YAMLError as error:
         raise RewindError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -110,11 +134,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RewindError(f"{path} must hold 'key: value' lines, not a {type(values).__name__}")
     return values
-
-
-def _closest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f": did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(known))}"
 
 
 def _convert(action: argparse.Action, value: Any, path: Path) -> Any:

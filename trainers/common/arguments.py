@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from transformers import TrainingArguments
 from trl import TrlParser
 
 from rl.errors import RewindError
+from rl.running.command_line import check_flags, read_yaml, unknown_key
 from trainers.common.sharding import without_compiler
 
 
@@ -25,6 +28,12 @@ class RunArguments:
         default=None, metadata={"help": "the folder that image paths in files of triplets start from, if not their own"}
     )
     strict: bool = field(default=False, metadata={"help": "stop at an entry that would be left out, and name it"})
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # a text is a list of one, not of its letters
+            is_list = one.default_factory is not MISSING and isinstance(one.default_factory(), list)
+            if is_list and isinstance(getattr(self, one.name), str):
+                setattr(self, one.name, [getattr(self, one.name)])
 
 
 @dataclass
@@ -79,12 +88,51 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
     """Flags over the values of an optional `--config` YAML file, as `TrlParser` reads them.
 
     Raises:
-        RewindError: an unknown key or a value that does not fit.
+        RewindError: an unknown flag or key, or a value that does not fit.
     """
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config", type=Path)
+    known, rest = own.parse_known_args(argv)
+    parser = _Parser(list(types))
+    check_flags(parser, rest)
+    if known.config is not None:
+        _set_defaults(parser, read_yaml(known.config), known.config)
     try:
-        return tuple(TrlParser(list(types)).parse_args_and_config(argv))
+        *found, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     except (ValueError, TypeError, OSError) as error:
         raise RewindError(f"these arguments do not fit: {' '.join(str(error).split())}") from error
+    if left:
+        raise RewindError(
+            f"no flag takes '{' '.join(left)}': --help shows all, and a file of them is --config FILE.yaml"
+        )
+    return tuple(found)
+
+
+class _Parser(TrlParser):  # type: ignore[misc]
+    """Says what is wrong in a sentence, without the two hundred flags of its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RewindError(f"these arguments do not fit: {message}")
+
+
+def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any], file: Path) -> None:
+    """Take what a YAML file holds for what no flag says; `env` are variables of the environment, as in TRL."""
+    variables = values.pop("env", None) or {}
+    if not isinstance(variables, dict):
+        raise RewindError(f"{file}: 'env' must be a mapping of variables to values, not {variables!r}")
+    actions = {action.dest: action for action in parser._actions if action.dest != "help"}
+    for key, value in values.items():
+        if key not in actions:
+            raise RewindError(unknown_key(file, str(key), list(actions)))
+        action = actions[key]
+        if action.nargs == "+":  # a list
+            if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
+                raise RewindError(f"{file}: '{key}' is a list of values, with NAME=VALUE where one has a name")
+            value = value if isinstance(value, list) or value is None else [value]
+            value = action.default if value is None else value  # an empty value is the flag's default
+        parser.set_defaults(**{key: value})
+        action.required = False
+    os.environ.update({key: str(value) for key, value in variables.items()})
 
 
 def settings_of(config: TrainingArguments) -> dict[str, Any]:

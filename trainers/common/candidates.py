@@ -9,11 +9,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rewards import Batch, Reward, score, scorers
+from rl.data.columns import columns_text
 from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.errors import RewindError
 from rl.models.roles import ForwardDynamics
 from rl.models.unified import UnifiedVLM
-from rl.triplets import Candidate, Scored, Triplet
+from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.arguments import DrawArguments
 
 Drawn = tuple[Triplet, Sequence[Candidate]]
@@ -28,6 +29,7 @@ def batch_of(groups: Sequence[Drawn]) -> Batch:
         [triplet.source for triplet, _ in rows],
         [triplet.target for triplet, _ in rows],
         [triplet.task for triplet, _ in rows],
+        more=[triplet.more for triplet, _ in rows],
     )
 
 
@@ -38,10 +40,10 @@ def score_unknown(
 
     A reward may compare the candidates of a group, so it sees a group whole or, if it has scored all of it, not at all.
     """
-    keys = [picture_key(triplet.source) if known else "" for triplet, _ in groups]
+    keys = [(picture_key(triplet.source), columns_text(triplet.more)) if known else ("", None) for triplet, _ in groups]
     found = [
-        [known.get(candidate_key(key, triplet.action, candidate.ids), {}) for candidate in group]
-        for key, (triplet, group) in zip(keys, groups, strict=True)
+        [known.get(candidate_key(key, triplet.action, candidate.ids, more), {}) for candidate in group]
+        for (key, more), (triplet, group) in zip(keys, groups, strict=True)
     ]
     answers = []
     for reward in rewards:
@@ -75,6 +77,7 @@ def scored_groups(
     `store`, each chunk is written to it, and what it has scores for is not scored again. `normalise` is
     `rewards.score`'s.
     """
+    rewards = [reward.on(columns_of(triplets)) for reward in rewards]
     state = PartialState()
     mine = [triplets[number] for number in range(state.process_index, len(triplets), state.num_processes)]
     known = store.known_scores() if store is not None else {}
@@ -114,7 +117,8 @@ def stored_groups(
         store = store_of(folder)
         groups = [(triplet, [s.candidate for s in group]) for triplet, group in store.groups(vlm)]
         known = CandidateStore(store.folder, idm, scorers(rewards)).known_scores()
-        scored = score_unknown(rewards, groups, known, normalise)
+        here = [reward.on(columns_of(triplet for triplet, _ in groups)) for reward in rewards]
+        scored = score_unknown(here, groups, known, normalise)
         found += [(triplet, group) for (triplet, _), group in zip(groups, scored, strict=True)]
     if not found:
         raise RewindError(f"no candidate could be read from {', '.join(folders)}")

@@ -8,7 +8,7 @@ from rl.errors import RewindError
 from rl.models.opening import load_fdm, load_idm, shares_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.running.data_flags import check_data_flags
-from rl.triplets import Triplet
+from rl.triplets import Triplet, columns_of
 from trainers.common.adapters import only_policy_trains
 from trainers.common.arguments import ImproveArguments
 from trainers.common.runs import read_files
@@ -40,6 +40,7 @@ def open_for_improvement(
         if arguments.idm is not None:
             idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
         actions = [triplet.action for triplet in triplets]
-        rewards = load_rewards(arguments.rewards, idm, actions, arguments=arguments.reward_arguments)
+        columns, told = columns_of(triplets), arguments.reward_arguments
+        rewards = load_rewards(arguments.rewards, idm, actions, columns=columns, arguments=told)
     only_policy_trains(vlm)
     return fdm, idm, triplets, rewards

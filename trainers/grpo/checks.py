@@ -9,6 +9,7 @@ from math import isfinite, lcm
 from trl import GRPOConfig
 
 from rewards import Reward
+from rewards.loading import weight_of
 from rl.errors import RewindError
 from rl.triplets import Triplet
 from trainers.grpo.advantages import CREDITS, AdvantageWeights
@@ -43,8 +44,8 @@ def check_options(args: GRPOConfig, rewards: Sequence[str] = ()) -> None:
         )
     if args.reward_weights is None or not rewards:
         return
-    check_weights(args.reward_weights, [item.partition("=")[0] for item in rewards])
-    twice = [item for item in rewards if "=" in item]
+    check_weights(args.reward_weights, [weight_of(item)[0] for item in rewards])
+    twice = [item for item in rewards if weight_of(item)[1] is not None]
     if twice:
         raise RewindError(
             f"the weight of '{twice[0]}' would be given twice: write weights behind '=' in --rewards, or leave them "

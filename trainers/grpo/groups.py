@@ -72,6 +72,7 @@ class Groups:
             [row.triplet.task for row in rows],
             log_metric=self.log_metric,
             trainer_state=trainer_state,
+            more=[row.triplet.more for row in rows],
         )
         scored = score(self.rewards, batch)
         found = iter([ScoredRow(**vars(row), scored=one) for row, one in zip(rows, scored, strict=True)])

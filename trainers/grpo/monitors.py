@@ -25,6 +25,7 @@ from rl.evaluation.rollout_measures import measure
 from rl.models.roles import InverseDynamics
 from rl.running.files import read_json, write_whole
 from rl.triplets import Scored, Triplet
+from rl.words import did_you_mean
 from trainers.common.checkpoints import KeepsPart
 from trainers.common.sharding import on_main
 from trainers.grpo.waiting import read_waiting, write_waiting
@@ -63,7 +64,7 @@ RULES = {
 """Every monitor with its usual rule; what each measures stands in `rl.evaluation.rollout_measures.measure`."""
 
 
-def rules_of(specifications: Sequence[str], with_judge: bool = False) -> dict[str, Rule]:
+def rules_of(specifications: str | Sequence[str], with_judge: bool = False) -> dict[str, Rule]:
     """Rules from 'NAME', 'NAME=WARN', 'NAME=WARN:STOP' or 'NAME=:STOP'; 'all' is every monitor with its usual rule.
 
     Later ones win, so `all copy_rate=0.2:0.5` changes one rule; 'none' alone watches nothing. Without a judge 'all'
@@ -72,6 +73,7 @@ def rules_of(specifications: Sequence[str], with_judge: bool = False) -> dict[st
     Raises:
         RewindError: an unknown name, limits that are no positive numbers, `judge_idm` without a judge.
     """
+    specifications = [specifications] if isinstance(specifications, str) else specifications
     found: dict[str, Rule] = {}
     for text in [] if list(specifications) == ["none"] else specifications:
         name, equals, limits = text.partition("=")
@@ -81,7 +83,8 @@ def rules_of(specifications: Sequence[str], with_judge: bool = False) -> dict[st
         if name == "judge_idm" and not with_judge:
             raise RewindError("the monitor 'judge_idm' needs an inverse model that does not reward: give --judge_idm")
         if name not in RULES:
-            raise RewindError(f"there is no monitor '{name}': there are {', '.join(RULES)}, 'all' and 'none'")
+            near = did_you_mean(name, [*RULES, "all", "none"])
+            raise RewindError(f"there is no monitor '{name}'{near}: there are {', '.join(RULES)}, 'all' and 'none'")
         if not equals:
             found[name] = RULES[name]
             continue

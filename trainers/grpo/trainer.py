@@ -32,7 +32,7 @@ from rl.models.roles import token_ids
 from rl.models.sampling import MAX_ROWS
 from rl.models.unified import UnifiedVLM
 from rl.report.grids import candidate_row, sheet
-from rl.triplets import Candidate, Scored, Triplet
+from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.checkpoints import WholeCheckpoints
 from trainers.common.log_probs import IGNORED, score_under
 from trainers.common.sharding import ShardingCheck, gathered, keep_head_whole
@@ -112,7 +112,9 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             spread_floor=spread_floor,
             importance_advantages=importance_advantages,
         )
+        columns = columns_of([*triplets, *validation])
         given_weights, rewards = args.reward_weights, weighted(rewards, args.reward_weights)
+        rewards = [reward.on(columns) for reward in rewards]
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
         self.spread_floor = spread_floor

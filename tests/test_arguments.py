@@ -1,0 +1,85 @@
+"""Arguments of the training scripts: flags over YAML, a text as a list of one, what an unknown word meant."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rewards import load_rewards
+from rl.errors import RewindError
+from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.common.arguments import parse
+from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
+from trainers.grpo.monitors import RULES, rules_of
+from trainers.sft.arguments import FDMArguments, LoraModelConfig, RoleConfig
+
+
+def grpo(folder: Path, text: str, *flags: str) -> Any:
+    (folder / "c.yaml").write_text(text)
+    return parse((GRPOArguments, RewindGRPOConfig), ["--config", str(folder / "c.yaml"), *flags])
+
+
+def test_a_text_is_a_list_of_one(tmp_path: Path) -> None:
+    text = "triplets: a.json\nrewards: idm_likelihood\nmonitors: none\nvalidation: v.json\nreward_weights: 0.5\n"
+    found, config = grpo(tmp_path, text)
+    assert (found.triplets, found.rewards, found.validation) == (["a.json"], ["idm_likelihood"], ["v.json"])
+    assert (rules_of(found.monitors), config.reward_weights) == ({}, [0.5])
+    found, _ = grpo(tmp_path, text, "--triplets", "b", "c")
+    assert found.triplets == ["b", "c"]
+    (tmp_path / "c.yaml").write_text("triplets: a.json\nsynthetic: s.json\n")
+    found, _, _ = parse((FDMArguments, RoleConfig, LoraModelConfig), ["--config", str(tmp_path / "c.yaml")])
+    assert (found.triplets, found.synthetic) == (["a.json"], ["s.json"])
+    made = BestOfNArguments(triplets="a.json", rewards="copy_penalty", candidates="runs/x")  # type: ignore[arg-type]
+    assert (made.triplets, made.rewards, made.candidates) == (["a.json"], ["copy_penalty"], ["runs/x"])
+    assert [reward.name for reward in load_rewards("copy_penalty=2")] == ["copy_penalty"]
+    assert (rules_of("none"), list(rules_of("copy_rate"))) == ({}, ["copy_rate"])
+
+
+def test_an_empty_list_of_a_config_is_the_default_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REWIND_TEST", raising=False)
+    found, config = grpo(tmp_path, "triplets:\nrewards: ~\nlearning_rate: 1e-4\nenv: {REWIND_TEST: 3}\n")
+    assert (found.triplets, found.rewards) == ([], ["idm_margin=1.0", "keep_unchanged=0.25"])
+    assert (config.learning_rate, os.environ["REWIND_TEST"]) == (1e-4, "3")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "sentence"),
+    [
+        ("tripletts: a", [], "c.yaml: unknown key 'tripletts': did you mean 'triplets'?"),
+        ("zzzz: a", [], "c.yaml: unknown key 'zzzz'; --help shows all"),
+        ("", ["--tripletts", "a"], "there is no flag '--tripletts': did you mean '--triplets'?"),
+        ("", ["--reward", "a"], "there is no flag '--reward': did you mean '--rewards'?"),
+        ("", ["--zzzz"], "there is no flag '--zzzz': --help shows all"),
+        ("", ["a.yaml"], "no flag takes 'a.yaml'"),
+        ("", ["--max_steps", "many"], "invalid int value: 'many'"),
+        ("rewards: {idm_margin: 1}", [], "c.yaml: 'rewards' is a list of values, with NAME=VALUE where"),
+        ("rewards: [{idm_margin: 1}]", [], "c.yaml: 'rewards' is a list of values, with NAME=VALUE where"),
+        ("a: [", [], "is not valid YAML"),
+        ("- a", [], "must hold 'key: value' lines"),
+        ("env: 3", [], "'env' must be a mapping"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(text: str, flags: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(RewindError, match=re.escape(sentence)):
+        grpo(tmp_path, text, *flags)
+
+
+def test_words_that_were_meant() -> None:
+    for name, sentence in (
+        ("copy_rates", "there is no monitor 'copy_rates', did you mean 'copy_rate': there are"),
+        ("non", "there is no monitor 'non', did you mean 'none': there are"),
+    ):
+        with pytest.raises(RewindError, match=sentence):
+            rules_of([name])
+    assert "copy_rate" in RULES
+    for names, arguments, sentence in (
+        (["keep_unchange"], {}, "there is no reward 'keep_unchange', did you mean 'keep_unchanged': "),
+        (["copy_penalty"], {"copy_penalty": {"leest": 1}}, "has no argument 'leest', did you mean 'least': it has"),
+        (["copy_penalty"], {"copy_penality": {}}, r"no such reward among \['copy_penalty'\], did you mean 'copy_pen"),
+    ):
+        with pytest.raises(RewindError, match=sentence):
+            load_rewards(names, arguments=arguments)
