@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -60,6 +60,7 @@ def rerank(  # type: ignore[misc]
     seed: int = 0,
     task: str | Sequence[str | None] | None = None,
     target_image: PictureLike | Sequence[PictureLike | None] | None = None,
+    more: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     normalise: bool = False,
     min_score: float | None = None,
     min_lead: float | None = None,
@@ -82,6 +83,7 @@ def rerank(  # type: ignore[misc]
         task: the task's name, for rewards that treat tasks differently; a list for a list of sources.
         target_image: the true picture after, for rewards that ask for it, None if unknown; a list for a list of
             sources. Who predicts does not know it: what such a reward chooses is an oracle's choice.
+        more: further columns by name, such as a mask, for rewards that ask for them; a list for a list of sources.
         normalise: before summing, measure each reward's scores in standard deviations from the mean of a source's
             candidates (`rewards.score`). Such totals compare the candidates of one draw and nothing else.
         min_score: abstain if the best total is below it.
@@ -106,22 +108,24 @@ def rerank(  # type: ignore[misc]
     actions: Sequence[str] = [action] if isinstance(action, str) else action
     tasks = [task] * len(sources) if task is None or isinstance(task, str) else list(task)
     targets = _targets(target_image, len(sources), single)
-    counts = [len(sources), len(actions), len(tasks), len(targets)]
+    rows = [more or {}] * len(sources) if more is None or isinstance(more, Mapping) else list(more)
+    counts = [len(sources), len(actions), len(tasks), len(targets), len(rows)]
     if len(set(counts)) > 1:
-        raise RewindError("{} sources, {} actions, {} tasks and {} targets do not fit together".format(*counts))
+        told = "{} sources, {} actions, {} tasks, {} targets and {} rows of further columns do not fit together"
+        raise RewindError(told.format(*counts))
     fdm.check(num_candidates, temperature, seed=seed)
     check_normalise(normalise, min_score=min_score, good_enough=good_enough, refine=refine)
     if refine < 0 or (refine and num_candidates < 2):
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = _scorer(rewards, idm, normalise)
+    score_all, totals = _scorer(rewards, idm, normalise, [name for row in rows for name in row])
 
     def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
         chosen = [sources[n] for n in numbers], [actions[n] for n in numbers]
         return fdm.sample(*chosen, num_samples=count, first=first, **sampling)
 
     def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
-        columns = ([row[n] for n in numbers] for row in (sources, actions, tasks, targets))
+        columns = ([row[n] for n in numbers] for row in (sources, actions, tasks, targets, rows))
         return score_all(candidates, *columns)
 
     whole = num_candidates - num_candidates // 2 if refine else num_candidates
@@ -265,16 +269,16 @@ def _targets(given: Any, count: int, single: bool) -> list[Picture | None]:
 
 
 def _scorer(
-    rewards: Rewards, idm: InverseDynamics | None, normalise: bool = False
+    rewards: Rewards, idm: InverseDynamics | None, normalise: bool = False, further: Sequence[str] = ()
 ) -> tuple[Callable[..., list[Scored]], Totals | None]:
-    """`f(candidates, sources, actions, tasks, targets)`: a `Scored` each, by rewards that are loaded once; and what
-    normalises the totals of candidates that are compared, or None.
+    """`f(candidates, sources, actions, tasks, targets, more)`: a `Scored` each, by rewards that are loaded once for
+    data with these further columns; and what normalises the totals of candidates that are compared, or None.
     """
     siblings.need("rewards")
     from rewards import Batch, load_rewards, score
     from rewards.totals import normalised
 
-    loaded = load_rewards(list(rewards), idm)
+    loaded = load_rewards(list(rewards), idm, columns=further)
 
     def score_all(
         candidates: Sequence[Candidate],
@@ -282,7 +286,8 @@ def _scorer(
         actions: Sequence[str],
         tasks: Sequence[str | None],
         targets: Sequence[Picture | None],
+        more: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Scored]:
-        return score(loaded, Batch(actions, candidates, sources, targets, tasks))
+        return score(loaded, Batch(actions, candidates, sources, targets, tasks, more=more))
 
     return score_all, (lambda group: normalised(loaded, group)) if normalise else None

@@ -67,6 +67,7 @@ def main() -> None:
     from rl.pictures import load_image
     from rl.running.run_folder import claim
     from rl.search.best_of_n import Reranked
+    from rl.triplets import columns_of
     from trainers.rerank.recipe import rerank_all, shard_of, summary, take_own_gpu
 
     a = arguments
@@ -97,7 +98,8 @@ def main() -> None:
         idm = load_idm(a.idm, fdm.backbone if shares_base(a.idm, fdm.backbone) else None)
         idm.max_rows = min(idm.max_rows, a.max_rows)
     actions = [triplet.action for triplet in triplets]
-    rewards = load_rewards(a.rewards, idm, actions, columns=(), arguments=a.reward_arguments)  # it hands none on
+    columns = columns_of(triplets)
+    rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
     blind = [reward.name for reward in rewards if "target_image" in reward.asks_for] if not a.use_targets else []
     if blind:
         logging.getLogger("rl").warning(
@@ -133,6 +135,7 @@ def main() -> None:
             seed=a.seed,
             task=[triplet.task for triplet in part],
             target_image=[triplet.target if a.use_targets else None for triplet in part],
+            more=[triplet.more for triplet in part],
             normalise=a.normalise_rewards,
             min_score=a.min_score,
             min_lead=a.min_lead,

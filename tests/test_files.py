@@ -15,6 +15,7 @@ from rl.data.pools import pool_from_world
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
 from rl.errors import RewindError
+from rl.pictures import PictureFile
 from rl.triplets import Triplet, columns_of
 from rl.worlds.tabletop import Tabletop
 

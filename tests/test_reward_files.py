@@ -17,6 +17,7 @@ from conftest import ROOT, make_tiny
 from test_grpo import low_tokens, trainer, triplets
 
 from rewards import Batch, Reward, load_rewards, score, scorers
+from rl import rerank
 from rl.data.store import CandidateStore
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
@@ -243,6 +244,18 @@ def test_columns_reach_rewards_in_every_loop(tmp_path: Path, picture: np.ndarray
     run._generate_and_score_completions([{"prompt": str(n)} for n in (1, 1, 1, 1, 2, 2, 2, 2)])
     firsts = [float(s.candidate.ids[0] % 7) for s in run.last_scored]
     assert [s.total for s in run.last_scored] == [1 * x for x in firsts[:4]] + [2 * x for x in firsts[4:]]
+
+
+def test_rerank_hands_columns_on(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    fdm = ForwardDynamics(tiny)
+    one = rerank(fdm, None, picture, ACTION, 2, [masked], more={"mask": 2.0})
+    many = rerank(fdm, None, [picture] * 2, [ACTION] * 2, 2, [masked], more=[{"mask": 4.0}, {}])
+    assert [2 * s.total for s in one.candidates] == [s.total for s in many[0].candidates]  # type: ignore[operator]
+    assert many[1].abstained
+    with pytest.raises(RewindError, match="asks for 'mask', which there is not"):
+        rerank(fdm, None, picture, ACTION, 2, [masked])
+    with pytest.raises(RewindError, match="2 targets and 1 rows of further columns do not fit"):
+        rerank(fdm, None, [picture] * 2, [ACTION] * 2, 2, [masked], more=[{"mask": 1.0}])
 
 
 def test_a_script_takes_them_all(tmp_path: Path) -> None:
