@@ -59,8 +59,8 @@ def main() -> None:
     from rl.api import check_normalise
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
+    from rl.models.inputs import check_actions
     from rl.models.opening import shares_base
-    from rl.models.roles import check_actions
     from rl.pictures import load_image
     from rl.running.run_folder import claim
     from rl.search.best_of_n import Reranked

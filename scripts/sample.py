@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parse_with_config(parser())
     from rl import RewindError, Triplet, load_fdm
     from rl.data.triplet_files import read_triplets
-    from rl.models.roles import check_actions
+    from rl.models.inputs import check_actions
     from rl.pictures import load_image
     from rl.report.grids import sheet
     from rl.running.run_folder import claim

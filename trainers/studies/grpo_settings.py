@@ -19,7 +19,8 @@ from rl.errors import RewindError
 from rl.evaluation.action_chains import Chain, sample_chains
 from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks, triplets_of
-from rl.models.opening import base_of_adapter, load_base
+from rl.models.bases import base_of_adapter
+from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics
 from rl.running.files import read_json
 from rl.triplets import Triplet

@@ -12,7 +12,7 @@ from transformers import set_seed
 from rewards import Reward, load_rewards
 from rewards.keep_unchanged import KeepUnchanged
 from rl.evaluation.oracle import judge_all, sample_tasks, triplets_of
-from rl.models.roles import token_ids
+from rl.models.inputs import token_ids
 from rl.triplets import Candidate, Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
