@@ -184,7 +184,7 @@ def _usual(budget: Budget, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _config(run: Path, output: Path, usual: dict[str, Any], settings: dict[str, Any]) -> RewindGRPOConfig:
     told = {name: value for name, value in settings.items() if name not in OURS}
-    fixed = {"output_dir": str(output), "save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1}
+    fixed = {"output_dir": str(output), "save_strategy": "no", "activation_checkpointing": False, "logging_steps": 1}
     seed = read_json(run / "run.json")["config"]["seed"]
     return RewindGRPOConfig(**{**usual, **told, **fixed}, seed=seed, report_to="none")
 

@@ -93,7 +93,7 @@ def train_grpo(story: Story) -> None:
         load_best_model_at_end=True,
         metric_for_best_model="eval_reward",
         greater_is_better=True,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         logging_steps=1,
         seed=story.seed,
     )
