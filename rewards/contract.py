@@ -87,7 +87,7 @@ class Batch:
         """Image-token ids of the sources in the candidates' backbone; each picture is encoded once."""
         if not self.candidates:
             return []
-        from rl.models.roles import token_ids
+        from rl.models.inputs import token_ids
 
         return token_ids(self.candidates[0].backbone, self.source_image)
 

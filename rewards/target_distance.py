@@ -10,7 +10,7 @@ import torch
 
 from rewards.contract import pictures_of
 from rl.errors import RewindError
-from rl.models.roles import token_ids
+from rl.models.inputs import token_ids
 from rl.pictures import Picture, to_array
 from rl.triplets import Candidate
 

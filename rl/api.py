@@ -7,9 +7,11 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 
+from rl.checks import check_thresholds, check_whole
 from rl.errors import RewindError
+from rl.models.inputs import check_actions, token_ids
 from rl.models.opening import load_fdm, load_idm
-from rl.models.roles import ForwardDynamics, InverseDynamics, check_actions, token_ids
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.pictures import Picture, PictureLike, from_path
 from rl.running import siblings
 from rl.search.best_of_n import Reranked, Totals
@@ -21,7 +23,8 @@ from rl.triplets import Candidate, Scored
 
 __all__ = ["load_fdm", "load_idm", "rerank", "rollout"]
 
-Rewards: TypeAlias = Sequence[str | Callable[..., Any]]
+Rewards: TypeAlias = str | Callable[..., Any] | Sequence[str | Callable[..., Any]]
+"""Rewards by name or as functions: several, or one alone."""
 
 
 @overload
@@ -77,7 +80,8 @@ def rerank(  # type: ignore[misc]
             together.
         action: what happens, in words; a list for a list of sources.
         num_candidates: how many are drawn a source; equal pictures are scored once.
-        rewards: names of built-ins, paths 'file.py:function', or callables, each with '=WEIGHT' if it is a text.
+        rewards: names of built-ins, paths 'file.py:function', or callables, each with '=WEIGHT' if it is a text; one
+            alone needs no list.
         temperature: of the candidates; low ones are all alike.
         seed: same seed, same result.
         task: the task's name, for rewards that treat tasks differently; a list for a list of sources.
@@ -113,7 +117,11 @@ def rerank(  # type: ignore[misc]
     if len(set(counts)) > 1:
         told = "{} sources, {} actions, {} tasks, {} targets and {} rows of further columns do not fit together"
         raise RewindError(told.format(*counts))
+    rules = {"min_score": min_score, "min_lead": min_lead, "good_enough": good_enough}
+    check_whole("num_candidates", num_candidates, least=1)
+    check_thresholds(rules)
     fdm.check(num_candidates, temperature, seed=seed)
+    check_whole("refine", refine)
     check_normalise(normalise, min_score=min_score, good_enough=good_enough, refine=refine)
     if refine < 0 or (refine and num_candidates < 2):
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
@@ -129,7 +137,6 @@ def rerank(  # type: ignore[misc]
         return score_all(candidates, *columns)
 
     whole = num_candidates - num_candidates // 2 if refine else num_candidates
-    rules = {"min_score": min_score, "min_lead": min_lead, "good_enough": good_enough}
     found = rerank_candidates(draw, judge, len(sources), whole, **rules, totals=totals)
     if refine:
         found = refine_candidates(
@@ -214,6 +221,9 @@ def rollout(
     if isinstance(actions, str):
         raise RewindError("a rollout takes a list of actions, not one sentence")
     check_actions(actions)
+    rules = {"min_score": min_score, "min_lead": min_lead}
+    check_whole("num_candidates", num_candidates, least=1)
+    check_thresholds(rules)
     fdm.check(num_candidates, temperature, seed=seed)
     if rewards is None and idm is not None:
         rewards = ("idm_likelihood",)
@@ -238,7 +248,6 @@ def rollout(
         columns = ([row[step]] * count for row in (actions, tasks, targets))
         return score_all(candidates, ends, *columns)
 
-    rules = {"min_score": min_score, "min_lead": min_lead}
     chosen_by = judge if score_all is not None else None
     return roll_out(draw, chosen_by, from_path(source), actions, beam=beam, **rules, totals=totals)
 
@@ -278,7 +287,8 @@ def _scorer(
     from rewards import Batch, load_rewards, score
     from rewards.totals import normalised
 
-    loaded = load_rewards(list(rewards), idm, columns=further)
+    named = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
+    loaded = load_rewards(named, idm, columns=further)
 
     def score_all(
         candidates: Sequence[Candidate],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from rl.errors import RewindError
 from rl.pictures import Picture, from_path
 
 if TYPE_CHECKING:
@@ -54,16 +55,35 @@ class Candidate:
 
     `ids` int64 [K] are image tokens of the vocabulary, `logprobs` float32 [K] their log-probabilities under the
     distribution that they were drawn from (natural logarithm; 0 at temperature 0). `backbone` is the model whose
-    vocabulary the ids belong to: another one reads `image`, which is decoded when first read.
+    vocabulary the ids belong to: another one reads `image`, which is decoded when first read. A pickle leaves the model
+    out; `dataclasses.replace(candidate, backbone=...)` gives one back.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
     backbone: UnifiedVLM = field(repr=False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Candidate, (self.ids, self.logprobs, None)
+
+    def __copy__(self) -> Candidate:
+        return Candidate(self.ids, self.logprobs, self.backbone)
+
+    def __deepcopy__(self, _: Any) -> Candidate:
+        return Candidate(self.ids.copy(), self.logprobs.copy(), self.backbone)
+
     @cached_property
     def image(self) -> Image.Image:
-        """The picture."""
+        """The picture.
+
+        Raises:
+            RewindError: the candidate comes from a pickle, which holds no model.
+        """
+        if self.backbone is None:
+            raise RewindError(
+                "this candidate comes from a pickle, which leaves its model out, so it cannot be decoded: "
+                "use dataclasses.replace(candidate, backbone=fdm.backbone)"
+            )
         return Image.fromarray(self.backbone.decode(self.ids[None])[0])
 
     @property

@@ -89,7 +89,7 @@ class World(Protocol):
 
 REQUIRED_METHODS = ("sample_scene", "sample_action", "outcomes", "render", "judge")
 REQUIRED_ATTRIBUTES = ("name", "image_size")
-OPTIONAL_METHODS = ("sample_task", "caption", "facts", "compare", "same_outcome", "video", "split")
+OPTIONAL_METHODS = ("sample_task", "caption", "facts", "compare", "same_outcome", "video", "split", "holds")
 
 
 def draw_task(world: World, rng: np.random.Generator) -> tuple[Any, str]:
@@ -99,3 +99,9 @@ def draw_task(world: World, rng: np.random.Generator) -> tuple[Any, str]:
         return together(rng)  # type: ignore[no-any-return]
     scene = world.sample_scene(rng)
     return scene, world.sample_action(scene, rng)
+
+
+def in_split(world: World, scene: Any, action: str) -> bool:
+    """Whether a case is of the world's split, as far as it tells: a world may offer `holds(scene, action)`."""
+    holds = getattr(world, "holds", None)
+    return holds is None or bool(holds(scene, action))

@@ -66,8 +66,8 @@ def main() -> None:
     from rl import load_fdm, load_idm
     from rl.evaluation import oracle
     from rl.evaluation.probes import prefers_truth
+    from rl.models.captions import continue_captions
     from rl.models.opening import shares_base
-    from rl.models.roles import continue_captions
     from rl.report.grids import sheet
     from rl.running.run_folder import claim
     from rl.worlds import load_split

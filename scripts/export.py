@@ -23,11 +23,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parse_with_config(parser())
     from rl import RewindError, load_fdm
+    from rl.models.bases import adapter_folder
     from rl.models.export import save_merged
-    from rl.models.opening import adapter_folder
     from rl.running.run_folder import claim
 
-    if adapter_folder(Path(arguments.run)) is None:
+    if adapter_folder(arguments.run) is None:
         raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")
     model = load_fdm(arguments.run)  # the role makes no difference to the weights
     base = model.backbone.name

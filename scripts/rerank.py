@@ -62,8 +62,8 @@ def main() -> None:
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
+    from rl.models.inputs import check_actions
     from rl.models.opening import shares_base
-    from rl.models.roles import check_actions
     from rl.pictures import load_image
     from rl.running.run_folder import claim
     from rl.search.best_of_n import Reranked

@@ -43,7 +43,7 @@ def main() -> None:
     from rl import RewindError, Triplet, load_fdm
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
-    from rl.models.roles import check_actions
+    from rl.models.inputs import check_actions
     from rl.pictures import load_image
     from rl.report.grids import sheet
     from rl.running.run_folder import claim

@@ -11,8 +11,9 @@ import pytest
 from rl import load_idm
 from rl.evaluation import oracle
 from rl.evaluation.probes import fakes, prefers_truth
+from rl.models.captions import continue_captions
 from rl.models.known import JUDGES, SHIPPED, SHIPPED_RUNS
-from rl.models.roles import ForwardDynamics, InverseDynamics, continue_captions
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.models.unified import UnifiedVLM
 from rl.words import words_of
 from rl.worlds.tabletop import Tabletop, phrases

@@ -212,23 +212,23 @@ import numpy as np
 from rl.world import Judgement
 
 class Lamp:
-    """A lamp that is on or off: the least that a world can have."""
+    """A lamp in a room of some shade that is on or off: the least that a world can have."""
     name, image_size = "lamp", 32
 
     def sample_scene(self, rng):
-        return bool(rng.integers(2))
+        return int(rng.integers(40)), bool(rng.integers(2))
 
     def sample_action(self, scene, rng):
-        return "switch the lamp off" if scene else "switch the lamp on"
+        return "switch the lamp off" if scene[1] else "switch the lamp on"
 
     def outcomes(self, scene, action):
-        return [not scene] if action == self.sample_action(scene, None) else []
+        return [(scene[0], not scene[1])] if action == self.sample_action(scene, None) else []
 
     def render(self, scene, rng):
-        return np.full((32, 32, 3), 230 if scene else 20, np.uint8)
+        return np.full((32, 32, 3), (200 if scene[1] else 20) + scene[0], np.uint8)
 
     def judge(self, scene, action, image):
-        right = (image.mean() > 128) != scene
+        right = (image.mean() > 128) != scene[1]
         return Judgement(10.0 * right, 10.0, bool(right))
 '''
 
@@ -240,11 +240,14 @@ def test_a_world_of_ones_own(tmp_path: Path) -> None:
     done = start("scripts/demo.py", *world, *TINY, "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "has no shipped base" in done.stderr
+    assert "has no splits: its cases (scene and action) are divided" in done.stderr
     found = results_of(tmp_path / "run")
     assert found["world"] == "lamp"
     assert "counterfactual_action" not in found["idm"]["prefers_true_over"]
     assert found["data"]["judge_labelled"] == 40
     assert (tmp_path / "run" / "base" / "rewind.json").is_file()
+    (tmp_path / "run").rename(tmp_path / "moved")  # the runs in it name their base from where they are
+    assert load_fdm(tmp_path / "moved" / "sft").backbone.image_size == 32
 
 
 def test_differences_in_words() -> None:

@@ -184,7 +184,7 @@ class CandidateStore:
         for number, scored in enumerate(group, first):
             candidate = scored.candidate
             yield {
-                "base": candidate.backbone.name,
+                "base": candidate.backbone.lasting_name,
                 "idm": self.idm,
                 "seed": seed,
                 "step": step,

@@ -3,6 +3,7 @@ forward dynamics model draws a right outcome."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Task:
     target: np.ndarray
 
 
-def sample_tasks(world: World, count: int, seed: int) -> list[Task]:
-    """`count` tasks of the world's split; equal seeds give equal tasks."""
+def sample_tasks(world: World, count: int, seed: int | Sequence[int]) -> list[Task]:
+    """`count` tasks of the world's split; equal seeds give equal tasks. Warns where most of them are repeated ones."""
     rng = np.random.default_rng(seed)
     tasks = []
     for _ in range(count):
@@ -40,7 +41,22 @@ def sample_tasks(world: World, count: int, seed: int) -> list[Task]:
         outcomes = world.outcomes(scene, action)
         outcome = outcomes[int(rng.integers(len(outcomes)))]
         tasks.append(Task(scene, action, outcome, world.render(scene, rng), world.render(outcome, rng)))
+    _warn_of_repetition(world, tasks)
     return tasks
+
+
+def _warn_of_repetition(world: World, tasks: Sequence[Task]) -> None:
+    try:
+        distinct = len({(task.scene, task.action) for task in tasks})
+    except TypeError:  # no world's scenes should be unhashable, but nothing else here needs it
+        return
+    if 2 * distinct < len(tasks):
+        split = f" in its split '{world.split_name}'" if hasattr(world, "split_name") else ""
+        warnings.warn(
+            f"the world '{world.name}' has few cases (scene and action){split}: {distinct} distinct ones were found, "
+            f"{len(tasks)} asked for, so they repeat, and figures are less certain than their number says",
+            stacklevel=3,
+        )
 
 
 def judge_all(world: World, tasks: Sequence[Task], images: np.ndarray) -> list[Judgement]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,7 +30,8 @@ def attach(model: Any, folder: Path, name: str, base: str) -> Any:
             model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
             model.set_adapter(active)
         else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
+            with quiet_peft():
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise RewindError(f"the adapter in {folder} does not fit {base}: {_short(error)}") from error
     for parameter in model.parameters():
@@ -41,6 +43,14 @@ def attach(model: Any, folder: Path, name: str, base: str) -> Any:
             f"the adapter in {folder} does not fit {base}: it has {len(weights)} tensors for {loaded} places"
         )
     return model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning of a property that transformers 5.23 deprecates and peft 0.21 reads as it wraps a model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

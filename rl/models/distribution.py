@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rl.checks import check_real, check_whole
 from rl.errors import RewindError
 
 
@@ -31,6 +32,8 @@ class TokenDistribution:
     _position: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_real("the temperature", self.temperature)
+        check_real("guidance", self.guidance)
         if not self.temperature >= 0 or self.temperature == float("inf"):
             raise RewindError(f"the temperature must be 0 or more, not {self.temperature}")
         if not -100 < self.guidance < 100:
@@ -103,8 +106,10 @@ class Truncation:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise RewindError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_k is not None:
+            check_whole("top_k", self.top_k, least=1)
+        if self.top_p is not None:
+            check_real("top_p", self.top_p)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise RewindError(f"top_p must be above 0 and at most 1, not {self.top_p}")
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl.checks import check_whole
 from rl.errors import RewindError
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
@@ -41,6 +42,8 @@ class Noise:
     step: int = 0
 
     def __post_init__(self) -> None:
+        check_whole("a seed", self.seed)
+        check_whole("a step", self.step)
         if not (abs(self.seed) < 2**63 and abs(self.step) < 2**63):
             raise RewindError(f"a seed must fit into 64 bits, not {self.seed}")
 

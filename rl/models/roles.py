@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 
+from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.inputs import as_list, check_actions, rows_of, token_ids
 from rl.models.noise import Noise
 from rl.models.sampling import MAX_ROWS, sample_tokens
 from rl.models.scoring import span_log_probs
@@ -30,15 +31,6 @@ class _Role:
     def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
         self.backbone = backbone
         self.adapter = adapter
-
-
-def check_actions(actions: Sequence[str]) -> None:
-    """Raise a `RewindError` unless every action is a sentence."""
-    for action in actions:
-        if not isinstance(action, str):
-            raise RewindError(f"an action is a sentence (str), not a {type(action).__name__}")
-        if not action.strip():
-            raise RewindError("the action is empty: say in words what happens between the two pictures")
 
 
 class ForwardDynamics(_Role):
@@ -63,8 +55,7 @@ class ForwardDynamics(_Role):
         seed: int = 0,
     ) -> None:
         """Raise what `sample` would raise about its settings, without sampling."""
-        if num_samples < 1:
-            raise RewindError(f"num_samples must be at least 1, not {num_samples}")
+        check_whole("num_samples", num_samples, least=1)
         self.distribution(temperature, guidance)
         Truncation(top_k, top_p)
         Noise(seed)
@@ -118,6 +109,8 @@ class ForwardDynamics(_Role):
             RewindError: an empty action, lists of different lengths, something that is no picture.
         """
         self.check(num_samples, temperature, top_k, top_p, guidance, seed)
+        check_whole("max_rows", max_rows, least=1)
+        check_whole("first", first, least=0)
         single = isinstance(action, str)
         if single == isinstance(source, list | tuple):
             raise RewindError("give one source and one action, or a list of sources and a list of actions")
@@ -174,44 +167,11 @@ class ForwardDynamics(_Role):
     ) -> list[np.ndarray]:
         """Log-probability of each image token of each target, float32 [K], under the same distribution as `sample`."""
         vlm = self.backbone
-        source_ids, target_ids, actions = _rows(vlm, source, targets, action)
+        source_ids, target_ids, actions = rows_of(vlm, source, targets, action)
         prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)]
         with vlm.using(self.adapter, merged=True):
             found = span_log_probs(vlm, prompts, target_ids, self.distribution(temperature), max_rows=self.max_rows)
         return [x.cpu().numpy() for x in found]
-
-
-def token_ids(vlm: UnifiedVLM, pictures: Sequence[PictureLike | Candidate]) -> list[list[int]]:
-    """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded."""
-    fresh = {  # a picture that stands there many times, such as the source of a group, is encoded once
-        id(picture): picture.image if isinstance(picture, Candidate) else picture
-        for picture in pictures
-        if not (isinstance(picture, Candidate) and picture.backbone is vlm)
-    }
-    encoded = dict(zip(fresh, vlm.encode(list(fresh.values())).tolist(), strict=True)) if fresh else {}
-    return [encoded[id(p)] if id(p) in encoded else p.ids.tolist() for p in pictures]  # type: ignore[union-attr]
-
-
-def _rows(
-    vlm: UnifiedVLM,
-    source: PictureLike | Sequence[PictureLike],
-    targets: Sequence[PictureLike | Candidate],
-    action: str | Sequence[str],
-) -> tuple[list[list[int]], list[list[int]], list[str]]:
-    """Source ids, target ids and actions of equal length from one source (or action) for all targets or one each."""
-    if isinstance(targets, str | Path):
-        raise RewindError(f"targets is a list of pictures, one a score: give [{str(targets)!r}]")
-    many = isinstance(source, list | tuple)
-    sources: Any = source if many else [source]
-    actions = [action] * len(targets) if isinstance(action, str) else list(action)
-    count = len(sources) if many else len(targets)
-    if not count == len(targets) == len(actions):
-        raise RewindError(f"{count} sources, {len(targets)} targets and {len(actions)} actions do not fit together")
-    check_actions(actions)
-    if not len(targets):
-        return [], [], []
-    source_ids = token_ids(vlm, sources) * (1 if many else count)
-    return source_ids, token_ids(vlm, targets), actions
 
 
 class InverseDynamics(_Role):
@@ -245,7 +205,7 @@ class InverseDynamics(_Role):
     ) -> list[np.ndarray]:
         """Log-probability of each token of the action and of its end, float32 [tokens], one array a target."""
         vlm = self.backbone
-        source_ids, target_ids, actions = _rows(vlm, source, targets, action)
+        source_ids, target_ids, actions = rows_of(vlm, source, targets, action)
         prompts = [vlm.idm_prompt(a, b) for a, b in zip(source_ids, target_ids, strict=True)]
         with vlm.using(self.adapter, merged=True):
             spans = [vlm.action_ids(words) for words in actions]
@@ -272,10 +232,11 @@ class InverseDynamics(_Role):
 
         Greedy at temperature 0; above, a sample (same seed, same words).
         """
+        check_whole("max_tokens", max_tokens, least=1)
         vlm = self.backbone
         single = not isinstance(source, list | tuple)
         sources: Any = [source] if single else source
-        targets: Any = [target] if single else target
+        targets: Any = [target] if single else as_list("targets", target)
         if len(sources) != len(targets):
             raise RewindError(f"{len(sources)} sources and {len(targets)} targets: give one target a source")
         pairs = zip(token_ids(vlm, sources), token_ids(vlm, targets), strict=True)
@@ -291,24 +252,3 @@ class InverseDynamics(_Role):
             )
         texts = [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]
         return texts[0] if single else texts
-
-
-def continue_captions(
-    vlm: UnifiedVLM, pictures: Sequence[PictureLike], begins: Sequence[str], max_tokens: int = 96
-) -> list[str]:
-    """The most likely rest (greedy) of a caption that begins with the given words, one a picture, by the base alone."""
-    prompts = [
-        [vlm.layout.begin_text, *vlm.image_span(ids), *vlm.text_ids(begin)]
-        for ids, begin in zip(token_ids(vlm, pictures), begins, strict=True)
-    ]
-    with vlm.using(None):
-        drawn = sample_tokens(
-            vlm,
-            prompts,
-            TokenDistribution(vlm.layout.text_ids_V, temperature=0.0),
-            num_samples=1,
-            max_tokens=max_tokens,
-            noise=Noise(),
-            stop=vlm.layout.end_text,
-        )
-    return [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]

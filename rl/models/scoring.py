@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rl.checks import check_whole
 from rl.models.distribution import TokenDistribution
 from rl.models.sampling import Stream
 from rl.models.unified import UnifiedVLM
@@ -27,6 +28,7 @@ def span_log_probs(
     Gradients flow unless the caller disables them. Without gradients, a prompt that stands there several times (many
     actions for one pair of pictures) is read once, and equal pairs of prompt and span are scored once.
     """
+    check_whole("max_rows", max_rows, least=1)
     if not torch.is_grad_enabled() and not distribution.guided:
         pairs = [(tuple(prompt), tuple(span)) for prompt, span in zip(prompts, spans, strict=True)]
         distinct = list(dict.fromkeys(pairs))

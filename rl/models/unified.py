@@ -7,13 +7,14 @@ names or modules. Axis letters: _B sample, _T token, _K image token, _D feature,
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from rl.errors import RewindError
 from rl.models import adapters
+from rl.models.bases import lasting_name
 from rl.pictures import PictureLike, to_array
 from rl.words import words_of
 
@@ -46,6 +48,9 @@ class TokenLayout:
 class UnifiedVLM(ABC):
     """A backbone that reads and writes text and pictures as one sequence of tokens.
 
+    Threads may share it: encoding, decoding and whatever runs `using` an adapter wait for one another, since an adapter
+    in use changes the weights for all. A thread that trains does not wait, so nothing else may use its backbone.
+
     Attributes:
         family: name of the adapter, e.g. 'chameleon'.
         name: the base's name or folder, for run folders and messages.
@@ -70,6 +75,20 @@ class UnifiedVLM(ABC):
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
     _seen: dict[bytes, tuple[Tensor, Tensor | None]] | None = None
+    _lock: threading.RLock
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        vlm = super().__new__(cls)
+        vlm._lock = threading.RLock()  # re-entrant, since one role may be used inside another
+        return vlm
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}  # a copy has a lock of its own
+
+    @property
+    def lasting_name(self) -> str:
+        """The base's name for files: a shipped name, or an absolute path."""
+        return lasting_name(self.name)
 
     # ---- what a family must provide
 
@@ -118,8 +137,14 @@ class UnifiedVLM(ABC):
         """Ids int64 [K] and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
         if not len(images):
             raise RewindError("there is no picture to encode")
-        seen = self._seen = {} if self._seen is None else self._seen
         arrays = [to_array(image, self.image_size) for image in images]
+        with self._lock:
+            return self._remembered(arrays, batch_size, with_features)
+
+    def _remembered(
+        self, arrays: Sequence[np.ndarray], batch_size: int, with_features: bool
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        seen = self._seen = {} if self._seen is None else self._seen
         keys = [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in arrays]
         found = {key: seen[key] for key in keys if key in seen and not (with_features and seen[key][1] is None)}
         fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in found}
@@ -147,7 +172,7 @@ class UnifiedVLM(ABC):
             raise RewindError(
                 f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
             )
-        with torch.no_grad():
+        with torch.no_grad(), self._lock:
             return torch.cat([self.decode_ids(chunk).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
 
     # ---- words
@@ -155,11 +180,13 @@ class UnifiedVLM(ABC):
     def text_ids(self, text: str) -> list[int]:
         """A text as ids without markers. Markers spelled out in the text stay plain text."""
         self._warn_of_new_words(text)
-        return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        with self._lock:  # a fast tokenizer is changed by encoding
+            return list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids back into words; markers are left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        with self._lock:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def _warn_of_new_words(self, text: str) -> None:
         if self.known_words is None or self._warned_of_new_words:
@@ -236,11 +263,15 @@ class UnifiedVLM(ABC):
             RewindError: no safetensors weights, tensors that are missing or do not fit, an adapter that retrains the
                 head or other whole modules (two roles could not share them), a name that is taken.
         """
-        self.model = adapters.attach(self.model, folder, name, self.name)
+        with self._lock:
+            model = self.model = adapters.attach(self.model, folder, name, self.name)
+            model.peft_config[name].base_model_name_or_path = self.lasting_name  # its file's may lead nowhere from here
 
     @contextmanager
     def using(self, adapter: str | None, merged: bool = False) -> Iterator[None]:
         """Run with one adapter (None: with none) in evaluation mode; adapter, mode and gradients are restored after.
+
+        Other threads that want the backbone wait meanwhile.
 
         Args:
             adapter: its name.
@@ -249,5 +280,5 @@ class UnifiedVLM(ABC):
                 precision the sum would be rounded, so that the sampler's distribution would not be the trainer's);
                 afterwards the very same W is put back.
         """
-        with adapters.using(self.model, adapter, merged, self.name):
+        with self._lock, adapters.using(self.model, adapter, merged, self.name):
             yield

@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.pictures import Picture
 from rl.search.best_of_n import Totals, order, score_once
@@ -101,8 +102,7 @@ def rollout(
     """
     if not actions:
         raise RewindError("a rollout needs at least one action")
-    if beam < 1:
-        raise RewindError(f"the beam must be at least 1, not {beam}")
+    check_whole("the beam", beam, least=1)
     kept = [_Trajectory((), 0.0, 0.0, source)]
     for number, action in enumerate(actions):
         ends = [trajectory.end for trajectory in kept]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
 from rl.world import REQUIRED_ATTRIBUTES, REQUIRED_METHODS, World
+from rl.worlds.divided import SHARES, DividedWorld
 
 
 def load_world(name_or_path: str, **arguments: Any) -> World:
@@ -42,13 +44,29 @@ def load_world(name_or_path: str, **arguments: Any) -> World:
 
 
 def load_split(name_or_path: str, split: str) -> World:
-    """A world restricted to a split; a world without splits is taken as it is, with a warning."""
-    world = load_world(name_or_path)
-    restrict = getattr(world, "split", None)
-    if restrict is None:
-        warnings.warn(f"the world {name_or_path} has no splits: '{split}' is drawn from all its scenes", stacklevel=2)
-        return world
-    return restrict(split)  # type: ignore[no-any-return]
+    """A world restricted to a split; one without splits is divided into train, validation and test, with a warning.
+
+    Raises:
+        RewindError: no such world or split, or too few distinct cases to divide (`DividedWorld`).
+    """
+    return load_splits(name_or_path, [split])[split]
+
+
+def load_splits(name_or_path: str, splits: Sequence[str]) -> dict[str, World]:
+    """`load_split` for several splits of one world, by name."""
+    world: Any = load_world(name_or_path)
+    if getattr(world, "split", None) is not None:
+        # Opened once a split: what a world of the user's restricts may be itself.
+        return {name: load_world(name_or_path).split(name) for name in splits}  # type: ignore[attr-defined]
+    divided = {name: DividedWorld(world, name) for name in splits}
+    shares = ", ".join(f"{share:.0%} are {name}" for name, share in SHARES.items())
+    warnings.warn(
+        f"the world {name_or_path} has no splits: its cases (scene and action) are divided, {shares}, none is in two; "
+        f"this is {' and '.join(splits)}",
+        stacklevel=2,
+    )
+    next(iter(divided.values())).check()
+    return dict(divided)
 
 
 def _attribute(path: Path, attribute: str) -> Any:

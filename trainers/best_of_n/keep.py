@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from rl.errors import RewindError
-from rl.models.roles import token_ids
+from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Scored, Triplet
 from trainers.sft.rows import role_rows

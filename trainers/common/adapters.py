@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from peft import LoraConfig, get_peft_model
 from trl import ModelConfig, get_peft_config
 
 from rl.errors import RewindError
+from rl.models.adapters import quiet_peft
+from rl.models.bases import lasting_name
 from rl.models.roles import FDM_ADAPTER
 from rl.models.unified import UnifiedVLM
-from rl.running.files import whole_folder
+from rl.running.files import read_json, whole_folder
 from trainers.common.sharding import gathered_adapter, on_main
 
 
@@ -30,8 +33,10 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
         model.add_adapter(name, config)
         model.set_adapter(name)
     else:
-        model = vlm.model = get_peft_model(model, config, adapter_name=name)
-    model.peft_config[name].base_model_name_or_path = vlm.name  # peft puts the in-memory model's own name there
+        with quiet_peft():
+            model = vlm.model = get_peft_model(model, config, adapter_name=name)
+    # peft puts the in-memory model's own name there.
+    model.peft_config[name].base_model_name_or_path = lasting_name(vlm.name)
 
 
 def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
@@ -54,6 +59,9 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
             for file in inner.iterdir():
                 file.replace(beside / file.name)
             inner.rmdir()
+        file = beside / "adapter_config.json"
+        config = {**read_json(file), "base_model_name_or_path": lasting_name(vlm.name, folder)}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:

@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
-from rl.models.roles import token_ids
+from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Scored, Triplet
 from trainers.common.checkpoints import WholeCheckpoints

@@ -27,8 +27,8 @@ from rewards import Reward
 from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
+from rl.models.inputs import token_ids
 from rl.models.noise import Noise
-from rl.models.roles import token_ids
 from rl.models.sampling import MAX_ROWS
 from rl.models.unified import UnifiedVLM
 from rl.report.grids import candidate_row, sheet

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
+from rl.models.bases import adapter_folder, base_of_adapter
 from rl.models.known import LINEAR_LAYERS, SHIPPED
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -158,11 +159,11 @@ def _from_config(name: str, text: dict[str, Any], config: dict[str, Any]) -> Sha
 
 def adapter_of(run: str) -> tuple[str, int, list[str]] | None:
     """The base, rank and target modules of a run folder's adapter; None if the folder holds none."""
-    for folder in (Path(run) / "adapter", Path(run)):
-        if (folder / "adapter_config.json").is_file():
-            config = _read_json(folder / "adapter_config.json")
-            return str(config["base_model_name_or_path"]), int(config["r"]), list(config["target_modules"])
-    return None
+    folder = adapter_folder(run)
+    if folder is None:
+        return None
+    config = _read_json(folder / "adapter_config.json")
+    return base_of_adapter(folder), int(config["r"]), list(config["target_modules"])
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from rl.models.unified import UnifiedVLM
 from rl.running.command_line import plain
 from rl.running.run_folder import claim
 from rl.words import words_of
-from rl.worlds import load_world
+from rl.worlds import load_split
 from trainers.pretraining.language import parse_mixture, train_language
 from trainers.pretraining.settings import require_one_process
 from trainers.pretraining.vq_model import VQTrainingModel
@@ -38,7 +38,7 @@ def make_base(arguments: argparse.Namespace) -> Path:
     mixture = parse_mixture(a.mixture)
     if a.base is not None and a.tokenizer_from is not None:
         raise RewindError("--base brings its tokenizer: leave out --tokenizer_from")
-    world = load_world(a.world) if a.world is not None else None
+    world = load_split(a.world, "train") if a.world is not None else None
     base = load_base(a.base) if a.base is not None else None
     image_size = world.image_size if world is not None else base.image_size if base is not None else a.image_size
     if base is not None and base.image_size != image_size:

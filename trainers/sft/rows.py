@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rl.data.importance import Importance, feature_distances
 from rl.errors import RewindError
-from rl.models.roles import Role, token_ids
+from rl.models.inputs import token_ids
+from rl.models.roles import Role
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
 from rl.triplets import Candidate, Triplet

@@ -19,7 +19,8 @@ from rl.errors import RewindError
 from rl.evaluation.action_chains import Chain, sample_chains
 from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks, triplets_of
-from rl.models.opening import base_of_adapter, load_base
+from rl.models.bases import base_of_adapter
+from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics
 from rl.running.files import read_json
 from rl.triplets import Triplet
@@ -183,7 +184,7 @@ def _usual(budget: Budget, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _config(run: Path, output: Path, usual: dict[str, Any], settings: dict[str, Any]) -> RewindGRPOConfig:
     told = {name: value for name, value in settings.items() if name not in OURS}
-    fixed = {"output_dir": str(output), "save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1}
+    fixed = {"output_dir": str(output), "save_strategy": "no", "activation_checkpointing": False, "logging_steps": 1}
     seed = read_json(run / "run.json")["config"]["seed"]
     return RewindGRPOConfig(**{**usual, **told, **fixed}, seed=seed, report_to="none")
 

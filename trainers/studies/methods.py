@@ -146,7 +146,7 @@ METHODS: dict[str, tuple[str, Callable[[Story, Amounts, Path], None]]] = {
 
 
 def _usual(output: Path, seed: int) -> dict[str, Any]:
-    quiet = {"save_strategy": "no", "gradient_checkpointing": False, "logging_steps": 1, "report_to": "none"}
+    quiet = {"save_strategy": "no", "activation_checkpointing": False, "logging_steps": 1, "report_to": "none"}
     return {"output_dir": str(output), "seed": seed, **quiet}
 
 

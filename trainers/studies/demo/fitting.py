@@ -34,7 +34,7 @@ def fit_adapter(
         per_device_train_batch_size=story.budget.idm_batch_size if role == "idm" else story.budget.fdm_batch_size,
         warmup_steps=max(1, steps // 20),
         save_strategy="no",
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         seed=story.seed,
     )
     weighted, log = "weights" in rows.column_names, MetricsFile(run / "metrics.jsonl")

@@ -12,7 +12,7 @@ from transformers import set_seed
 from rewards import Reward, load_rewards
 from rewards.keep_unchanged import KeepUnchanged
 from rl.evaluation.oracle import judge_all, sample_tasks, triplets_of
-from rl.models.roles import token_ids
+from rl.models.inputs import token_ids
 from rl.triplets import Candidate, Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
@@ -93,7 +93,7 @@ def train_grpo(story: Story) -> None:
         load_best_model_at_end=True,
         metric_for_best_model="eval_reward",
         greater_is_better=True,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
         logging_steps=1,
         seed=story.seed,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from rl.running.files import write_whole
 from rl.world import World
-from rl.worlds import load_split
+from rl.worlds import load_splits
 from trainers.studies.demo import stages
 from trainers.studies.demo.base import open_base
 from trainers.studies.demo.report import report
@@ -21,7 +21,7 @@ RESULTS_FILE, REPORT_FILE, DIFFERENCES_FILE = "results.json", "report.html", "di
 
 def splits_of(world: str) -> dict[str, World]:
     """A world's splits by name."""
-    return {name: load_split(world, name) for name in ("train", "validation", "test")}
+    return load_splits(world, ("train", "validation", "test"))
 
 
 def main_job(

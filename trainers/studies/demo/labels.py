@@ -26,7 +26,7 @@ def mine_and_label(story: Story) -> None:
     truths: dict[int, set[tuple[Any, Any]]] = {}  # by the identity of a pair's first picture
     film = getattr(world, "video", None)
     if film is None:
-        tasks = sample_tasks(world, budget.videos, story.seed + 1)
+        tasks = sample_tasks(world, budget.videos, (story.seed, 3))
         pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
         truths = {id(t.source): {(t.scene, t.outcome)} for t in tasks}
     for _ in range(budget.videos if film is not None else 0):

@@ -1,0 +1,69 @@
+"""What the two roles are given: pictures as token ids, sentences, and how many belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rl.errors import RewindError
+from rl.models.unified import UnifiedVLM
+from rl.pictures import PictureFile, PictureLike
+from rl.triplets import Candidate
+
+
+def check_actions(actions: Sequence[str]) -> None:
+    """Raise a `RewindError` unless every action is a sentence."""
+    for action in actions:
+        if not isinstance(action, str):
+            raise RewindError(f"an action is a sentence (str), not a {type(action).__name__}")
+        if not action.strip():
+            raise RewindError("the action is empty: say in words what happens between the two pictures")
+
+
+def as_list(name: str, given: Any) -> Any:
+    """What was given for several, as it is.
+
+    Raises:
+        RewindError: it is one picture or nothing at all.
+    """
+    one = Candidate | Image.Image | PictureFile | str | Path
+    one_picture = isinstance(given, one) or (isinstance(given, np.ndarray) and given.ndim == 3)
+    if one_picture or not hasattr(given, "__len__"):
+        raise RewindError(f"{name} must be a list, not one {type(given).__name__}")
+    return given
+
+
+def token_ids(vlm: UnifiedVLM, pictures: Sequence[PictureLike | Candidate]) -> list[list[int]]:
+    """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded."""
+    fresh = {  # a picture that stands there many times, such as the source of a group, is encoded once
+        id(picture): picture.image if isinstance(picture, Candidate) else picture
+        for picture in pictures
+        if not (isinstance(picture, Candidate) and picture.backbone is vlm)
+    }
+    encoded = dict(zip(fresh, vlm.encode(list(fresh.values())).tolist(), strict=True)) if fresh else {}
+    return [encoded[id(p)] if id(p) in encoded else p.ids.tolist() for p in pictures]  # type: ignore[union-attr]
+
+
+def rows_of(
+    vlm: UnifiedVLM,
+    source: PictureLike | Sequence[PictureLike],
+    targets: Sequence[PictureLike | Candidate],
+    action: str | Sequence[str],
+) -> tuple[list[list[int]], list[list[int]], list[str]]:
+    """Source ids, target ids and actions of equal length from one source (or action) for all targets or one each."""
+    many = isinstance(source, list | tuple)
+    sources: Any = source if many else [source]
+    targets = as_list("targets", targets)
+    actions = [action] * len(targets) if isinstance(action, str) else list(as_list("actions", action))
+    count = len(sources) if many else len(targets)
+    if not count == len(targets) == len(actions):
+        raise RewindError(f"{count} sources, {len(targets)} targets and {len(actions)} actions do not fit together")
+    check_actions(actions)
+    if not len(targets):
+        return [], [], []
+    source_ids = token_ids(vlm, sources) * (1 if many else count)
+    return source_ids, token_ids(vlm, targets), actions
