@@ -116,7 +116,7 @@ def test_a_path_as_source_loads_at_the_public_doors(
     assert all((np.asarray(one) == picture).all() for one in seen)
     with pytest.raises(RewindError, match=r"there is no image none.png: check the path"):
         fdm.sample("none.png", ACTION)
-    with pytest.raises(RewindError, match="targets is a list of pictures"):
+    with pytest.raises(RewindError, match="targets must be a list"):
         idm.score(path, path, ACTION)  # type: ignore[arg-type]
 
 
