@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from safetensors import SafetensorError
 
 from rl.errors import RewindError
 from rl.models.families.table import FAMILIES
+from rl.models.hub import folder_of
 from rl.models.known import SHIPPED, SHIPPED_RUNS
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
+from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json
 
+logger = logging.getLogger("rl")
 CARD_FILE = "rewind.json"
 
 
@@ -27,17 +31,22 @@ def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any]) -> None:
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_base(name_or_folder: str | Path) -> UnifiedVLM:
-    """Open a base by its shipped name or from a folder with a transformers checkpoint in safetensors.
+def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: str | Path | None = None) -> UnifiedVLM:
+    """Open a base by its shipped name, from a folder with a transformers checkpoint in safetensors, or from the Hub.
+
+    Args:
+        name_or_folder: a shipped name, a folder, or `owner/name` or `owner/name@revision` on the Hub.
+        settings: precision, attention, quantisation and device.
+        vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint itself lacks a part.
 
     Raises:
         RewindError: no such base, another family, missing weights.
     """
-    folder = SHIPPED.get(str(name_or_folder), Path(name_or_folder))
+    folder = folder_of(name_or_folder)
     if not (folder / "config.json").is_file():
         raise RewindError(
-            f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, or one of "
-            f"{', '.join(SHIPPED)}"
+            f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, a Hub "
+            f"id, or one of {', '.join(SHIPPED)}"
         )
     config = read_json(folder / "config.json")
     card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
@@ -47,12 +56,16 @@ def load_base(name_or_folder: str | Path) -> UnifiedVLM:
             f"{folder} holds a '{family}' checkpoint; the families that can be opened are {', '.join(FAMILIES)}"
         )
     if not any(folder.glob("*.safetensors")):
-        raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened")
+        raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened: scripts/convert.py")
+    settings, vq_folder = settings or Settings(), None if vq is None else folder_of(vq)
     try:
-        return FAMILIES[family].load(folder, str(name_or_folder), card.get("known_words"))
+        vlm = FAMILIES[family].load(folder, str(name_or_folder), card.get("known_words"), settings, vq_folder)
     # What transformers and safetensors raise for a damaged or incomplete folder.
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+    if not vlm.can_draw:
+        logger.warning("%s has no VQ decoder: all works but drawing pictures, for which --vq names one", name_or_folder)
+    return vlm
 
 
 def adapter_folder(run: Path) -> Path | None:

@@ -54,6 +54,7 @@ class UnifiedVLM(ABC):
         image_size: side of the square pictures in pixels.
         layout: ids of image tokens and markers.
         known_words: words of the base's training text, if it says which.
+        can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
         remembered_features: the most floats that a picture's features may have for being kept too.
     """
@@ -65,6 +66,7 @@ class UnifiedVLM(ABC):
     image_size: int
     layout: TokenLayout
     known_words: frozenset[str] | None = None
+    can_draw: bool = True
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
     _kept_head: Tensor | None = None

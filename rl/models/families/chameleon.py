@@ -8,14 +8,13 @@ all ids from the checkpoint's own vocabulary map.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     ChameleonConfig,
@@ -24,9 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
-from transformers.utils import logging as transformers_logging
 
 from rl.errors import RewindError
+from rl.models.families.chameleon_files import DECODER_CONFIG_FILE, open_folder, quiet_transformers
+from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
 from rl.models.unified import TokenLayout, UnifiedVLM
 from rl.models.vq import (
@@ -38,8 +38,10 @@ from rl.models.vq import (
     to_pixels,
     to_uint8,
 )
+from rl.models.vq_files import DECODER_FILE
 
-DECODER_FILE, DECODER_CONFIG_FILE = "decoder.safetensors", "decoder_config.json"
+RESERVED = re.compile(r"<reserved\d+>")
+"""Ids that published vocabularies keep free, or use as markers: no words."""
 
 
 def image_token_name(code: int) -> str:
@@ -55,17 +57,14 @@ class ChameleonVLM(UnifiedVLM):
     def __init__(
         self,
         model: ChameleonForConditionalGeneration,
-        decoder: VQDecoder,
+        decoder: VQDecoder | None,
         tokenizer: PreTrainedTokenizerFast,
         name: str,
         known_words: Sequence[str] | None = None,
     ) -> None:
-        self.model, self.decoder, self.tokenizer, self.name = (
-            model,
-            decoder.eval().requires_grad_(False),
-            tokenizer,
-            name,
-        )
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
+        self.can_draw = decoder is not None
         self.known_words = frozenset(known_words) if known_words is not None else None
         self._chameleon = model  # stays the transformers model when peft wraps `self.model`
         # Pictures are encoded outside of the decoder stack's forward, so what wraps the model must not shard this part.
@@ -85,6 +84,11 @@ class ChameleonVLM(UnifiedVLM):
         return self.layout.image_ids_V.to(codes.device)[codes]
 
     def decode_ids(self, ids_BK: Tensor) -> Tensor:
+        if self.decoder is None:
+            raise RewindError(
+                f"{self.name} has no VQ decoder, so its pictures cannot be drawn: name a folder or Hub id "
+                "that has one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
+            )
         self.vqmodel.to(self.device)
         order = self.layout.image_ids_V.to(ids_BK.device)
         ranked, rank = order.sort()
@@ -110,84 +114,36 @@ class ChameleonVLM(UnifiedVLM):
                 self._chameleon.save_pretrained(folder)
         finally:
             del inner.vqmodel
-        save_file(self.decoder.state_dict(), folder / DECODER_FILE)
-        settings = json.dumps(asdict(self.decoder.config), indent=1)
-        (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+        if self.decoder is not None:
+            save_file(self.decoder.state_dict(), folder / DECODER_FILE)
+            settings = json.dumps(asdict(self.decoder.config), indent=1)
+            (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
         self.tokenizer.save_pretrained(folder)
 
     def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
         """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
         self.vqmodel.load_state_dict(vqmodel)
         self._seen = None  # what was remembered belongs to the old weights
+        assert self.decoder is not None
         self.decoder.load_state_dict(decoder)
 
     @classmethod
-    def load(cls, folder: Path, name: str, known_words: Sequence[str] | None) -> ChameleonVLM:
-        """Open a base folder (safetensors only).
+    def load(
+        cls,
+        folder: Path,
+        name: str,
+        known_words: Sequence[str] | None,
+        settings: Settings | None = None,
+        vq_folder: Path | None = None,
+    ) -> ChameleonVLM:
+        """Open a checkpoint folder (`chameleon_files.open_folder`); without a decoder all but drawing works.
 
         Raises:
-            RewindError: another family's checkpoint, or one without decoder weights or with the wrong ones.
+            RewindError: another family's checkpoint, weights that do not fit, no VQ tokenizer.
         """
-        ChameleonConfig.from_pretrained(folder, local_files_only=True)
-        if not (folder / DECODER_FILE).is_file():
-            raise RewindError(
-                f"{folder} has no {DECODER_FILE}: transformers' Chameleon can read pictures but not draw them; add the "
-                "VQ decoder's weights (names as in taming-transformers) in safetensors"
-            )
-        with quiet_transformers():
-            model, report = ChameleonForConditionalGeneration.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        # transformers only warns of these and leaves the weights random.
-        wrong = sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]}))
-        if wrong:
-            raise RewindError(
-                f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or "
-                f"of another shape, e.g. '{wrong[0]}'"
-            )
-        decoder = VQDecoder(model.config.vq_config, _decoder_config(folder))
-        weights = load_file(folder / DECODER_FILE)
-        misfits = set(decoder.state_dict()) ^ set(weights) or {
-            key for key, value in decoder.state_dict().items() if value.shape != weights[key].shape
-        }
-        if misfits:
-            raise RewindError(
-                f"{folder / DECODER_FILE} does not fit the vq_config in config.json: {len(misfits)} tensors are "
-                f"missing, left over or of another shape, e.g. '{min(misfits)}'"
-            )
-        decoder.load_state_dict(weights)
+        model, decoder = open_folder(folder, settings or Settings(), vq_folder)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        model.eval()
         return cls(model, decoder, tokenizer, name, known_words)
-
-
-def _decoder_config(folder: Path) -> DecoderConfig | None:
-    """The decoder's own sizes if the folder states them; published checkpoints mirror the encoder."""
-    file = folder / DECODER_CONFIG_FILE
-    if not file.is_file():
-        return None
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return DecoderConfig(**settings)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RewindError(f"{file} does not describe a VQ decoder: {error}") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars, which take a line each for files of a few megabytes."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str) -> TokenLayout:
@@ -205,6 +161,7 @@ def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: s
     image_ids = torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))])
     levels = len(config.vq_config.channel_multiplier)
     no_text = {*image_ids.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
+    no_text |= {number for word, number in vocabulary.items() if RESERVED.fullmatch(word)}
     no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
     return TokenLayout(
         image_ids_V=image_ids,
