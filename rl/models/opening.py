@@ -17,6 +17,7 @@ from rl.models.known import SHIPPED, SHIPPED_RUNS
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
+from rl.models.vq_files import DECODER_FILE
 from rl.running.files import read_json
 
 logger = logging.getLogger("rl")
@@ -55,7 +56,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
         raise RewindError(
             f"{folder} holds a '{family}' checkpoint; the families that can be opened are {', '.join(FAMILIES)}"
         )
-    if not any(folder.glob("*.safetensors")):
+    if not any(file.name != DECODER_FILE for file in folder.glob("*.safetensors")):
         raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened: scripts/convert.py")
     settings, vq_folder = settings or Settings(), None if vq is None else folder_of(vq)
     try:

@@ -7,18 +7,17 @@ with `weights_only`. Names behind the prefix are taming-transformers' in all of 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rl.errors import RewindError
+from rl.models.pickles import tensors_of
 
 DECODER_FILE = "decoder.safetensors"
 CKPT_FILE, YAML_FILE = "vqgan.ckpt", "vqgan.yaml"
@@ -103,15 +102,7 @@ def _tensors(file: Path, prefixes: tuple[str, ...], parts: tuple[str, ...] | Non
 def _in_ckpt(folder: Path) -> VQWeights:
     """Meta's VQGAN: a pickle of tensors in `state_dict`, its sizes in a YAML file beside it."""
     file = folder / CKPT_FILE
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise RewindError(
-            f"{file} cannot be read as a pickle that holds tensors and nothing else "
-            f"({' '.join(str(error).split())[:200]}): only such ones are opened"
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    tensors = {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {key: value.float() for key, value in tensors_of(file).items()}
     decoder = {key.removeprefix("decoder."): value for key, value in tensors.items() if key.startswith("decoder.")}
     encoder = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "loss."))}
     if not encoder or not decoder:
