@@ -26,6 +26,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocab
 
 from rl.errors import RewindError
 from rl.models.families.chameleon_files import DECODER_CONFIG_FILE, open_folder, quiet_transformers
+from rl.models.grammar import Grid, PictureGrammar
 from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
 from rl.models.unified import TokenLayout, UnifiedVLM
@@ -159,19 +160,17 @@ def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: s
             f"{config.vq_config.num_embeddings}"
         )
     image_ids = torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))])
-    levels = len(config.vq_config.channel_multiplier)
+    side = config.vq_config.resolution // 2 ** (len(config.vq_config.channel_multiplier) - 1)
     no_text = {*image_ids.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
     no_text |= {number for word, number in vocabulary.items() if RESERVED.fullmatch(word)}
     no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
     return TokenLayout(
         image_ids_V=image_ids,
         text_ids_V=torch.tensor([i for i in range(config.vocab_size) if i not in no_text]),
-        begin_image=vocabulary[BEGIN_IMAGE],
-        end_image=vocabulary[END_IMAGE],
+        grammar=PictureGrammar(Grid(side, side), (vocabulary[BEGIN_IMAGE],), (vocabulary[END_IMAGE],)),
         begin_text=tokenizer.bos_token_id,
         end_text=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
-        tokens_per_image=(config.vq_config.resolution // 2 ** (levels - 1)) ** 2,
     )
 
 
