@@ -46,7 +46,7 @@ def with_rows(trainable: bool = False) -> ChameleonVLM:
     grammar = PictureGrammar(Grid(2, 2), (old.begin_image, SIZE, SIZE), (old.end_image,), row_end=ROW_END)
     words = old.text_ids_V[~torch.isin(old.text_ids_V, torch.tensor([ROW_END, SIZE, SEP]))]
     vlm.layout = replace(old, grammar=grammar, text_ids_V=words)
-    vlm._template = Template(
+    vlm.template = Template(
         fdm=("<bos>", "{source}", "{action}", "<sep>", "{header}"),
         fdm_free=("<bos>", "{source}", "<sep>", "{header}"),
         idm=("<bos>", "{source}", "{target}", "<sep>"),

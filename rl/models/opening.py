@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from rl.errors import RewindError
-from rl.models.families.table import FAMILIES
+from rl.models.families.table import FAMILIES, family_of
+from rl.models.grammar import Template
 from rl.models.hub import folder_of
 from rl.models.known import SHIPPED, SHIPPED_RUNS
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
@@ -28,7 +30,10 @@ def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any]) -> None:
     """Write a base folder; `card` goes into `rewind.json` beside the family and the words it has read."""
     vlm.save(folder)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
-    text = json.dumps({"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}, indent=1)
+    told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
+    if vlm.template != type(vlm).template:
+        told["template"] = asdict(vlm.template)
+    text = json.dumps(told, indent=1)
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -51,19 +56,23 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
         )
     config = read_json(folder / "config.json")
     card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
-    family = config.get("model_type")
-    if family not in FAMILIES or card.get("family", family) != family:
+    family = family_of(config, card)
+    if family is None:
         raise RewindError(
-            f"{folder} holds a '{family}' checkpoint; the families that can be opened are {', '.join(FAMILIES)}"
+            f"{folder} holds a '{config.get('model_type')}' checkpoint; the families that can be opened are "
+            f"{', '.join(sorted(FAMILIES))}"
         )
     if not any(file.name != DECODER_FILE for file in folder.glob("*.safetensors")):
         raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened: scripts/convert.py")
     settings, vq_folder = settings or Settings(), None if vq is None else folder_of(vq)
+    settings = replace(settings, image_size=settings.image_size or card.get("image_size"))
     try:
-        vlm = FAMILIES[family].load(folder, str(name_or_folder), card.get("known_words"), settings, vq_folder)
+        vlm = family.load(folder, str(name_or_folder), card.get("known_words"), settings, vq_folder)
     # What transformers and safetensors raise for a damaged or incomplete folder.
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+    if "template" in card:
+        vlm.template = Template.of(card["template"])
     if not vlm.can_draw:
         logger.warning("%s has no VQ decoder: all works but drawing pictures, for which --vq names one", name_or_folder)
     return vlm

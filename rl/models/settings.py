@@ -22,6 +22,7 @@ class Settings:
         attn_implementation: 'sdpa', 'eager', 'flash_attention_2', ...; None is transformers' choice.
         quantization: '4bit' or '8bit' through bitsandbytes, which has to be installed; None for none.
         device: where the weights go; None is the GPU if there is one.
+        image_size: side of the pictures in pixels, for families that know several; None is the family's usual one.
 
     Raises:
         RewindError: a name that is none of these, or bitsandbytes is missing.
@@ -31,6 +32,7 @@ class Settings:
     attn_implementation: str | None = None
     quantization: str | None = None
     device: str | torch.device | None = None
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
@@ -50,7 +52,7 @@ class Settings:
     @property
     def changes_weights(self) -> bool:
         """Whether a model that is loaded already could not answer to it."""
-        return any(x is not None for x in (self.dtype, self.attn_implementation, self.quantization, self.device))
+        return any(x is not None for x in vars(self).values())
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained`."""

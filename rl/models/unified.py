@@ -67,6 +67,8 @@ class UnifiedVLM(ABC):
         tokenizer: a `PreTrainedTokenizerFast` for the text.
         image_size: side of the square pictures in pixels.
         layout: ids of image tokens and markers, and the grammar of a picture.
+        template: the order of a prompt's segments. The default puts the words first: then the two pictures stand next
+            to each other, so what stays is copied from a fixed distance, as in pretraining, however long the words are.
         known_words: words of the base's training text, if it says which.
         can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
@@ -83,7 +85,7 @@ class UnifiedVLM(ABC):
     can_draw: bool = True
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
-    _template: Template | None = None
+    template: Template = Template()
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
     _seen: dict[bytes, tuple[Tensor, Tensor | None]] | None = None
@@ -191,15 +193,6 @@ class UnifiedVLM(ABC):
             self._warned_of_new_words = True
 
     # ---- prompts and targets: the one place that lays a sequence out
-
-    @property
-    def template(self) -> Template:
-        """The order of the segments of a prompt; the default puts the words first.
-
-        Then the two pictures stand next to each other: what stays is copied from a fixed distance, as in pretraining,
-        however long the words are, and the source is read in the light of the action.
-        """
-        return self._template or Template()
 
     def _rendered(self, segments: Sequence[str], action: str, **pictures: Sequence[int]) -> list[int]:
         """The ids of a prompt's segments."""

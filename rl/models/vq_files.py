@@ -7,6 +7,7 @@ with `weights_only`. Names behind the prefix are taming-transformers' in all of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from rl.errors import RewindError
 from rl.models.pickles import tensors_of
+from rl.running.files import read_json
 
-DECODER_FILE = "decoder.safetensors"
+DECODER_FILE, VQ_FILE, VQ_CONFIG_FILE = "decoder.safetensors", "vq.safetensors", "vq_config.json"
 CKPT_FILE, YAML_FILE = "vqgan.ckpt", "vqgan.yaml"
 PREFIXES = ("model.vqmodel.", "vqmodel.", "")
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
@@ -30,6 +32,17 @@ _OLD_NAMES = {  # of taming's and Lumina's configs
     "n_embed": "num_embeddings",
     "z_channels": "latent_channels",
     "double_z": "double_latent",
+}
+
+
+_SIZES = {
+    *_OLD_NAMES.values(),
+    "embed_dim",
+    "resolution",
+    "in_channels",
+    "num_res_blocks",
+    "attn_type",
+    "attn_resolutions",
 }
 
 
@@ -70,7 +83,7 @@ def read_vq(folder: Path) -> VQWeights:
         part[key] = tensor.float()
     if (folder / DECODER_FILE).is_file():
         decoder = {name: tensor.float() for name, tensor in _tensors(folder / DECODER_FILE, ("",), None)}
-    found = VQWeights(encoder, decoder, {}, folder)
+    found = VQWeights(encoder, decoder, _json_config(folder), folder)
     for place in (folder, folder / "tokenizer", folder / "chameleon" / "tokenizer"):
         if not (encoder and decoder) and (place / CKPT_FILE).is_file():
             found = _in_ckpt(place)
@@ -122,3 +135,20 @@ def _yaml_config(file: Path) -> dict[str, Any]:
     known = set(_OLD_NAMES) | {"embed_dim", "resolution", "in_channels", "num_res_blocks", "dropout"}
     config = vq_config_of({key: value for key, value in values.items() if key in known})
     return config | {"attn_resolutions": list(values.get("attn_resolutions") or []) or None}
+
+
+def write_vq_config(folder: Path, config: dict[str, Any]) -> None:
+    """Keep the sizes of a VQ tokenizer whose language model's config says nothing of it."""
+    kept = {key: value for key, value in config.items() if key in _SIZES}
+    (folder / VQ_CONFIG_FILE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def _json_config(folder: Path) -> dict[str, Any]:
+    """Sizes from `vq_config.json`, or from the `config.json` of a VQ tokenizer that is published by itself."""
+    for name in (VQ_CONFIG_FILE, "config.json"):
+        told = read_json(folder / name) if (folder / name).is_file() else {}
+        if name == VQ_CONFIG_FILE or told.get("model_type") == "chameleon_vqgan":
+            found = vq_config_of(told)
+            if found:
+                return {key: value for key, value in found.items() if key in _SIZES}
+    return {}
