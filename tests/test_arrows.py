@@ -146,4 +146,6 @@ def test_no_unsafe_loading() -> None:
         assert "trust_remote_code" not in text, path
         assert "import pickle" not in text, path
         assert "yaml.load(" not in text, path
-        assert "torch.load(" not in text, path
+        if path != "rl/models/pickles.py":  # Meta publishes its weights as pickles of tensors
+            assert "torch.load(" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path

@@ -82,7 +82,7 @@ def test_a_moved_base_is_given_by_hand(home: Path) -> None:
     assert load_idm("runs/deep/er/run", fdm.backbone, base=Path("runs/moved")).adapter == "idm"
     with pytest.raises(RewindError, match=r"belongs to .*base, not to runs/moved"):
         load_idm("runs/deep/er/run", fdm.backbone, "again")
-    with pytest.raises(RewindError, match="there is no base 'runs/none'"):
+    with pytest.raises(RewindError, match="there is no folder runs/none here"):
         load_fdm("runs/deep/er/run", base="runs/none")
     with pytest.raises(RewindError, match=r"'runs/moved' holds no adapter.*: leave out base="):
         load_fdm("runs/moved", base="runs/moved")

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from rl.errors import RewindError
+from rl.models.hub import is_hub_id
 from rl.models.known import SHIPPED, SHIPPED_RUNS
 from rl.running.files import read_json
 
@@ -16,15 +17,15 @@ def base_folder(base: str | Path) -> Path:
 
 
 def is_base(base: str | Path) -> bool:
-    """Whether there is a base of that name or in that folder."""
-    return (base_folder(base) / "config.json").is_file()
+    """Whether there is a base of that name or in that folder; a Hub id is taken for one, and not asked for."""
+    return (base_folder(base) / "config.json").is_file() or is_hub_id(base)
 
 
 def same_base(first: str | Path, second: str | Path) -> bool:
     """Whether two names or folders mean one base, however the path is written."""
     if str(first) == str(second):
         return True
-    return is_base(first) and base_folder(first).resolve() == base_folder(second).resolve()
+    return base_folder(first).is_dir() and base_folder(first).resolve() == base_folder(second).resolve()
 
 
 def lasting_name(base: str, adapter: Path | None = None) -> str:

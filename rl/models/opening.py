@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from rl.errors import RewindError
-from rl.models.bases import adapter_folder, base_folder, base_of_adapter, is_base, same_base
-from rl.models.families.table import FAMILIES
+from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
+from rl.models.families.table import FAMILIES, family_of
+from rl.models.grammar import Template
+from rl.models.hub import folder_of, is_hub_id
 from rl.models.known import SHIPPED
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
+from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
+from rl.models.vq_files import DECODER_FILE
 from rl.running.files import read_json
 
+logger = logging.getLogger("rl")
 CARD_FILE = "rewind.json"
 
 
@@ -24,52 +30,77 @@ def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any]) -> None:
     """Write a base folder; `card` goes into `rewind.json` beside the family and the words it has read."""
     vlm.save(folder)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
-    text = json.dumps({"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}, indent=1)
+    told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
+    if vlm.template != type(vlm).template:
+        told["template"] = asdict(vlm.template)
+    text = json.dumps(told, indent=1)
     (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_base(name_or_folder: str | Path) -> UnifiedVLM:
-    """Open a base by its shipped name or from a folder with a transformers checkpoint in safetensors.
+def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: str | Path | None = None) -> UnifiedVLM:
+    """Open a base by its shipped name, from a folder with a transformers checkpoint in safetensors, or from the Hub.
+
+    Args:
+        name_or_folder: a shipped name, a folder, or `owner/name` or `owner/name@revision` on the Hub.
+        settings: precision, attention, quantisation and device.
+        vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint itself lacks a part.
 
     Raises:
         RewindError: no such base, another family, missing weights.
     """
-    folder = base_folder(name_or_folder)
-    if not is_base(folder):
+    folder = folder_of(name_or_folder)
+    if not (folder / "config.json").is_file():
         raise RewindError(
-            f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, or one of "
-            f"{', '.join(SHIPPED)}"
+            f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, a Hub "
+            f"id, or one of {', '.join(SHIPPED)}"
         )
     config = read_json(folder / "config.json")
     card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
-    family = config.get("model_type")
-    if family not in FAMILIES or card.get("family", family) != family:
+    family = family_of(config, card)
+    if family is None:
         raise RewindError(
-            f"{folder} holds a '{family}' checkpoint; the families that can be opened are {', '.join(FAMILIES)}"
+            f"{folder} holds a '{config.get('model_type')}' checkpoint; the families that can be opened are "
+            f"{', '.join(sorted(FAMILIES))}"
         )
-    if not any(folder.glob("*.safetensors")):
-        raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened")
+    if not any(file.name != DECODER_FILE for file in folder.glob("*.safetensors")):
+        raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened: scripts/convert.py")
+    settings, vq_folder = settings or Settings(), None if vq is None else folder_of(vq)
+    settings = replace(settings, image_size=settings.image_size or card.get("image_size"))
     try:
-        return FAMILIES[family].load(folder, str(name_or_folder), card.get("known_words"))
+        vlm = family.load(folder, str(name_or_folder), card.get("known_words"), settings, vq_folder)
     # What transformers and safetensors raise for a damaged or incomplete folder.
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+    settings.place(vlm.model)
+    if "template" in card:
+        vlm.template = Template.of(card["template"])
+    if not vlm.can_draw:
+        logger.warning("%s has no VQ decoder: all works but drawing pictures, for which --vq names one", name_or_folder)
+    return vlm
 
 
 def load_fdm(
-    base_or_run: str | Path, backbone: UnifiedVLM | None = None, *, base: str | Path | None = None
+    base_or_run: str | Path,
+    backbone: UnifiedVLM | None = None,
+    *,
+    base: str | Path | None = None,
+    vq: str | Path | None = None,
+    **settings: Any,
 ) -> ForwardDynamics:
-    """A forward dynamics model from a base (by name or folder) or from a run folder, whose adapter names its base.
+    """A forward dynamics model from a base (by name, folder or Hub id) or from a run, whose adapter names its base.
 
     Args:
-        base_or_run: a base, or the run folder.
+        base_or_run: a base, or the run: a folder, or the Hub id of an adapter.
         backbone: put the run's adapter on weights that are already loaded.
         base: the base of a run by hand, by name or folder, where the one that it names has been moved.
+        vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint lacks a part.
+        settings: `dtype`, `attn_implementation`, `quantization`, `device`, `image_size`, as in `rl.models.settings`.
 
     Raises:
-        RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run.
+        RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
+            settings for a backbone that is loaded already.
     """
-    return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base))
+    return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base, vq, _settings(settings)))
 
 
 def load_idm(
@@ -78,6 +109,8 @@ def load_idm(
     adapter: str = IDM_ADAPTER,
     *,
     base: str | Path | None = None,
+    vq: str | Path | None = None,
+    **settings: Any,
 ) -> InverseDynamics:
     """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights.
 
@@ -85,30 +118,50 @@ def load_idm(
     """
     if not isinstance(adapter, str) or not adapter.isidentifier():
         raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {adapter!r}")
-    return InverseDynamics(*_open(base_or_run, backbone, adapter, base))
+    return InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
 
 
 def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
     """Whether a base or run stands on the weights of a backbone, so that `backbone=` can be given for it."""
-    folder = adapter_folder(base_or_run)
+    folder = adapter_folder(_local(base_or_run))
     return same_base(base_or_run if folder is None else base_of_adapter(folder), backbone.name)
 
 
+def _settings(given: dict[str, Any]) -> Settings:
+    unknown = sorted(set(given) - {field.name for field in fields(Settings)})
+    if unknown:
+        known = ", ".join(field.name for field in fields(Settings))
+        raise RewindError(f"a model is opened without '{unknown[0]}': there are {known}")
+    return Settings(**given)
+
+
+def _local(base_or_run: str | Path) -> str | Path:
+    """What a name stands for on this machine, where an adapter may lie; a Hub id is fetched."""
+    return folder_of(base_or_run) if is_hub_id(base_or_run) else base_or_run
+
+
 def _open(
-    base_or_run: str | Path, backbone: UnifiedVLM | None, name: str, base: str | Path | None
+    base_or_run: str | Path,
+    backbone: UnifiedVLM | None,
+    name: str,
+    base: str | Path | None,
+    vq: str | Path | None,
+    settings: Settings,
 ) -> tuple[UnifiedVLM, str | None]:
     for given in (base_or_run,) if base is None else (base_or_run, base):
         if not isinstance(given, str | Path):
             raise RewindError(f"a base or run is given by name or path (str or Path), not as a {type(given).__name__}")
     if backbone is not None and not isinstance(backbone, UnifiedVLM):
         raise RewindError(f"backbone= takes a loaded backbone, e.g. fdm.backbone, not a {type(backbone).__name__}")
-    folder = adapter_folder(base_or_run)
+    if backbone is not None and (vq is not None or settings.changes_weights):
+        raise RewindError("the backbone is loaded already: say how to open it where that is done")
+    folder = adapter_folder(_local(base_or_run))
     if folder is None:
         if base is not None:
             raise RewindError(f"'{base_or_run}' holds no adapter, so it stands on no other base: leave out base=")
         if backbone is not None and not same_base(base_or_run, backbone.name):
             raise RewindError(f"'{base_or_run}' is no adapter for the given backbone {backbone.name}")
-        return backbone or _on_device(load_base(base_or_run)), None
+        return backbone or load_base(base_or_run, settings, vq), None
     stands_on = base_of_adapter(folder) if base is None else str(base)
     if backbone is not None and not same_base(stands_on, backbone.name):
         raise RewindError(f"the adapter in {folder} belongs to {stands_on}, not to {backbone.name}")
@@ -117,13 +170,6 @@ def _open(
             f"the adapter in {folder} stands on the base '{stands_on}', which is not there any more: give its folder "
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
-    vlm = backbone or _on_device(load_base(stands_on))
+    vlm = backbone or load_base(stands_on, settings, vq)
     vlm.attach_adapter(folder, name)
     return vlm, name
-
-
-def _on_device(vlm: UnifiedVLM) -> UnifiedVLM:
-    """On the GPU if there is one; `fdm.backbone.model.to(...)` moves it elsewhere."""
-    if torch.cuda.is_available():
-        vlm.model.to("cuda")
-    return vlm

@@ -140,6 +140,7 @@ class ForwardDynamics(_Role):
                 max_rows=max_rows,
                 first=first,
                 kept_PT=kept_PT,
+                after=vlm.layout.grammar.after,
             )
         groups = [
             [Candidate(ids, logprobs, vlm) for ids, logprobs in zip(*group, strict=True)]
@@ -170,7 +171,14 @@ class ForwardDynamics(_Role):
         source_ids, target_ids, actions = rows_of(vlm, source, targets, action)
         prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)]
         with vlm.using(self.adapter, merged=True):
-            found = span_log_probs(vlm, prompts, target_ids, self.distribution(temperature), max_rows=self.max_rows)
+            found = span_log_probs(
+                vlm,
+                prompts,
+                [vlm.target_span(ids) for ids in target_ids],
+                self.distribution(temperature),
+                max_rows=self.max_rows,
+                free=vlm.layout.grammar.free,
+            )
         return [x.cpu().numpy() for x in found]
 
 

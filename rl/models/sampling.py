@@ -81,13 +81,17 @@ class Stream:
         )
         return torch.cat([self.hidden[:, None], output.last_hidden_state], 1)
 
-    def push(self, token_B: Tensor) -> None:
-        """Feed the drawn token of each row."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+    def push(self, token_B: Tensor, then: Sequence[int] = ()) -> None:
+        """Feed the drawn token of each row, and tokens that stand behind it in all rows, in one pass."""
+        ids = token_B[:, None]
+        if then:
+            ids = torch.cat([ids, torch.tensor([then], device=ids.device).expand(len(ids), -1)], 1)
+        before = self.mask.sum(-1, keepdim=True)
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         output = self.vlm.hidden_states(
-            token_B[:, None],
+            ids,
             attention_mask=self.mask,
-            position_ids=self.mask.sum(-1, keepdim=True) - 1,
+            position_ids=before + torch.arange(ids.shape[1], device=ids.device),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -115,6 +119,7 @@ def sample_tokens(
     max_rows: int = MAX_ROWS,
     first: int | Sequence[int] = 0,
     kept_PT: Tensor | None = None,
+    after: Sequence[Sequence[int]] | None = None,
 ) -> Drawn:
     """Draw `num_samples` continuations of each prompt under the active adapter.
 
@@ -133,6 +138,7 @@ def sample_tokens(
             one number a prompt.
         kept_PT: int64 [P, T], ids that every candidate of a prompt has at a position, -1 where it is drawn. A kept id
             gets its log-probability from the same distribution, so a row's sum is still that of the whole sequence.
+        after: ids that stand by rule behind each token (`PictureGrammar.after`): read, and neither drawn nor returned.
     """
     prompts_a_chunk, samples_a_chunk = max(1, max_rows // num_samples), min(num_samples, max_rows)
     first_P = torch.tensor(
@@ -160,6 +166,7 @@ def sample_tokens(
                 stop,
                 truncation,
                 kept,
+                after,
             )
             rows_G.append(tuple(x.view(len(keys), times, -1) for x in drawn))
         rows_P.append(_joined(rows_G, 1, vlm.layout.pad))
@@ -182,6 +189,7 @@ def _decode(
     stop: int | None,
     truncation: Truncation | None,
     kept_RT: Tensor | None,
+    after: Sequence[Sequence[int]] | None,
 ) -> tuple[Tensor, Tensor]:
     """The decoding loop: ids int64 and log-probabilities float32 [rows, T]."""
     vlm = streams[0].vlm
@@ -206,7 +214,7 @@ def _decode(
                 break
         if t + 1 < max_tokens:
             for stream in streams:
-                stream.push(token)
+                stream.push(token, after[t] if after is not None else ())
     return torch.stack(ids, 1), torch.stack(logprobs, 1)
 
 

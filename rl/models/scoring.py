@@ -21,8 +21,12 @@ def span_log_probs(
     *,
     unconditional: Sequence[Sequence[int]] | None = None,
     max_rows: int = 64,
+    free: Sequence[bool] | None = None,
 ) -> list[Tensor]:
     """Log-probability of each token of span i after prompt i, float32 [len(span)] each, under the active adapter.
+
+    With `free` (`PictureGrammar.free`, for spans of one length) only the tokens that it names are scored: the others
+    stand there by rule.
 
     Token t of a span is predicted at the position before it: the first one by the last token of the prompt.
     Gradients flow unless the caller disables them. Without gradients, a prompt that stands there several times (many
@@ -39,22 +43,27 @@ def span_log_probs(
                 [span for _, span in distinct],
                 distribution,
                 max_rows=max_rows,
+                free=free,
             )
             scores = dict(zip(distinct, once, strict=True))
             return [scores[pair] for pair in pairs]
+    places = [[t for t in range(len(span)) if free is None or free[t]] for span in spans]
     numbers: dict[tuple[int, ...], int] = {}
     which = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
     if not torch.is_grad_enabled() and not distribution.guided and 2 * len(numbers) <= len(prompts):
-        return _after_shared_prompts(vlm, list(numbers), which, spans, distribution, 4 * max_rows)
+        return _after_shared_prompts(vlm, list(numbers), which, spans, places, distribution, 4 * max_rows)
     found: list[Tensor] = []
     for start in range(0, len(prompts), max_rows):
         part = slice(start, start + max_rows)
-        hidden = _span_hidden(vlm, prompts[part], spans[part])
-        other = [_span_hidden(vlm, unconditional[part], spans[part])] if distribution.guided and unconditional else []
+        hidden = _span_hidden(vlm, prompts[part], spans[part], places[part])
+        other = []
+        if distribution.guided and unconditional:
+            other = [_span_hidden(vlm, unconditional[part], spans[part], places[part])]
         log_probs = distribution.log_probs(hidden, vlm.head_weight(), *other)
-        ids = torch.tensor([token for span in spans[part] for token in span], device=hidden.device)
+        tokens = [span[t] for span, here in zip(spans[part], places[part], strict=True) for t in here]
+        ids = torch.tensor(tokens, device=hidden.device)
         flat = log_probs.gather(-1, distribution.positions(ids)[:, None])[:, 0]
-        found += flat.split([len(span) for span in spans[part]])
+        found += flat.split([len(here) for here in places[part]])
     return found
 
 
@@ -63,6 +72,7 @@ def _after_shared_prompts(
     prompts: Sequence[Sequence[int]],
     which: Sequence[int],
     spans: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
     distribution: TokenDistribution,
     max_rows: int,
 ) -> list[Tensor]:
@@ -78,16 +88,23 @@ def _after_shared_prompts(
         ids = torch.tensor([[*spans[i], *[vlm.layout.pad] * (width - len(spans[i]))][: width - 1] for i in part])
         rows = torch.tensor([which[i] - first for i in part], device=vlm.device)
         hidden = stream.rows(rows).read(ids.view(len(part), width - 1).to(vlm.device))
-        here = torch.tensor([[t < len(spans[i]) for t in range(width)] for i in part], device=vlm.device)
-        log_probs = distribution.log_probs(hidden[here], vlm.head_weight())
-        tokens = torch.tensor([token for i in part for token in spans[i]], device=vlm.device)
+        here = torch.zeros(len(part), width, dtype=torch.bool)
+        for row, i in enumerate(part):
+            here[row, places[i]] = True
+        log_probs = distribution.log_probs(hidden[here.to(vlm.device)], vlm.head_weight())
+        tokens = torch.tensor([spans[i][t] for i in part for t in places[i]], device=vlm.device)
         flat = log_probs.gather(-1, distribution.positions(tokens)[:, None])[:, 0]
-        found |= dict(zip(part, flat.split([len(spans[i]) for i in part]), strict=True))
+        found |= dict(zip(part, flat.split([len(places[i]) for i in part]), strict=True))
     return [found[i] for i in range(len(spans))]
 
 
-def _span_hidden(vlm: UnifiedVLM, prompts: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> Tensor:
-    """Hidden states that predict the spans' tokens, one after the other: float [total tokens, D]."""
+def _span_hidden(
+    vlm: UnifiedVLM,
+    prompts: Sequence[Sequence[int]],
+    spans: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+) -> Tensor:
+    """Hidden states that predict the spans' tokens at some places, one after the other: float [total places, D]."""
     sequences = [[*prompt, *span] for prompt, span in zip(prompts, spans, strict=True)]
     width = max(len(sequence) for sequence in sequences)
     # Padding stands on the right, where causal attention cannot see it, so no mask is needed.
@@ -95,7 +112,7 @@ def _span_hidden(vlm: UnifiedVLM, prompts: Sequence[Sequence[int]], spans: Seque
     hidden: Tensor = vlm.hidden_states(ids.to(vlm.device), use_cache=False).last_hidden_state
     rows = [
         row * width + len(prompt) - 1 + t
-        for row, (prompt, span) in enumerate(zip(prompts, spans, strict=True))
-        for t in range(len(span))
+        for row, (prompt, here) in enumerate(zip(prompts, places, strict=True))
+        for t in here
     ]
     return hidden.flatten(0, 1)[torch.tensor(rows, device=hidden.device)]

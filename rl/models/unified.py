@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rl.errors import RewindError
 from rl.models import adapters
 from rl.models.bases import lasting_name
+from rl.models.grammar import PictureGrammar, Template
 from rl.pictures import PictureLike, to_array
 from rl.words import words_of
 
@@ -32,17 +33,30 @@ class TokenLayout:
     """Where things are in the vocabulary, as read from the checkpoint.
 
     `image_ids_V[c]` is the vocabulary id of image code c; `text_ids_V` are the ids that a text may consist of, the end
-    of the text included. `tokens_per_image` (K) codes, row by row, make one picture.
+    of the text included. `grammar` says what stands around and between the codes of a picture.
     """
 
     image_ids_V: Tensor
     text_ids_V: Tensor
-    begin_image: int
-    end_image: int
+    grammar: PictureGrammar
     begin_text: int
     end_text: int
     pad: int
-    tokens_per_image: int
+
+    @property
+    def tokens_per_image(self) -> int:
+        """K, the codes that make one picture."""
+        return self.grammar.grid.codes
+
+    @property
+    def begin_image(self) -> int:
+        """The id that a picture begins with."""
+        return self.grammar.header[0]
+
+    @property
+    def end_image(self) -> int:
+        """The id that a picture ends with."""
+        return self.grammar.trailer[-1]
 
 
 class UnifiedVLM(ABC):
@@ -57,8 +71,11 @@ class UnifiedVLM(ABC):
         model: the transformers model; wrapped by peft as soon as an adapter is attached.
         tokenizer: a `PreTrainedTokenizerFast` for the text.
         image_size: side of the square pictures in pixels.
-        layout: ids of image tokens and markers.
+        layout: ids of image tokens and markers, and the grammar of a picture.
+        template: the order of a prompt's segments. The default puts the words first: then the two pictures stand next
+            to each other, so what stays is copied from a fixed distance, as in pretraining, however long the words are.
         known_words: words of the base's training text, if it says which.
+        can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
         remembered_features: the most floats that a picture's features may have for being kept too.
     """
@@ -70,8 +87,10 @@ class UnifiedVLM(ABC):
     image_size: int
     layout: TokenLayout
     known_words: frozenset[str] | None = None
+    can_draw: bool = True
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
+    template: Template = Template()
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
     _seen: dict[bytes, tuple[Tensor, Tensor | None]] | None = None
@@ -200,21 +219,41 @@ class UnifiedVLM(ABC):
             )
             self._warned_of_new_words = True
 
-    # ---- prompts: the one place that knows how a sequence is laid out
+    # ---- prompts and targets: the one place that lays a sequence out
+
+    def _rendered(self, segments: Sequence[str], action: str, **pictures: Sequence[int]) -> list[int]:
+        """The ids of a prompt's segments."""
+        layout = self.layout
+        markers = {"<bos>": layout.begin_text, "<eos>": layout.end_text, **self.template.markers}
+        ids: list[int] = []
+        for segment in segments:
+            if segment == "{action}":
+                ids += self.text_ids(action)
+            elif segment == "{header}":
+                ids += layout.grammar.header
+            elif segment in ("{source}", "{target}"):
+                ids += layout.grammar.picture(pictures[segment[1:-1]])
+            elif segment in markers:
+                ids.append(markers[segment])
+            else:
+                ids += self.text_ids(segment)
+        return ids
 
     def image_span(self, ids_K: Sequence[int]) -> list[int]:
         """A picture's ids between their markers."""
-        return [self.layout.begin_image, *ids_K, self.layout.end_image]
+        return self.layout.grammar.picture(ids_K)
+
+    def target_span(self, ids_K: Sequence[int]) -> list[int]:
+        """A target's codes with what its family forces between them, T ids: what follows an FDM's prompt."""
+        return self.layout.grammar.target(ids_K)
 
     def fdm_prompt(self, source_ids_K: Sequence[int], action: str) -> list[int]:
-        """Everything before the first token of the target: action, source, begin of image.
+        """Everything before the first code of the target.
 
-        The action stands first, so that the two pictures stand next to each other: what stays is copied from a fixed
-        distance, as in pretraining, however long the words are, and the source is read in the light of the action. An
-        empty action gives the action-free prompt that guidance compares with.
+        An empty action gives the action-free prompt that guidance compares with.
         """
-        words = self.text_ids(action) if action else []
-        return [self.layout.begin_text, *words, *self.image_span(source_ids_K), self.layout.begin_image]
+        template = self.template
+        return self._rendered(template.fdm if action else template.fdm_free, action, source=source_ids_K)
 
     def without_words(self, mask_BT: Tensor) -> Tensor:
         """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
@@ -222,16 +261,22 @@ class UnifiedVLM(ABC):
         What is left reads as the action-free prompt and the target, so that a loss can compare with it as the sampler's
         guidance does. The sequences are `fdm_prompt` and a whole target, padded on the left; positions must be counted
         anew along the mask.
+
+        Raises:
+            RewindError: a template that does not put the words first.
         """
-        count = self.layout.tokens_per_image
-        behind = len(self.fdm_prompt(range(count), "")) - 1 + count  # all but the words and the begin of the text
+        if not self.template.words_first:
+            raise RewindError(f"{self.name} does not put the action first, so guidance is for sampling alone here")
+        grammar = self.layout.grammar
+        codes = [int(self.layout.image_ids_V[0])] * grammar.grid.codes
+        behind = len(self.fdm_prompt(codes, "")) - 1 + len(grammar.free)  # all but the words and the begin of the text
         kept = torch.zeros_like(mask_BT)
         kept[:, -behind:] = 1
         return mask_BT * kept.scatter(1, mask_BT.argmax(-1, keepdim=True), 1)
 
     def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
-        """Everything before the first token of the action: source and target."""
-        return [self.layout.begin_text, *self.image_span(source_ids_K), *self.image_span(target_ids_K)]
+        """Everything before the first token of the action."""
+        return self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K)
 
     def action_ids(self, action: str) -> list[int]:
         """The tokens of an action that an IDM predicts, the end of the text included."""

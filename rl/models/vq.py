@@ -128,10 +128,9 @@ def nearest_codes(features_BKD: Tensor, codebook_VD: Tensor) -> Tensor:
     return (squares - 2 * features_BKD @ codebook_VD.T).argmin(-1)
 
 
-def decode_codes(vqmodel: ChameleonVQVAE, decoder: VQDecoder, codes_BK: Tensor) -> Tensor:
-    """Codes [B, K] -> pixels [B, 3, H, W] in about -1..1."""
-    side = round(codes_BK.shape[1] ** 0.5)
-    quantised = vqmodel.quantize.embedding(codes_BK).transpose(1, 2).unflatten(2, (side, side))
+def decode_codes(vqmodel: ChameleonVQVAE, decoder: VQDecoder, codes_BK: Tensor, rows: int) -> Tensor:
+    """Codes [B, K] of a grid with so many rows -> pixels [B, 3, H, W] in about -1..1."""
+    quantised = vqmodel.quantize.embedding(codes_BK).transpose(1, 2).unflatten(2, (rows, -1))
     pixels: Tensor = decoder(vqmodel.post_quant_conv(quantised))
     return pixels
 

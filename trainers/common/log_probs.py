@@ -53,6 +53,8 @@ def score_under(
     inner: Any = vlm.model
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
     plain = type(inner).forward
+    allowed = set(distribution.allowed_ids_V.tolist())
+    forced = sorted(vlm.layout.grammar.forced - allowed)
 
     def forward(*arguments: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **settings: Any) -> Any:
         if not fused_lm_head or labels is None:
@@ -61,7 +63,10 @@ def score_under(
         if distribution.guided:
             settings |= _beside_action_free(vlm, settings["input_ids"], settings["attention_mask"])
         hidden = vlm.transformer()(*arguments, **settings).last_hidden_state[:, :-1]
-        return _scores(distribution, hidden, vlm.head_weight(), labels[:, 1:], entropy, with_log_z)
+        labels = labels[:, 1:]
+        for token in forced:  # what stands there by rule: probability 1, no product with the head, no gradient
+            labels = labels.masked_fill(labels == token, IGNORED)
+        return _scores(distribution, hidden, vlm.head_weight(), labels, entropy, with_log_z)
 
     inner.forward = forward
 

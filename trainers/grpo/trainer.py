@@ -125,7 +125,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.last_rows: list[ScoredRow] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
-        args.max_completion_length = vlm.layout.tokens_per_image
+        args.max_completion_length = len(vlm.layout.grammar.free)
         args.remove_unused_columns = False
         args.disable_dropout = True  # else the loss sees another policy than the sampler
         args.reward_weights = [reward.weight for reward in rewards]
@@ -201,11 +201,15 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         if self.model.training and self.store is not None:
             # The same source and action in both is the same draw, for noise goes by content: it is kept once.
             self._keep(self.store, [*([row for row in part if row.step == 0] for part in replaced), *firsts])
-        return {
+        grammar = self.vlm.layout.grammar
+        drawn: dict[str, list[Any]] = {
             "prompt_ids": [row.prompt_ids() for row in self.last_rows],
-            "completion_ids": [row.candidate.ids.tolist() for row in self.last_rows],
-            "logprobs": [row.candidate.logprobs.tolist() for row in self.last_rows],
+            "completion_ids": [grammar.target(row.candidate.ids.tolist()) for row in self.last_rows],
+            "logprobs": [grammar.spread(row.candidate.logprobs.tolist(), 0.0) for row in self.last_rows],
         }
+        if not all(grammar.free):  # forced tokens are read and count nowhere, not in the mean over tokens either
+            drawn["env_mask"] = [[int(is_code) for is_code in grammar.free] for _ in self.last_rows]
+        return drawn
 
     def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
         """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
@@ -309,7 +313,10 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         weights = None
         if self.importance_advantages != "none":
             changed = by_step(self.accelerator.gather(self._changed().to(here.device)), group, steps)
-            weights = token_weights(changed, group, self.importance_advantages)
+            weights_BK = token_weights(changed, group, self.importance_advantages)
+            places = torch.tensor(self.vlm.layout.grammar.free, device=here.device)
+            weights = weights_BK.new_zeros(len(weights_BK), len(places))
+            weights[:, places] = weights_BK
         found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
         output["advantages"] = by_trajectory(found, group, steps)[part]
 
@@ -329,6 +336,9 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         keep = output["completion_ids"].shape[1]
         with torch.no_grad():
             ours, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
-        drawn = torch.tensor([row.candidate.logprobs.tolist() for row in self.last_rows], device=ours.device)
+        spread = self.vlm.layout.grammar.spread
+        drawn = torch.tensor(
+            [spread(row.candidate.logprobs.tolist(), 0.0) for row in self.last_rows], device=ours.device
+        )
         exact = self.vlm.head_weight().dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
         self.sampler_trainer_gap = checked_gap(ours, drawn, exact)

@@ -127,6 +127,7 @@ class Trajectories:
             noise=noise,
             unconditional=[self.vlm.fdm_prompt(ids, "") for ids in sources],  # for guidance, if it is on
             max_rows=max_rows,
+            after=self.vlm.layout.grammar.after,
         )
         groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)
         return [[Candidate(a, b, self.vlm) for a, b in zip(*group, strict=True)] for group in groups]

@@ -58,14 +58,16 @@ def role_rows(
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"weights": []} if weights else {})
     for number, triplet in enumerate(triplets):
         if role == "fdm":
-            prompt, span = vlm.fdm_prompt(source_ids[number], triplet.action), target_ids[number]
+            prompt, span = vlm.fdm_prompt(source_ids[number], triplet.action), vlm.target_span(target_ids[number])
+            learned = vlm.layout.grammar.spread(target_ids[number], IGNORED)
         else:
             prompt = vlm.idm_prompt(source_ids[number], target_ids[number])
-            span = vlm.action_ids(triplet.action)
+            span = learned = vlm.action_ids(triplet.action)
         rows["input_ids"].append(prompt + span)
-        rows["labels"].append([IGNORED] * len(prompt) + span)
+        rows["labels"].append([IGNORED] * len(prompt) + learned)
         if weights is not None:
-            rows["weights"].append([0.0] * len(prompt) + weights[number])
+            given = weights[number] if role == "idm" else vlm.layout.grammar.spread(weights[number], 0.0)
+            rows["weights"].append([0.0] * len(prompt) + given)
     return Dataset.from_dict(rows)
 
 

@@ -7,15 +7,12 @@ all ids from the checkpoint's own vocabulary map.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     ChameleonConfig,
@@ -24,22 +21,22 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
-from transformers.utils import logging as transformers_logging
 
 from rl.errors import RewindError
+from rl.models.families.chameleon_files import open_folder
+from rl.models.families.vqgan import VQGANBackbone
+from rl.models.families.vqgan_files import quiet_transformers
+from rl.models.grammar import Grid, PictureGrammar
+from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
-from rl.models.unified import TokenLayout, UnifiedVLM
+from rl.models.unified import TokenLayout
 from rl.models.vq import (
     DecoderConfig,
     VQDecoder,
-    decode_codes,
-    latents_before_quantisation,
-    nearest_codes,
-    to_pixels,
-    to_uint8,
 )
 
-DECODER_FILE, DECODER_CONFIG_FILE = "decoder.safetensors", "decoder_config.json"
+RESERVED = re.compile(r"<reserved\d+>")
+"""Ids that published vocabularies keep free, or use as markers: no words."""
 
 
 def image_token_name(code: int) -> str:
@@ -47,59 +44,32 @@ def image_token_name(code: int) -> str:
     return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
 
 
-class ChameleonVLM(UnifiedVLM):
+class ChameleonVLM(VQGANBackbone):
     """Chameleon, Anole and models pretrained by `scripts/pretrain_base.py`."""
 
-    family = "chameleon"
+    family, model_type = "chameleon", "chameleon"
 
     def __init__(
         self,
         model: ChameleonForConditionalGeneration,
-        decoder: VQDecoder,
+        decoder: VQDecoder | None,
         tokenizer: PreTrainedTokenizerFast,
         name: str,
         known_words: Sequence[str] | None = None,
+        image_size: int | None = None,
     ) -> None:
-        self.model, self.decoder, self.tokenizer, self.name = (
-            model,
-            decoder.eval().requires_grad_(False),
-            tokenizer,
-            name,
-        )
-        self.known_words = frozenset(known_words) if known_words is not None else None
-        self._chameleon = model  # stays the transformers model when peft wraps `self.model`
-        # Pictures are encoded outside of the decoder stack's forward, so what wraps the model must not shard this part.
-        self.vqmodel = model.model.vqmodel.requires_grad_(False)
+        self.model = self._chameleon = model  # `_chameleon` stays the transformers model when peft wraps `self.model`
+        vqmodel = model.model.vqmodel
         del model.model.vqmodel
-        self.layout = _layout(model.config, tokenizer, name)
-        self.image_size = model.config.vq_config.resolution
+        size = image_size or model.config.vq_config.resolution
+        layout = self._layout(model.config, tokenizer, name, size)
+        self._set_up(tokenizer, name, layout, (vqmodel, decoder), size, known_words)
 
     def transformer(self) -> nn.Module:
         return self._chameleon.model  # type: ignore[no-any-return]
 
     def _head(self) -> Tensor:
         return self._chameleon.lm_head.weight  # type: ignore[no-any-return]
-
-    def quantise(self, features_BKD: Tensor) -> Tensor:
-        codes = nearest_codes(features_BKD, self._codebook)
-        return self.layout.image_ids_V.to(codes.device)[codes]
-
-    def decode_ids(self, ids_BK: Tensor) -> Tensor:
-        self.vqmodel.to(self.device)
-        order = self.layout.image_ids_V.to(ids_BK.device)
-        ranked, rank = order.sort()
-        codes = rank[torch.searchsorted(ranked, ids_BK.contiguous())]
-        self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
-        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes))
-
-    def features_pixels(self, images_BHWC: Tensor) -> Tensor:
-        self.vqmodel.to(self.device)  # follows the decoder stack wherever a trainer moves that
-        latents = latents_before_quantisation(self.vqmodel, to_pixels(images_BHWC).to(self._codebook))
-        return latents.flatten(2).transpose(1, 2)
-
-    @property
-    def _codebook(self) -> Tensor:
-        return self.vqmodel.quantize.embedding.weight  # type: ignore[no-any-return]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,87 +80,66 @@ class ChameleonVLM(UnifiedVLM):
                 self._chameleon.save_pretrained(folder)
         finally:
             del inner.vqmodel
-        save_file(self.decoder.state_dict(), folder / DECODER_FILE)
-        settings = json.dumps(asdict(self.decoder.config), indent=1)
-        (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+        self._save_decoder(folder)
         self.tokenizer.save_pretrained(folder)
 
-    def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
-        """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
-        self.vqmodel.load_state_dict(vqmodel)
-        self._seen = None  # what was remembered belongs to the old weights
-        self.decoder.load_state_dict(decoder)
-
     @classmethod
-    def load(cls, folder: Path, name: str, known_words: Sequence[str] | None) -> ChameleonVLM:
-        """Open a base folder (safetensors only).
+    def load(
+        cls,
+        folder: Path,
+        name: str,
+        known_words: Sequence[str] | None,
+        settings: Settings | None = None,
+        vq_folder: Path | None = None,
+    ) -> ChameleonVLM:
+        """Open a checkpoint folder (`chameleon_files.open_folder`); without a decoder all but drawing works.
 
         Raises:
-            RewindError: another family's checkpoint, or one without decoder weights or with the wrong ones.
+            RewindError: another family's checkpoint, weights that do not fit, no VQ tokenizer.
         """
-        ChameleonConfig.from_pretrained(folder, local_files_only=True)
-        if not (folder / DECODER_FILE).is_file():
-            raise RewindError(
-                f"{folder} has no {DECODER_FILE}: transformers' Chameleon can read pictures but not draw them; add the "
-                "VQ decoder's weights (names as in taming-transformers) in safetensors"
-            )
-        with quiet_transformers():
-            model, report = ChameleonForConditionalGeneration.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-        # transformers only warns of these and leaves the weights random.
-        wrong = sorted(map(str, {*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]}))
-        if wrong:
-            raise RewindError(
-                f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or "
-                f"of another shape, e.g. '{wrong[0]}'"
-            )
-        decoder = VQDecoder(model.config.vq_config, _decoder_config(folder))
-        weights = load_file(folder / DECODER_FILE)
-        misfits = set(decoder.state_dict()) ^ set(weights) or {
-            key for key, value in decoder.state_dict().items() if value.shape != weights[key].shape
-        }
-        if misfits:
-            raise RewindError(
-                f"{folder / DECODER_FILE} does not fit the vq_config in config.json: {len(misfits)} tensors are "
-                f"missing, left over or of another shape, e.g. '{min(misfits)}'"
-            )
-        decoder.load_state_dict(weights)
+        settings = settings or Settings()
+        model, decoder = open_folder(folder, settings, vq_folder)
+        size = cls.side_of(settings.image_size, model.config.vq_config.resolution, name)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        model.eval()
-        return cls(model, decoder, tokenizer, name, known_words)
+        return cls(model, decoder, tokenizer, name, known_words, size)
+
+    @classmethod
+    def recognises(cls, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint's `config.json` is this family's."""
+        return config.get("model_type") == "chameleon"
+
+    @staticmethod
+    def side_of(asked: int | None, own: int, name: str) -> int:
+        """The side of a picture in pixels.
+
+        Raises:
+            RewindError: another size than the family knows.
+        """
+        if asked not in (None, own):
+            raise RewindError(f"{name} knows pictures of {own} pixels alone: leave out image_size {asked}")
+        return own
+
+    @staticmethod
+    def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+        vocabulary, image_ids = vocabulary_of(config, name)
+        side = size // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+        begin, end = vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE]
+        return TokenLayout(
+            image_ids_V=image_ids,
+            text_ids_V=words_of_vocabulary(config, tokenizer, vocabulary, image_ids),
+            grammar=PictureGrammar(Grid(side, side), (begin,), (end,)),
+            begin_text=tokenizer.bos_token_id,
+            end_text=tokenizer.eos_token_id,
+            pad=tokenizer.pad_token_id,
+        )
 
 
-def _decoder_config(folder: Path) -> DecoderConfig | None:
-    """The decoder's own sizes if the folder states them; published checkpoints mirror the encoder."""
-    file = folder / DECODER_CONFIG_FILE
-    if not file.is_file():
-        return None
-    try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return DecoderConfig(**settings)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise RewindError(f"{file} does not describe a VQ decoder: {error}") from error
+def vocabulary_of(config: ChameleonConfig, name: str) -> tuple[dict[str, int], Tensor]:
+    """The vocabulary map of a checkpoint, and the ids of image codes 0, 1, ... in it, int64 [V].
 
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars, which take a line each for files of a few megabytes."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str) -> TokenLayout:
+    Raises:
+        RewindError: no Chameleon vocabulary, or one that names other codes than the VQ tokenizer has.
+    """
     vocabulary = config.vocabulary_map or {}
     missing = [token for token in (BEGIN_IMAGE, END_IMAGE) if token not in vocabulary]
     if missing:
@@ -202,20 +151,17 @@ def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: s
             f"the vocabulary map of {name} names {len(ids_by_code)} image codes, and the VQ tokenizer has "
             f"{config.vq_config.num_embeddings}"
         )
-    image_ids = torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))])
-    levels = len(config.vq_config.channel_multiplier)
-    no_text = {*image_ids.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
+    return vocabulary, torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))])
+
+
+def words_of_vocabulary(
+    config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, int], image_ids_V: Tensor
+) -> Tensor:
+    """The ids that a text may consist of, its end included: no codes, markers or ids that are kept free."""
+    no_text = {*image_ids_V.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
+    no_text |= {number for word, number in vocabulary.items() if RESERVED.fullmatch(word)}
     no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
-    return TokenLayout(
-        image_ids_V=image_ids,
-        text_ids_V=torch.tensor([i for i in range(config.vocab_size) if i not in no_text]),
-        begin_image=vocabulary[BEGIN_IMAGE],
-        end_image=vocabulary[END_IMAGE],
-        begin_text=tokenizer.bos_token_id,
-        end_text=tokenizer.eos_token_id,
-        pad=tokenizer.pad_token_id,
-        tokens_per_image=(config.vq_config.resolution // 2 ** (levels - 1)) ** 2,
-    )
+    return torch.tensor([i for i in range(config.vocab_size) if i not in no_text])
 
 
 def tiny_vq_config(image_size: int, num_codes: int) -> ChameleonVQVAEConfig:

@@ -1,0 +1,93 @@
+"""What families share whose pictures are tokens of a VQGAN (arXiv 2012.09841): Chameleon, Anole, Lumina, Liquid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import ChameleonVQVAE
+
+from rl.errors import RewindError
+from rl.models.families.vqgan_files import DECODER_CONFIG_FILE
+from rl.models.unified import TokenLayout, UnifiedVLM
+from rl.models.vq import (
+    VQDecoder,
+    decode_codes,
+    latents_before_quantisation,
+    nearest_codes,
+    to_pixels,
+    to_uint8,
+)
+from rl.models.vq_files import DECODER_FILE
+
+
+class VQGANBackbone(UnifiedVLM):
+    """A backbone with a VQGAN beside it, which stays in float32.
+
+    Pictures are encoded outside of the decoder stack's forward, so what wraps the model must not shard that part.
+    """
+
+    vqmodel: ChameleonVQVAE
+    decoder: VQDecoder | None
+
+    def _set_up(
+        self,
+        tokenizer: Any,
+        name: str,
+        layout: TokenLayout,
+        vq: tuple[ChameleonVQVAE, VQDecoder | None],
+        image_size: int,
+        known_words: Sequence[str] | None,
+    ) -> None:
+        """What a family's constructor has found out."""
+        self.tokenizer, self.name, self.layout, self.image_size = tokenizer, name, layout, image_size
+        self.vqmodel, decoder = vq[0].requires_grad_(False), vq[1]
+        self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
+        self.can_draw = decoder is not None
+        self.known_words = frozenset(known_words) if known_words is not None else None
+
+    def quantise(self, features_BKD: Tensor) -> Tensor:
+        codes = nearest_codes(features_BKD, self._codebook)
+        return self.layout.image_ids_V.to(codes.device)[codes]
+
+    def decode_ids(self, ids_BK: Tensor) -> Tensor:
+        if self.decoder is None:
+            raise RewindError(
+                f"{self.name} has no VQ decoder, so its pictures cannot be drawn: name a folder or Hub id "
+                "that has one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
+            )
+        self.vqmodel.to(self.device)
+        order = self.layout.image_ids_V.to(ids_BK.device)
+        ranked, rank = order.sort()
+        codes = rank[torch.searchsorted(ranked, ids_BK.contiguous())]
+        self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
+        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes, self.layout.grammar.grid.rows))
+
+    def features_pixels(self, images_BHWC: Tensor) -> Tensor:
+        self.vqmodel.to(self.device)  # follows the decoder stack wherever a trainer moves that
+        latents = latents_before_quantisation(self.vqmodel, to_pixels(images_BHWC).to(self._codebook))
+        return latents.flatten(2).transpose(1, 2)
+
+    @property
+    def _codebook(self) -> Tensor:
+        return self.vqmodel.quantize.embedding.weight  # type: ignore[no-any-return]
+
+    def _save_decoder(self, folder: Path) -> None:
+        """The decoder and its sizes, if there is one."""
+        if self.decoder is not None:
+            save_file(self.decoder.state_dict(), folder / DECODER_FILE)
+            settings = json.dumps(asdict(self.decoder.config), indent=1)
+            (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+
+    def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
+        """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
+        self.vqmodel.load_state_dict(vqmodel)
+        self._seen = None  # what was remembered belongs to the old weights
+        assert self.decoder is not None
+        self.decoder.load_state_dict(decoder)

@@ -1,0 +1,124 @@
+"""How a picture and a prompt are written as tokens: what is drawn and what stands there by rule.
+
+A picture is a grid of codes between tokens that its family forces: a header (with or without the size), the end of each
+row, a trailer. Only the codes are drawn, scored and learned; a forced token has the probability 1, so it takes no part
+in loss, KL or entropy. A prompt is a list of segments that a family's template puts in order. Both are data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from rl.errors import RewindError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Codes of a picture: `rows` x `columns`, row by row."""
+
+    rows: int
+    columns: int
+
+    @property
+    def codes(self) -> int:
+        """How many codes there are (K)."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class PictureGrammar:
+    """The tokens around a picture's codes; all pictures of a base have one grid.
+
+    Args:
+        grid: of every picture.
+        header: ids before the first code, the size among them where a family writes it.
+        trailer: ids after the last row.
+        row_end: an id after each row; None where rows are not told apart.
+        row_end_last: whether the last row has it too.
+    """
+
+    grid: Grid
+    header: tuple[int, ...]
+    trailer: tuple[int, ...]
+    row_end: int | None = None
+    row_end_last: bool = True
+
+    @cached_property
+    def after(self) -> tuple[tuple[int, ...], ...]:
+        """The ids that are forced behind each code, up to the next one, K tuples; nothing is read behind the last."""
+        rows, columns = self.grid.rows, self.grid.columns
+        if self.row_end is None:
+            return ((),) * self.grid.codes
+        ends = [((),) * (columns - 1) + ((self.row_end,) if row + 1 < rows else (),) for row in range(rows)]
+        return tuple(ids for row in ends for ids in row)
+
+    @cached_property
+    def free(self) -> tuple[bool, ...]:
+        """Which tokens from the first code to the last are codes (T of them): the others are forced."""
+        return tuple(is_code for ids in self.after for is_code in (True, *(False for _ in ids)))
+
+    def target(self, codes_K: Sequence[int]) -> list[int]:
+        """What is written after the header, up to the last code: codes and the ends of rows between them (T ids)."""
+        if len(codes_K) != self.grid.codes:
+            raise RewindError(f"a picture has {self.grid.codes} codes here, not {len(codes_K)}")
+        return [token for code, ids in zip(codes_K, self.after, strict=True) for token in (code, *ids)]
+
+    def codes(self, target_T: Sequence[int]) -> list[int]:
+        """The codes (K ids) of what `target` wrote."""
+        return [token for token, is_code in zip(target_T, self.free, strict=True) if is_code]
+
+    def spread(self, values_K: Sequence[Any], forced: Any) -> list[Any]:
+        """One value a code as one a token from the first code to the last, `forced` where a token is none."""
+        given = iter(values_K)
+        return [next(given) if is_code else forced for is_code in self.free]
+
+    def picture(self, codes_K: Sequence[int]) -> list[int]:
+        """A whole picture: header, rows, trailer."""
+        last = [self.row_end] if self.row_end is not None and self.row_end_last else []
+        return [*self.header, *self.target(codes_K), *last, *self.trailer]
+
+    @property
+    def forced(self) -> frozenset[int]:
+        """Ids that may stand between the codes of a target."""
+        return frozenset() if self.row_end is None else frozenset({self.row_end})
+
+
+@dataclass(frozen=True)
+class Template:
+    """The order of a prompt's segments, as data.
+
+    A segment is '{action}', '{source}' or '{target}' (a picture), '{header}' (of the picture to be drawn), a marker
+    '<bos>', '<eos>', '<sep>', ..., or a text, which is tokenised by itself.
+
+    Args:
+        fdm: before the first code of the target.
+        fdm_free: the same without the action, which guidance compares with.
+        idm: before the first token of the action.
+        markers: ids of markers beside <bos> and <eos>.
+    """
+
+    fdm: tuple[str, ...] = ("<bos>", "{action}", "{source}", "{header}")
+    fdm_free: tuple[str, ...] = ("<bos>", "{source}", "{header}")
+    idm: tuple[str, ...] = ("<bos>", "{source}", "{target}")
+    markers: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Template:
+        """A template from `rewind.json`.
+
+        Raises:
+            RewindError: an unknown key.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise RewindError(f"a prompt template has no '{unknown[0]}': it has {', '.join(cls.__dataclass_fields__)}")
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**given)
+
+    @property
+    def words_first(self) -> bool:
+        """Whether the FDM's prompt without its words is its tail: then a loss can leave the words out by a mask."""
+        return self.fdm[:2] == ("<bos>", "{action}") and (*self.fdm[:1], *self.fdm[2:]) == self.fdm_free
