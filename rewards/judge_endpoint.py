@@ -168,7 +168,8 @@ class Endpoint:
             says = self.clean(_message_of(content))
             raise _TryAgainError(f"an answer of {kind} that is no chat completion: '{says}'") from None
         usage = answer.get("usage")
-        tokens = [usage.get(f"{of}_tokens") for of in ("prompt", "completion")] if isinstance(usage, dict) else [None]
+        usage = usage if isinstance(usage, dict) else {}
+        tokens: list[Any] = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
         if all(type(number) is int and number >= 0 for number in tokens):
             self.count(input_tokens=tokens[0], output_tokens=tokens[1])
         else:
