@@ -48,6 +48,18 @@ def test_the_score_is_the_smaller_mark_and_the_request_is_as_the_api_has_it(serv
         ('Sure:\n```json\n{"reason": "a", "editing": 0, "minimality": 10}\n```', Marks(0, 10)),
         ('<think>{"editing": 1}</think>{"editing": 2, "minimality": 3}', Marks(2, 3)),
         ('{"reason": "braces {}", "editing": 2, "minimality": 3}', Marks(2, 3)),
+        ('{"reason": "from } to { and {x}", "editing": 2, "minimality": 3}', Marks(2, 3)),
+        ('Here: {"reason": "a {b} c", "editing": 2, "minimality": 3} - a {fair} mark.', Marks(2, 3)),
+        ('```json\n{"reason": "it says {\\"editing\\": 9}", "editing": 2, "minimality": 3}\n```\nDone.', Marks(2, 3)),
+        ('{"editing": 2, "minimality": 3,}', Marks(2, 3)),
+        ('So:\n```\n{\n  "editing": 2,\n  "minimality": 3,\n}\n```', Marks(2, 3)),
+        ('{"editing": 2, "minimality": 3} as asked: {"reason": "", "x": 1}', Marks(2, 3)),
+        ('{"marks": {"editing": 2, "minimality": 3}}', Marks(2, 3)),
+        ('[{"editing": 2, "minimality": 3}]', Marks(2, 3)),
+        ('{"first": {"editing": 9, "minimality": 9}, "editing": 2, "minimality": 3}', Marks(2, 3)),
+        ('{"editing": 9, "minimality": 9} no: {"editing": 90, "minimality": 3}', None),
+        ('{"editing": 2, "minimality": 3 and so on', None),
+        ('{"a":' * 100_000, None),
         ('{"editing": 8}', None),
         ('{"editing": 8, "minimality": "7"}', None),
         ('{"editing": true, "minimality": 7}', None),
@@ -62,7 +74,9 @@ def test_the_score_is_the_smaller_mark_and_the_request_is_as_the_api_has_it(serv
         ("", None),
     ],
 )
-def test_marks_are_two_numbers_in_range(text: str, found: Marks | None) -> None:
+def test_marks_are_two_numbers_in_range_with_braces_fences_prose_or_a_trailing_comma(
+    text: str, found: Marks | None
+) -> None:
     assert read_marks(text) == found
 
 
