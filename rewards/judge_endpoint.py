@@ -68,7 +68,11 @@ class Endpoint:
                 timeout=timeout,
                 verify=httpx2.create_ssl_context(),  # one for all, proxies too: it reads every certificate there is
             )
-        except (OSError, ValueError, ImportError, httpx2.InvalidURL) as error:
+        except ImportError as error:
+            raise RewindError(
+                "the environment's SOCKS proxy needs the package socksio: install it, or unset it"
+            ) from error
+        except (OSError, ValueError, httpx2.InvalidURL) as error:
             about = "*_PROXY or SSL_CERT_* in the environment"
             raise RewindError(f"the judge cannot use {about} ({error}): mend or unset it") from error
         parts = urlsplit(self.url)

@@ -143,6 +143,13 @@ def test_answers_before_a_failure_are_kept(server: Server, tmp_path: Path) -> No
     assert len(list(tmp_path.rglob("*.json"))) == 1
 
 
+def test_the_first_failure_stops_the_others_and_is_the_one_that_is_told(server: Server) -> None:
+    server.script, server.usual = [status(400)], status(503)
+    with pytest.raises(RewindError, match="refuses"):
+        ask(judge_of(server, concurrency=3, backoff=60.0), 9)  # not after a minute, and not "was stopped"
+    assert len(server.seen) <= 3
+
+
 def test_a_cache_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RewindError, match=r"cache .* cannot be made"):
