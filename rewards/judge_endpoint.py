@@ -70,7 +70,7 @@ class Endpoint:
             )
         except ImportError as error:
             raise RewindError(
-                "the environment's SOCKS proxy needs the package socksio: install it, or unset it"
+                "a SOCKS proxy needs the package socksio: install it, or unset the proxy"
             ) from error
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             about = "*_PROXY or SSL_CERT_* in the environment"
