@@ -69,9 +69,7 @@ class Endpoint:
                 verify=httpx2.create_ssl_context(),  # one for all, proxies too: it reads every certificate there is
             )
         except ImportError as error:
-            raise RewindError(
-                "a SOCKS proxy needs the package socksio: install it, or unset the proxy"
-            ) from error
+            raise RewindError("a SOCKS proxy needs the package socksio: install it, or unset the proxy") from error
         except (OSError, ValueError, httpx2.InvalidURL) as error:
             about = "*_PROXY or SSL_CERT_* in the environment"
             raise RewindError(f"the judge cannot use {about} ({error}): mend or unset it") from error
