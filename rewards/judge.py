@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,13 +177,25 @@ class Judge:
         """The marks of each question; the first failure stops all others."""
         stop = threading.Event()
         failed: list[str] = []
-        pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge")
-        try:
-            asked = {pool.submit(self._ask, key, question, stop, failed): key for key, question in questions.items()}
-            found = {asked[done]: done.result() for done in as_completed(asked)}
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+        causes: list[Exception] = []
+
+        def ask(item: tuple[str, Question]) -> Marks | None:
+            if stop.is_set():
+                return None
+            try:
+                return self._ask(*item, stop, failed)
+            except Exception as error:
+                causes.append(error)  # before the others fail because they were stopped
+                stop.set()  # here: this thread would begin the next question before another one sees the error
+                return None
+
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="judge") as pool:
+            try:
+                found = dict(zip(questions, pool.map(ask, questions.items()), strict=True))
+            finally:
+                stop.set()  # Ctrl-C
+        if causes:
+            raise causes[0]
         if found and all(marks is None for marks in found.values()):
             raise RewindError(
                 f"the judge '{self.model}' gave no answer with two marks to any of {len(found)} pictures, e.g. "

@@ -1,25 +1,20 @@
-"""One chat-completions request to any OpenAI-compatible server: a time limit, retries, and a key that stays secret.
-
-The standard library does it: no package for HTTP is among the dependencies. Redirects are not followed, since they
-would carry the key to another host.
-"""
+"""One chat-completions request to any OpenAI-compatible server: a time limit, retries, and a key that stays secret."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import logging
 import os
 import random
 import re
-import ssl
 import threading
 import time
-import urllib.request
 from collections import Counter
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
+
+import httpx2
 
 from rl.errors import RewindError
 
@@ -28,18 +23,19 @@ LARGEST_ANSWER = 8 * 2**20
 MAY_PASS = {408, 409, 425, 429}
 """HTTP codes beside 5xx after which the same request may succeed."""
 _logger = logging.getLogger("rewards")
+for _name in ("httpx2", "httpcore2"):  # they log a line a request, or all headers, in which a server may echo the key
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class _TryAgainError(Exception):
-    """A failure that may pass; `wait` is the number of seconds that the server asks for, 0 if it does not say."""
+    """A failure that may pass."""
 
-    def __init__(self, why: str, wait: float = 0.0) -> None:
-        super().__init__(why)
-        self.wait = wait
+    wait = 0.0
+    """Seconds that the server asks for; 0 if it does not say."""
 
 
 class Endpoint:
-    """A server's chat completions.
+    """A server's chat completions, reached through the environment's proxies.
 
     Args:
         url: the base URL, e.g. 'https://api.openai.com/v1' or 'http://localhost:8000/v1'.
@@ -52,7 +48,7 @@ class Endpoint:
         max_wait: the longest `Retry-After`, in seconds, that is waited for.
 
     Raises:
-        RewindError: a URL or a variable's name that cannot be one.
+        RewindError: a URL, a variable's name or a proxy that cannot be one, certificates that cannot be read.
     """
 
     def __init__(
@@ -65,14 +61,20 @@ class Endpoint:
         self.counts: Counter[str] = Counter()
         self.lock = threading.Lock()
         self._random = random.Random()  # the global generator belongs to training
-        self._opener = urllib.request.OpenerDirector()
-        self._opener.add_handler(urllib.request.ProxyHandler())
-        self._opener.add_handler(urllib.request.HTTPHandler())
+        try:
+            self._client = httpx2.Client(
+                follow_redirects=False,  # they would carry the pictures, and on the same host the key, elsewhere
+                limits=httpx2.Limits(),  # how many at once is the judge's to say
+                timeout=timeout,
+                verify=httpx2.create_ssl_context(),  # one for all, proxies too: it reads every certificate there is
+            )
+        except ImportError as error:
+            raise RewindError("a SOCKS proxy needs the package socksio: install it, or unset the proxy") from error
+        except (OSError, ValueError, httpx2.InvalidURL) as error:
+            about = "*_PROXY or SSL_CERT_* in the environment"
+            raise RewindError(f"the judge cannot use {about} ({error}): mend or unset it") from error
         parts = urlsplit(self.url)
-        if parts.scheme == "https":
-            # One context for all requests: it reads every certificate of the system.
-            self._opener.add_handler(urllib.request.HTTPSHandler(context=ssl.create_default_context()))
-        elif parts.hostname not in ("localhost", "127.0.0.1", "::1") and self._key():
+        if parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1") and self._key():
             _logger.warning("the key in %s goes to %s unencrypted: better use https", key_variable, parts.hostname)
 
     def count(self, **numbers: int) -> None:
@@ -121,45 +123,50 @@ class Endpoint:
         return os.environ.get(self.key_variable, "").strip()
 
     def _once(self, body: bytes) -> str:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if key := self._key():
-            if not re.fullmatch(r"[\x21-\x7e]+", key):
-                raise RewindError(f"the key in {self.key_variable} has characters that no key has: set it again")
+        headers, key = {"Content-Type": "application/json", "Accept": "application/json"}, self._key()
+        if not re.fullmatch(r"[\x21-\x7e]*", key):
+            raise RewindError(f"the key in {self.key_variable} has characters that no key has: set it again")
+        if key:
             headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, body, headers, method="POST")
         self.count(requests=1)
-        deadline = time.monotonic() + self.timeout
+        deadline, content = time.monotonic() + self.timeout, b""
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                status, found = response.status, response.headers
-                content = _read(response, deadline)
-        except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, TimeoutError):
-                raise _TryAgainError(f"no answer within {self.timeout:g} s") from None
-            raise _TryAgainError(self.clean(f"{type(reason).__name__}: {reason}")) from None
-        if status != 200:
-            self._refused(status, found, content)
-        return self._text_of(content, found)
+            with self._client.stream("POST", self.url, content=body, headers=headers) as response:
+                for part in response.iter_bytes():  # httpx2's limit is for each part, and an answer may come in drops
+                    content += part
+                    if time.monotonic() > deadline:
+                        raise httpx2.ReadTimeout("")
+                    if len(content) > LARGEST_ANSWER:
+                        raise _TryAgainError("an answer of more than 8 MiB")
+        except httpx2.TimeoutException:
+            raise _TryAgainError(f"no answer within {self.timeout:g} s") from None
+        except httpx2.HTTPError as error:
+            raise _TryAgainError(self.clean(f"{type(error).__name__}: {error}")) from None
+        if response.status_code != 200:
+            raise self._refusal(response, content)
+        return self._text_of(response, content)
 
-    def _refused(self, status: int, headers: Any, content: bytes) -> None:
+    def _refusal(self, response: httpx2.Response, content: bytes) -> Exception:
+        status = response.status_code
         says = f"{status} {self.clean(_message_of(content))}".strip()
         if status in MAY_PASS or status >= 500:
-            raise _TryAgainError(says, seconds_to_wait(headers.get("Retry-After")))
+            again = _TryAgainError(says)
+            again.wait = seconds_to_wait(response.headers.get("Retry-After"))
+            return again
         if status in (401, 403):
             state = "was refused" if self._key() else "is not set"
-            raise RewindError(f"the judge at {self.url} wants a valid key ({says}): {self.key_variable} {state}")
+            return RewindError(f"the judge at {self.url} wants a valid key ({says}): {self.key_variable} {state}")
         if 300 <= status < 400:
-            where = self.clean(headers.get("Location", ""))
-            raise RewindError(f"the judge at {self.url} redirects to '{where}': give the URL that answers itself")
-        raise RewindError(f"the judge at {self.url} refuses the request: {says}")
+            where = self.clean(response.headers.get("Location", ""))
+            return RewindError(f"the judge at {self.url} redirects to '{where}': give the URL that answers itself")
+        return RewindError(f"the judge at {self.url} refuses the request: {says}")
 
-    def _text_of(self, content: bytes, headers: Any) -> str:
+    def _text_of(self, response: httpx2.Response, content: bytes) -> str:
         try:
             answer = json.loads(content)
             text = answer["choices"][0]["message"].get("content")
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-            kind = self.clean(headers.get("Content-Type", "an unnamed type"))
+            kind = self.clean(response.headers.get("Content-Type", "an unnamed type"))
             says = self.clean(_message_of(content))
             raise _TryAgainError(f"an answer of {kind} that is no chat completion: '{says}'") from None
         usage = answer.get("usage")
@@ -196,20 +203,6 @@ def _completions_url(url: str) -> str:
         raise RewindError(f"the judge's URL (host {parts.hostname}) must hold no user, password, '?' or '#'")
     url = url.rstrip("/")
     return url if url.endswith("/chat/completions") else url + "/chat/completions"
-
-
-def _read(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The whole body, though it come in drops."""
-    parts: list[bytes] = []
-    while part := response.read1(1 << 16):
-        parts.append(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        if sum(map(len, parts)) > LARGEST_ANSWER:
-            raise http.client.HTTPException("an answer of more than 8 MiB")
-    if response.length:  # read1 does not tell that the connection was closed early
-        raise http.client.HTTPException("the answer is cut off")
-    return b"".join(parts)
 
 
 def _message_of(content: bytes) -> str:

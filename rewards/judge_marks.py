@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from rl.errors import RewindError
 
+MOST_BRACES = 1000
+"""So many at the end of an answer are looked at: each could be where an object begins."""
 _logger = logging.getLogger("rewards")
 
 
@@ -29,14 +31,21 @@ class Marks(NamedTuple):
 def read_marks(text: str) -> Marks | None:
     """The marks in a model's answer, or None if it does not give both, in range.
 
-    The answer is a JSON object; where words or a fence stand around it, its last object without another one inside.
+    They stand in a JSON object. Words or a fence may stand around it, braces in its texts, a comma after its last
+    field. Of several objects with both marks the last one counts, for a model may think first; an outer one counts
+    before what it holds.
     """
-    for part in (text, *re.findall(r"\{[^{}]*\}", text)[-1:]):
-        try:
-            return _marks_of(json.loads(part))
-        except (ValueError, RecursionError):
-            continue
-    return None
+    text = re.sub(r",(\s*[}\]])", r"\1", text)
+    found, end = None, 0
+    for brace in [match.start() for match in re.finditer("{", text)][-MOST_BRACES:]:
+        if brace >= end:
+            try:
+                read, stop = json.JSONDecoder().raw_decode(text, brace)
+            except (ValueError, RecursionError):
+                continue
+            if all(name in read for name in Marks._fields):
+                found, end = _marks_of(read), stop
+    return found
 
 
 def _marks_of(found: Any) -> Marks | None:

@@ -52,7 +52,7 @@ def main() -> None:
         a.run, output, settings, cases=a.cases, keep=a.keep, floor=a.floor, background=a.background, chains=a.chains
     )
     write_whole(output / "results.json", json.dumps(found, indent=1) + "\n")
-    print(table([found]))
+    print(table([found]), end="")
 
 
 if __name__ == "__main__":

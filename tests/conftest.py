@@ -8,11 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from judge_server import Server, serving
 
 from rl.models.families.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
 from rl.models.text_tokenizer import train_text_tokenizer
@@ -60,6 +62,16 @@ def shipped() -> UnifiedVLM:
 @pytest.fixture
 def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A local server for the judge, in an environment that names no other."""
+    for name in ("OPENAI_API_KEY", "REWIND_JUDGE_URL", "REWIND_JUDGE_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

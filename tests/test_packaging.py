@@ -23,6 +23,7 @@ def test_a_wheel_works_from_another_folder(tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+        assert "rl/report/page.html.j2" in archive.namelist()
         tops = {name.split("/")[0] for name in archive.namelist()}
     assert {t for t in tops if not t.endswith(".dist-info")} == {"rl", "rewards", "trainers"}
     code = (

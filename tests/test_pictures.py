@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from rl.errors import RewindError
 from rl.pictures import load_image, to_array
+from rl.report import grids
 from rl.report.grids import sheet
 from rl.triplets import Candidate
 
@@ -83,3 +84,19 @@ def test_sheets_hold_all_pictures() -> None:
     )
     assert page.width == 6 + 2 * 70
     assert page.height > 2 * 64
+
+
+def test_emoji_and_chinese_in_sheets_are_escaped_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    drawn: list[str] = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, at, t, **k: (drawn.append(t), text(pen, at, t, **k)))
+    monkeypatch.setattr(grids, "_said", set())
+    cell = np.zeros((8, 8, 3), np.uint8)
+    sheet([[(cell, "rot → grün"), (cell, "красный"), (cell, "a \u732b"), (cell, "\U0001f984")]], 256)
+    sheet([[(cell, "\u732b\n")]], 256)
+    assert drawn == ["rot → grün", "красный", r"a \u732b", r"\U0001f984", r"\u732b"]
+    assert [record.message for record in caplog.records if "font" in record.message] == [
+        r"the font of sheets lacks characters of the captions, which are drawn as \u732b, \U0001f984"
+    ]

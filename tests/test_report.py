@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
+from rl.report import markdown
 from rl.report.html import curves, page, paragraph, picture, table
 
 
@@ -30,6 +31,14 @@ def test_a_page_is_self_contained_and_escaped() -> None:
 
     Balanced().feed(text)
     assert stack == []
+
+
+def test_a_text_that_is_no_part_is_escaped() -> None:
+    assert "<h2>a</h2>\n&lt;b&gt;" in page("", [("a", ["<b>"])])
+
+
+def test_a_table_in_markdown() -> None:
+    assert markdown.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |\n"
 
 
 def test_curves_without_points() -> None:

@@ -22,6 +22,7 @@ from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.models.bases import base_of_adapter
 from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics
+from rl.report import markdown
 from rl.running.files import read_json
 from rl.triplets import Triplet
 from rl.world import World
@@ -214,15 +215,15 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     steps = [f"after {step}" for step in (1, STEPS) if any("chains" in one for one in found)]
     head = ["settings", "candidates", "seconds", *(f"T {t}" for t in TEMPERATURES), "minimality, T 1.0"]
     head += [f"chains {name}" for name in steps]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    rows = []
     for one in found:
         cells = [", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in one["settings"].items())]
         cells += [str(one["candidates"]), f"{one['seconds']:.0f}"]
         cells += [_points(one[str(t)]["success"]) for t in TEMPERATURES]
         cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*one["1.0"]["minimality"]["difference"]))
         cells += [_points(one["chains"][name]) if "chains" in one else "" for name in steps]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(head, rows)
 
 
 def _points(measured: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from transformers import set_seed
 from rl.errors import RewindError
 from rl.evaluation.action_chains import sample_chains
 from rl.evaluation.intervals import mean_of_runs
+from rl.report import markdown
 from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
@@ -250,12 +251,11 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
     """Markdown: the start, then each method minus the start, mean of the runs with paired 95 % intervals."""
     start = [run["start"] for run in runs]
     head = ["", *(title for title, _, _ in MEASURES.values()), "seconds"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     means = {key: float(np.mean([np.mean(one["by_case"][key]) for one in start])) for key in MEASURES}
     cells = [
         f"{times * means[key]:.1f}" if times > 1 else f"{means[key]:.2f}" for key, (_, _, times) in MEASURES.items()
     ]
-    lines.append("| " + " | ".join(["the start, `bootstrapped`", *cells, ""]) + " |")
+    rows = [["the start, `bootstrapped`", *cells, ""]]
     for name in runs[0]:
         if name == "start":
             continue
@@ -266,8 +266,8 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
             places = 1 if times > 1 else 2
             cells.append(f"{difference:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})")
         cells.append(f"{np.mean([run[name]['seconds'] for run in runs]):.0f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown.table(head, rows)
 
 
 def page(told: dict[str, Any]) -> str:
@@ -291,5 +291,5 @@ def page(told: dict[str, Any]) -> str:
     )
     command += f" --cases {amounts.cases} --validation {amounts.validation} --page FILE"
     head = f"Written by `{command}`; not by hand. Versions: {versions}."
-    lines = ["# Ways to improve by rewards, at equal candidates", "", head, "", about, "", table(runs), "", *words, ""]
+    lines = ["# Ways to improve by rewards, at equal candidates", "", head, "", about, "", table(runs), *words, ""]
     return "\n".join(lines)

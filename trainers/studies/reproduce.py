@@ -17,6 +17,7 @@ import numpy as np
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, wilson
 from rl.models.known import BASE_OF_WORLD, JUDGES, SHIPPED, SHIPPED_RUNS
+from rl.report.markdown import table
 from rl.running.files import write_whole
 from rl.running.run_folder import claim, git_revision
 from trainers.studies.demo.job import DIFFERENCES_FILE, main_job, splits_of
@@ -170,14 +171,6 @@ def page_of(
     return "\n".join(parts)
 
 
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    return "\n".join([_row(*head), _row(*["---"] * len(head)), *(_row(*row) for row in rows)]) + "\n"
-
-
 def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]:
     mean, each = found["mean"], found["seeds"]
     seeds = [one["seed"] for one in each]
@@ -191,7 +184,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
         + ", ".join(f"{name} {number}" for name, number in versions.items())
         + f". {mean['seconds']['total'] / 60:.0f} minutes a seed on the machine that made them.\n"
     )
-    systems = _table(
+    systems = table(
         ["system", "success", "95 %", *(f"seed {s}" for s in seeds), "best T", "judge", "minimality", "copies", ""],
         [
             [
@@ -217,7 +210,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
         f"ceiling is {100 * mean['ceiling']['tokenizer']['success']:.1f} %.\n"
     )
     units = {"judge": ("of 10", 1.0), "minimality": ("of 10", 1.0)}
-    comparisons = _table(
+    comparisons = table(
         ["comparison", "what it asks", "measure", "paired on the same cases and noise, mean of the seeds"],
         [
             [
@@ -230,7 +223,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
             for key, entry in measures.items()
         ],
     )
-    curves = _table(
+    curves = table(
         ["success of the best of N", *mean["best_of_n"]["sft"]],
         [
             [f"`{name}`, {how}", *(f"{100 * share:.1f} %" for share in mean[key][name].values())]
@@ -238,7 +231,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
             for how, key in (("chosen by the IDM", "best_of_n"), ("by the oracle", "best_of_n_oracle"))
         ],
     )
-    rl = _table(
+    rl = table(
         ["GRPO on test cases", "mean", *(f"seed {s}" for s in seeds)],
         [
             [name.replace("_", " "), f"{value:.3g}", *(f"{one['grpo'].get(name, float('nan')):.3g}" for one in each)]

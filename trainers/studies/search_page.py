@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rl.evaluation.intervals import mean_of_runs
+from rl.report.markdown import table
 from trainers.studies.search import CALIBRATION, ENSEMBLE, ORACLE, REWARDS, STEPS
 
 COMPARED_AT = 8
@@ -59,16 +60,11 @@ class _Part:
         return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in mean_of_runs(values)))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
-
-
 def _best(found: dict[str, Any], part: _Part) -> list[str]:
     numbers = [int(name.split()[1]) for name in part.names if name.startswith(f"{ORACLE} ")]
     rewards = [name.split()[0] for name in part.names if name.endswith(" 1")]
     at = max(n for n in numbers if n <= COMPARED_AT)
-    curves = _table(
+    curves = table(
         ["success % of the best of N by", *(f"N {n}" for n in numbers)],
         [[f"`{name}`", *(f"{100 * part.mean(f'{name} {n}'):.1f}" for n in numbers)] for name in rewards],
     )
@@ -89,7 +85,7 @@ def _best(found: dict[str, Any], part: _Part) -> list[str]:
         else f"No second inverse model was given (`--second_idm`), so there is no row for `{ENSEMBLE}`."
     )
     drawn = f"An unbiased estimate over subsets of {2 * found['candidates']} samples a scene at temperature 1."
-    return ["## Best of N\n", f"{drawn} {note}\n", curves, _table(head, rows), *_calibrated(part)]
+    return ["## Best of N\n", f"{drawn} {note}\n", curves, table(head, rows), *_calibrated(part)]
 
 
 def _calibrated(part: _Part) -> list[str]:
@@ -108,7 +104,7 @@ def _rollouts(found: dict[str, Any], part: _Part) -> list[str]:
     for number, name in enumerate(part.names):
         gained = part.difference(name, part.names[number - 1]) if "beam" in name else ""
         rows.append([name, f"{100 * part.mean(name):.1f}", gained])
-    return [f"## {STEPS} steps\n", _table([f"{STEPS} steps", "success %", "beam minus greedy"], rows)]
+    return [f"## {STEPS} steps\n", table([f"{STEPS} steps", "success %", "beam minus greedy"], rows)]
 
 
 def _refinement(found: dict[str, Any], part: _Part) -> list[str]:
@@ -121,4 +117,4 @@ def _refinement(found: dict[str, Any], part: _Part) -> list[str]:
         cost = f"{part.mean(f'{refined}: cost'):.1f}"
         rows.append([name.replace("plain", "N"), *rates, part.difference(refined, name), cost])
     head = ["at the cost of N", "plain %", "refined %", "refined minus plain", "cost used"]
-    return ["## Refinement at equal cost\n", _table(head, rows)]
+    return ["## Refinement at equal cost\n", table(head, rows)]
