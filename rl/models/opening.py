@@ -11,25 +11,30 @@ import torch
 from safetensors import SafetensorError
 
 from rl.errors import RewindError
+from rl.models.families import meta_chameleon
 from rl.models.families.table import FAMILIES
 from rl.models.hub import folder_of
-from rl.models.known import SHIPPED, SHIPPED_RUNS
+from rl.models.known import SHIPPED
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.models.vq_files import DECODER_FILE
-from rl.running.files import read_json
+from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
 CARD_FILE = "rewind.json"
 
 
-def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any]) -> None:
+def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_size: int | str = "50GB") -> None:
     """Write a base folder; `card` goes into `rewind.json` beside the family and the words it has read."""
-    vlm.save(folder)
+    vlm.save(folder, max_shard_size)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
-    text = json.dumps({"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}, indent=1)
-    (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+    write_card(folder, {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words})
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write `rewind.json`: family, picture size, where the base comes from, the words it has read."""
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: str | Path | None = None) -> UnifiedVLM:
@@ -44,6 +49,13 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
         RewindError: no such base, another family, missing weights.
     """
     folder = folder_of(name_or_folder)
+    if folder.name.endswith(partial(Path("x")).suffix):
+        raise RewindError(f"{folder} is what a conversion that was cut off has left: convert again")
+    if meta_chameleon.is_meta(folder):
+        raise RewindError(
+            f"{name_or_folder} is in Meta's own layout: convert it once, python scripts/convert.py --from "
+            f"{name_or_folder} --output BASE, and open BASE"
+        )
     if not (folder / "config.json").is_file():
         raise RewindError(
             f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, a Hub "
@@ -70,8 +82,11 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
 
 
 def adapter_folder(run: Path) -> Path | None:
-    """The LoRA adapter of a run folder (`RUN/adapter`) or the folder itself if it is one; None for anything else."""
-    run = SHIPPED_RUNS.get(str(run), run)
+    """The LoRA adapter of a run folder (`RUN/adapter`) or the folder itself if it is one; None for anything else.
+
+    A run may be named by its shipped name or by its id on the Hub, like a base.
+    """
+    run = folder_of(run)
     for folder in (run / "adapter", run):
         if (folder / "adapter_config.json").is_file():
             return folder

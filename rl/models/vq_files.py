@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rl.errors import RewindError
 from rl.models.pickles import tensors_of
+from rl.running.files import read_json
 
 DECODER_FILE = "decoder.safetensors"
 CKPT_FILE, YAML_FILE = "vqgan.ckpt", "vqgan.yaml"
@@ -31,6 +32,11 @@ _OLD_NAMES = {  # of taming's and Lumina's configs
     "z_channels": "latent_channels",
     "double_z": "double_latent",
 }
+SIZES = {
+    *_OLD_NAMES.values(),
+    *("embed_dim", "resolution", "in_channels", "num_res_blocks", "dropout", "attn_resolutions", "attn_type"),
+}
+"""Fields of `ChameleonVQVAEConfig` on which the shapes of the weights depend, and the picture's size."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def read_vq(folder: Path) -> VQWeights:
         part[key] = tensor.float()
     if (folder / DECODER_FILE).is_file():
         decoder = {name: tensor.float() for name, tensor in _tensors(folder / DECODER_FILE, ("",), None)}
-    found = VQWeights(encoder, decoder, {}, folder)
+    found = VQWeights(encoder, decoder, _json_config(folder) if encoder else {}, folder)
     for place in (folder, folder / "tokenizer", folder / "chameleon" / "tokenizer"):
         if not (encoder and decoder) and (place / CKPT_FILE).is_file():
             found = _in_ckpt(place)
@@ -82,9 +88,7 @@ def _in_safetensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Names without their prefix, and tensors, of a VQ tokenizer that lies among a folder's safetensors files."""
     for file in sorted(folder.glob("*.safetensors")):
         if file.name not in (DECODER_FILE, "adapter_model.safetensors"):
-            yield from _tensors(
-                file, PREFIXES, ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
-            )
+            yield from _tensors(file, PREFIXES, PARTS)
 
 
 def _tensors(file: Path, prefixes: tuple[str, ...], parts: tuple[str, ...] | None) -> Iterator[tuple[str, Tensor]]:
@@ -104,10 +108,18 @@ def _in_ckpt(folder: Path) -> VQWeights:
     file = folder / CKPT_FILE
     tensors = {key: value.float() for key, value in tensors_of(file).items()}
     decoder = {key.removeprefix("decoder."): value for key, value in tensors.items() if key.startswith("decoder.")}
-    encoder = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "loss."))}
+    encoder = {key: value for key, value in tensors.items() if key.startswith(PARTS) and not key.startswith("decoder.")}
     if not encoder or not decoder:
         raise RewindError(f"{file} holds no VQGAN in taming's layout (encoder.*, decoder.*, quantize.*)")
     return VQWeights(encoder, decoder, _yaml_config(folder / YAML_FILE), file)
+
+
+def _json_config(folder: Path) -> dict[str, Any]:
+    """Sizes from the config.json of a VQGAN that has a folder to itself; empty for another model's, which has its own."""
+    file = folder / "config.json"
+    told = read_json(file) if file.is_file() else {}
+    values = told if told.get("model_type") == "chameleon_vqgan" else told.get("vq_config") or {}
+    return {key: value for key, value in vq_config_of(values).items() if key in SIZES}
 
 
 def _yaml_config(file: Path) -> dict[str, Any]:

@@ -7,14 +7,11 @@ all ids from the checkpoint's own vocabulary map.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     ChameleonConfig,
@@ -25,7 +22,7 @@ from transformers import (
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
 from rl.errors import RewindError
-from rl.models.families.chameleon_files import DECODER_CONFIG_FILE, open_folder, quiet_transformers
+from rl.models.families.chameleon_files import open_folder, open_tokenizer, quiet_transformers, write_decoder
 from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
 from rl.models.unified import TokenLayout, UnifiedVLM
@@ -38,7 +35,6 @@ from rl.models.vq import (
     to_pixels,
     to_uint8,
 )
-from rl.models.vq_files import DECODER_FILE
 
 RESERVED = re.compile(r"<reserved\d+>")
 """Ids that published vocabularies keep free, or use as markers: no words."""
@@ -70,7 +66,7 @@ class ChameleonVLM(UnifiedVLM):
         # Pictures are encoded outside of the decoder stack's forward, so what wraps the model must not shard this part.
         self.vqmodel = model.model.vqmodel.requires_grad_(False)
         del model.model.vqmodel
-        self.layout = _layout(model.config, tokenizer, name)
+        self.layout = layout_of(model.config, tokenizer, name)
         self.image_size = model.config.vq_config.resolution
 
     def transformer(self) -> nn.Module:
@@ -105,19 +101,17 @@ class ChameleonVLM(UnifiedVLM):
     def _codebook(self) -> Tensor:
         return self.vqmodel.quantize.embedding.weight  # type: ignore[no-any-return]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         inner = self._chameleon.model
         inner.vqmodel = self.vqmodel
         try:
             with quiet_transformers():
-                self._chameleon.save_pretrained(folder)
+                self._chameleon.save_pretrained(folder, max_shard_size=max_shard_size)
         finally:
             del inner.vqmodel
         if self.decoder is not None:
-            save_file(self.decoder.state_dict(), folder / DECODER_FILE)
-            settings = json.dumps(asdict(self.decoder.config), indent=1)
-            (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+            write_decoder(self.decoder, folder)
         self.tokenizer.save_pretrained(folder)
 
     def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
@@ -142,11 +136,19 @@ class ChameleonVLM(UnifiedVLM):
             RewindError: another family's checkpoint, weights that do not fit, no VQ tokenizer.
         """
         model, decoder = open_folder(folder, settings or Settings(), vq_folder)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = open_tokenizer(folder, vq_folder)
+        for config in (model.config, model.generation_config):  # published ones say 1, 2 and nothing
+            config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
         return cls(model, decoder, tokenizer, name, known_words)
 
 
-def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str) -> TokenLayout:
+def layout_of(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str) -> TokenLayout:
+    """Where things are in a checkpoint's vocabulary, by its vocabulary map.
+
+    Raises:
+        RewindError: markers or codes are missing in it.
+    """
     vocabulary = config.vocabulary_map or {}
     missing = [token for token in (BEGIN_IMAGE, END_IMAGE) if token not in vocabulary]
     if missing:
@@ -162,7 +164,7 @@ def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: s
     levels = len(config.vq_config.channel_multiplier)
     no_text = {*image_ids.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
     no_text |= {number for word, number in vocabulary.items() if RESERVED.fullmatch(word)}
-    no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
     return TokenLayout(
         image_ids_V=image_ids,
         text_ids_V=torch.tensor([i for i in range(config.vocab_size) if i not in no_text]),

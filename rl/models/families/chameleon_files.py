@@ -10,21 +10,33 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonVQVAE,
+    ChameleonVQVAEConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from rl.errors import RewindError
 from rl.models.settings import Settings
 from rl.models.vq import DecoderConfig, VQDecoder
-from rl.models.vq_files import VQWeights, read_vq, vq_config_of
+from rl.models.text_tokenizer import BEGIN_TEXT, END_TEXT, IMAGE, PAD
+from rl.models.vq_files import DECODER_FILE, SIZES, VQWeights, read_vq, vq_config_of
 from rl.running.files import read_json
 
 DECODER_CONFIG_FILE = "decoder_config.json"
+RAW_TOKENIZER_FILE = "text_tokenizer.json"
+RAW_IMAGE = "<reserved08707>"
 _VQ = re.compile(r"(model\.)?vqmodel\.")
 _HEAD_NORM = re.compile(r"\.[qk]_norm\.(weight|bias)$")
 
@@ -43,10 +55,13 @@ def open_folder(
         RewindError: weights that do not fit the config, or no VQ tokenizer.
     """
     config = ChameleonConfig.from_pretrained(folder, local_files_only=True)
-    vq = _vq_weights(folder, vq_folder)
+    if not config.vocabulary_map:
+        raise RewindError(f"{folder}/config.json has no vocabulary_map: this is no Chameleon checkpoint")
+    vq = vq_weights(folder, vq_folder)
     told = read_json(folder / "config.json").get("vq_config") or {}
-    if renamed := {**(vq_config_of(told) if vq_config_of(told) != told else {}), **vq.config}:
-        config.vq_config = ChameleonVQVAEConfig(**{**config.vq_config.to_dict(), **renamed})
+    sizes = {key: value for key, value in {**vq_config_of(told), **vq.config}.items() if key in SIZES}
+    if any(getattr(config.vq_config, key, None) != value for key, value in sizes.items()):
+        config.vq_config = ChameleonVQVAEConfig(**{**config.vq_config.to_dict(), **sizes})
     with quiet_transformers():
         model, report = ChameleonForConditionalGeneration.from_pretrained(
             folder,
@@ -68,9 +83,58 @@ def open_folder(
         )
     if spread:
         _spread_head_norms(model, folder, spread)
-    _put(model.model.vqmodel.float(), vq.encoder, f"the VQ tokenizer in {vq.where}")
+    check_fit(model.model.vqmodel, vq.encoder, f"the VQ tokenizer in {vq.where}")
+    model.model.vqmodel.float().load_state_dict(vq.encoder)
     model.eval()
-    return model, _decoder(model.config.vq_config, vq, folder)
+    return model, decoder_of(model.config.vq_config, vq, folder)
+
+
+def open_tokenizer(folder: Path, vq_folder: Path | None = None) -> PreTrainedTokenizerFast:
+    """The text tokenizer of a checkpoint, with the markers that its configs may leave out.
+
+    A folder without one (most of Lumina's) takes that of the folder that was named for the VQ tokenizer, in
+    transformers' form or as Meta's `text_tokenizer.json`.
+
+    Raises:
+        RewindError: no tokenizer in either.
+    """
+    for place in [folder] if vq_folder is None else [folder, vq_folder]:
+        if (place / "tokenizer.json").is_file():
+            return _with_markers(PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True))
+        for raw in (place, place / "tokenizer", place / "chameleon" / "tokenizer"):
+            if (raw / RAW_TOKENIZER_FILE).is_file():
+                return raw_tokenizer(raw / RAW_TOKENIZER_FILE)
+    raise RewindError(
+        f"{folder} has no tokenizer.json: name a folder or Hub id that has one (or Meta's {RAW_TOKENIZER_FILE}) with "
+        "its VQ tokenizer, --vq FOLDER"
+    )
+
+
+def raw_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """Meta's `text_tokenizer.json`, with the reserved name that transformers calls `<image>` renamed as there."""
+    told = read_json(file)
+    try:
+        vocabulary = told["model"]["vocab"]
+        if IMAGE not in vocabulary:
+            vocabulary[IMAGE] = vocabulary.pop(RAW_IMAGE)
+        for token in told["added_tokens"]:
+            token["content"] = IMAGE if token["content"] == RAW_IMAGE else token["content"]
+    except (KeyError, TypeError) as error:
+        raise RewindError(f"{file} is no Chameleon tokenizer: {error} is missing") from error
+    try:
+        found = Tokenizer.from_str(json.dumps(told))
+    except Exception as error:  # the kind that tokenizers raises
+        raise RewindError(f"{file} is no tokenizer: {' '.join(str(error).split())[:200]}") from error
+    return _with_markers(PreTrainedTokenizerFast(tokenizer_object=found, clean_up_tokenization_spaces=False))
+
+
+def _with_markers(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    names = {"bos_token": BEGIN_TEXT, "eos_token": END_TEXT, "pad_token": PAD, "unk_token": "<unk>"}
+    vocabulary = tokenizer.get_vocab()
+    for kind, name in names.items():
+        if getattr(tokenizer, kind) is None and name in vocabulary:
+            setattr(tokenizer, kind, name)
+    return tokenizer
 
 
 def _key(entry: Any) -> str:
@@ -78,8 +142,12 @@ def _key(entry: Any) -> str:
     return str(entry if isinstance(entry, str) else entry[0])
 
 
-def _vq_weights(folder: Path, vq_folder: Path | None) -> VQWeights:
-    """VQ weights of the folder that was named for them, the rest from the checkpoint's own."""
+def vq_weights(folder: Path, vq_folder: Path | None) -> VQWeights:
+    """VQ weights of the folder that was named for them, the rest from the checkpoint's own.
+
+    Raises:
+        RewindError: there are none, or none in the folder that was named.
+    """
     own = read_vq(folder)
     if vq_folder is None:
         found = own
@@ -87,6 +155,11 @@ def _vq_weights(folder: Path, vq_folder: Path | None) -> VQWeights:
         other = read_vq(vq_folder)
         if not other.encoder and not other.decoder:
             raise RewindError(f"{vq_folder} holds no VQ tokenizer: neither safetensors with one nor vqgan.ckpt")
+        if own.encoder and other.encoder and not _same_codebook(own, other):
+            raise RewindError(
+                f"the VQ tokenizer in {other.where} is another one than that of {folder}: their codebooks differ, so "
+                "the model's codes would be other pictures"
+            )
         both = other.encoder or own.encoder
         found = VQWeights(both, other.decoder, other.config, other.where)
     if not found.encoder:
@@ -97,7 +170,14 @@ def _vq_weights(folder: Path, vq_folder: Path | None) -> VQWeights:
     return found
 
 
-def _put(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
+def _same_codebook(one: VQWeights, other: VQWeights) -> bool:
+    """Equal but for a rounding to bfloat16, in which some copies are stored."""
+    a, b = (vq.encoder.get("quantize.embedding.weight", torch.empty(0)) for vq in (one, other))
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0.01, atol=1e-6)
+
+
+def check_fit(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
+    """Raise a `RewindError` unless weights have the names and shapes of a module's."""
     own = module.state_dict()
     misfits = set(own) ^ set(weights) or {key for key, value in own.items() if value.shape != weights[key].shape}
     if misfits:
@@ -105,15 +185,30 @@ def _put(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
             f"{what} does not fit the vq_config in config.json: {len(misfits)} tensors are missing, left over or of "
             f"another shape, e.g. '{min(misfits)}'"
         )
-    module.load_state_dict(weights)
 
 
-def _decoder(vq_config: ChameleonVQVAEConfig, vq: VQWeights, folder: Path) -> VQDecoder | None:
+def check_encoder(vq_config: ChameleonVQVAEConfig, vq: VQWeights) -> None:
+    """Raise a `RewindError` unless the encoder half has the shapes that a config states."""
+    with torch.device("meta"):
+        module = ChameleonVQVAE(vq_config)
+    check_fit(module, vq.encoder, f"the VQ tokenizer in {vq.where}")
+
+
+def decoder_of(vq_config: ChameleonVQVAEConfig, vq: VQWeights, folder: Path) -> VQDecoder | None:
+    """The decoder half, None where there is none; sizes from the folder's `decoder_config.json`, else the encoder's."""
     if not vq.decoder:
         return None
     decoder = VQDecoder(vq_config, decoder_config(folder))
-    _put(decoder, vq.decoder, f"the VQ decoder in {vq.where}")
+    check_fit(decoder, vq.decoder, f"the VQ decoder in {vq.where}")
+    decoder.load_state_dict(vq.decoder)
     return decoder
+
+
+def write_decoder(decoder: VQDecoder, folder: Path) -> None:
+    """Write a decoder's weights and sizes into a base folder."""
+    save_file(decoder.state_dict(), folder / DECODER_FILE)
+    settings = json.dumps(asdict(decoder.config), indent=1)
+    (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
 
 
 def _spread_head_norms(model: nn.Module, folder: Path, keys: set[str]) -> None:
@@ -150,11 +245,15 @@ def decoder_config(folder: Path) -> DecoderConfig | None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars, which take a line each for files of a few megabytes."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Without transformers' own progress bars, which take a line each for files of a few megabytes, and without its
+    report of tensors that do not fit, which are looked at here.
+    """
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
