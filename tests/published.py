@@ -1,7 +1,7 @@
 """Tiny random checkpoints in the layouts in which Chameleon, Anole and Lumina are published, their quirks included.
 
-File names, key names and their number per block, config fields (wrong ones too), the numbering of the vocabulary and the
-types of the tensors are the published ones; widths, depths, the picture's size and the number of words are not.
+File names, key names and their number per block, config fields (wrong ones too), the numbering of the vocabulary and
+the types of the tensors are the published ones; widths, depths, the picture's size and the number of words are not.
 """
 
 from __future__ import annotations
@@ -182,12 +182,13 @@ def write_json(file: Path, value: Any) -> None:
 
 def index_text(names: Iterable[str], shards: int, total_size: int) -> str:
     """The index of a sharded checkpoint as transformers writes it; every key is said to lie in the first shard."""
-    where = {name: f"model-00001-of-{shards:05d}.safetensors" for name in names}
+    where = dict.fromkeys(names, f"model-00001-of-{shards:05d}.safetensors")
     index = {"metadata": {"total_size": total_size}, "weight_map": where}
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
 def write_shards(folder: Path, tensors: dict[str, Tensor], shards: int) -> None:
+    """Shards with an index that says where each tensor is."""
     folder.mkdir(parents=True, exist_ok=True)
     names = list(tensors)
     where: dict[str, str] = {}
@@ -318,14 +319,19 @@ def meta_weights(large: bool, seed: int = 3) -> list[dict[str, Tensor]]:
     """Meta's state dicts, one a rank: bfloat16, norms of queries and keys of a rank's own, RoPE on neighbours."""
     hidden, mlp, heads, kv, ranks = (64, 128, 8, 4, 4) if large else (32, 64, 2, 2, 1)
     head, vocab, generator = hidden // heads, len(vocabulary()), torch.Generator().manual_seed(seed)
-    same = {"norm.weight": (hidden,)} | {f"layers.{i}.{n}_norm.weight": (hidden,) for i in (0, 1) for n in ("attention", "ffn")}
+    same = {"norm.weight": (hidden,)} | {
+        f"layers.{i}.{n}_norm.weight": (hidden,) for i in (0, 1) for n in ("attention", "ffn")
+    }
     shared = {name: normal(shape, generator, name).to(torch.bfloat16) for name, shape in same.items()}
     found: list[dict[str, Tensor]] = []
     for _ in range(ranks):
         shapes = {"tok_embeddings.weight": (vocab, hidden // ranks), "output.weight": (vocab // ranks, hidden)}
         for layer in (0, 1):
             attention, feed = f"layers.{layer}.attention.", f"layers.{layer}.feed_forward."
-            shapes |= {f"{attention}w{x}.weight": (n * head // ranks, hidden) for x, n in zip("qkv", (heads, kv, kv), strict=True)}
+            shapes |= {
+                f"{attention}w{x}.weight": (n * head // ranks, hidden)
+                for x, n in zip("qkv", (heads, kv, kv), strict=True)
+            }
             shapes |= {f"{attention}wo.weight": (hidden, hidden // ranks)}
             shapes |= {f"{attention}{x}_normalization.{y}": (head,) for x in "qk" for y in ("weight", "bias")}
             shapes |= {f"{feed}w{x}.weight": (mlp // ranks, hidden) for x in "13"}
@@ -336,7 +342,7 @@ def meta_weights(large: bool, seed: int = 3) -> list[dict[str, Tensor]]:
 
 
 def meta(folder: Path, large: bool = False) -> Path:
-    """Meta's own folder, and `GAIR/Anole-7b-v0.1`: models/7b (or 30b, in four parts) and tokenizer/, pickles of tensors."""
+    """Meta's own folder, and `GAIR/Anole-7b-v0.1`: models/7b (or 30b, in four parts) and tokenizer/, in pickles."""
     hidden, heads, kv, size = (64, 8, 4, "30b") if large else (32, 2, None, "7b")
     models, parts = folder / "models" / size, meta_weights(large)
     models.mkdir(parents=True)
@@ -360,7 +366,13 @@ def write_vqgan(folder: Path) -> Path:
     state["loss.discriminator.main.0.weight"] = torch.zeros(4, 3, 4, 4)
     torch.save({"state_dict": state}, folder / "vqgan.ckpt")
     sizes = {k: v for k, v in OLD_VQ_NAMES.items() if k not in ("n_embed", "embed_dim")}
-    params = {"ckpt_path": None, "ddconfig": sizes, "embed_dim": 32, "n_embed": CODES, "lossconfig": {"target": "x.Loss"}}
+    params = {
+        "ckpt_path": None,
+        "ddconfig": sizes,
+        "embed_dim": 32,
+        "n_embed": CODES,
+        "lossconfig": {"target": "x.Loss"},
+    }
     (folder / "vqgan.yaml").write_text(yaml.safe_dump({"model": {"target": "x.VQModel", "params": params}}))
     return folder
 

@@ -1,9 +1,10 @@
-"""One contract for every published layout: pictures, words, sampling, reranking; and what the builder claims of them."""
+"""One contract for every published layout: pictures, words, sampling, reranking; and what the builder claims."""
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from conftest import SENTENCES
 from published import CODES, FIRST_CODE, FIRST_WORD, LM_OF_LAYER, NEW_VQ_NAMES, Shelf, index_text, vq_weights
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_sampler import slow_sample
 from torch import Tensor
 from torch.nn.functional import conv2d, group_norm, interpolate, silu
@@ -40,14 +42,23 @@ LAYOUTS = {  # name -> checkpoint, where else its VQ tokenizer is, whether there
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Convolutions this small take longer in several threads than in one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=list(LAYOUTS))
-def vlm(request: pytest.FixtureRequest, shelf: Shelf) -> Iterator[ChameleonVLM]:
+def vlm(request: pytest.FixtureRequest, shelf: Shelf) -> ChameleonVLM:
     """A base as it opens: bfloat16, its VQ tokenizer float32."""
     name, vq, draws = LAYOUTS[request.param]
     found = load_base(shelf[name], vq=None if vq is None else shelf[vq])
     assert isinstance(found, ChameleonVLM)
     assert found.can_draw == draws
-    yield found
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +102,7 @@ def taming(latents: Tensor, weights: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def test_pictures_are_read_in_float32(
-    vlm: ChameleonVLM, pictures: list[np.ndarray], reference: ChameleonVQVAE
-) -> None:
+def test_pictures_are_read_in_float32(vlm: ChameleonVLM, pictures: list[np.ndarray], reference: ChameleonVQVAE) -> None:
     """Beside a bfloat16 language model: the ids of transformers' own encoder in float32, and the nearest codes."""
     assert vlm.model.dtype == torch.bfloat16
     assert {p.dtype for p in vlm.vqmodel.parameters()} == {torch.float32}
@@ -128,7 +137,13 @@ def test_pictures_are_drawn(vlm: ChameleonVLM, pictures: list[np.ndarray]) -> No
 def test_words_are_words(vlm: ChameleonVLM, pictures: list[np.ndarray]) -> None:
     """Markers come from the tokenizer, not from the config; reserved names, codes and markers are no words."""
     layout = vlm.layout
-    assert (layout.begin_text, layout.pad, layout.end_text, layout.begin_image, layout.end_image) == (0, 1, 2, 8197, 8196)
+    assert (layout.begin_text, layout.pad, layout.end_text, layout.begin_image, layout.end_image) == (
+        0,
+        1,
+        2,
+        8197,
+        8196,
+    )
     assert layout.image_ids_V.tolist() == list(range(FIRST_CODE, FIRST_CODE + CODES))
     assert layout.text_ids_V.tolist() == [2, *range(FIRST_WORD, vlm.head_weight().shape[0])]
     assert vlm.model.config.bos_token_id == vlm.model.generation_config.bos_token_id == 0
@@ -203,8 +218,6 @@ def test_stored_norms_are_spread_over_the_heads(shelf: Shelf) -> None:
 
 
 def _other_codebook(folder: Path) -> Path:
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     tensors["quantize.embedding.weight"] += 0.5
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -231,8 +244,6 @@ def _without_map(folder: Path) -> Path:
 def test_what_is_missing_is_one_sentence(
     name: str, damage: Callable[[Path], Path] | None, vq: str | None, sentence: str, shelf: Shelf, tmp_path: Path
 ) -> None:
-    import shutil
-
     folder, other = shelf[name], None if vq is None else shelf[vq]
     if damage is not None:
         spoilt = shutil.copytree(other or folder, tmp_path / "copy")

@@ -90,8 +90,8 @@ def prepare(
         _check_family(name, ChameleonVLM.family, family)
         return _from_meta(MetaCheckpoint.find(folder), vq_folder, output, card, max_shard_size, inputs, dtype)
     needed = _stored_bytes(folder, dtype)
-    _check_memory(name, needed)
     _check_disk(output, needed)
+    _check_memory(name, needed, "a machine with more")
     vlm = load_base(name, settings, vq)
     _check_family(name, vlm.family, family)
     return Conversion(lambda place: save_base(vlm, place, card, max_shard_size), inputs, needed, vlm.can_draw)
@@ -117,7 +117,7 @@ def _from_meta(
     needed = sum(t.numel() for part in meta.parts for t in part.values()) * wanted.itemsize
     needed += sum(t.nbytes for part in (vq.encoder, vq.decoder) for t in part.values())
     _check_disk(output, needed)
-    _check_memory(str(meta.models), min(needed, 2 * max_shard_size))
+    _check_memory(str(meta.models), min(needed, 2 * max_shard_size), "a smaller --max_shard_size")
 
     def write(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
@@ -162,12 +162,11 @@ def _check_disk(output: Path, needed: int) -> None:
         )
 
 
-def _check_memory(name: str, needed: int) -> None:
+def _check_memory(name: str, needed: int, instead: str) -> None:
     free = _free_memory()
     if free is not None and free < needed:
         raise RewindError(
-            f"converting {name} takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: use a machine "
-            "with more, or, for Meta's layout, a smaller --max_shard_size"
+            f"converting {name} takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: use {instead}"
         )
 
 

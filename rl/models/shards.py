@@ -45,7 +45,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], max_bytes:
     if len(files) == 1:
         _file(folder, 1, 0).replace(folder / "model.safetensors")
         return total
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(files, 1):
         file = _file(folder, number, len(files))
         _file(folder, number, 0).replace(file)

@@ -115,7 +115,7 @@ def _in_ckpt(folder: Path) -> VQWeights:
 
 
 def _json_config(folder: Path) -> dict[str, Any]:
-    """Sizes from the config.json of a VQGAN that has a folder to itself; empty for another model's, which has its own."""
+    """Sizes from the config.json beside the weights: of a VQGAN that has a folder to itself, or of a whole model."""
     file = folder / "config.json"
     told = read_json(file) if file.is_file() else {}
     values = told if told.get("model_type") == "chameleon_vqgan" else told.get("vq_config") or {}

@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 
 from rl.errors import RewindError
 from rl.models.settings import Settings
-from rl.models.vq import DecoderConfig, VQDecoder
 from rl.models.text_tokenizer import BEGIN_TEXT, END_TEXT, IMAGE, PAD
+from rl.models.vq import DecoderConfig, VQDecoder
 from rl.models.vq_files import DECODER_FILE, SIZES, VQWeights, read_vq, vq_config_of
 from rl.running.files import read_json
 
