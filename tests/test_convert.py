@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from published import END_TURN, Shelf, code_name, meta_weights
+from published import Shelf
+from published_parts import END_TURN, code_name, meta_weights
 from safetensors.torch import load_file
 from test_scripts import start
 from torch import Tensor

@@ -22,6 +22,7 @@ from test_grpo import low_tokens
 from test_scripts import start
 from transformers import set_seed
 
+from rewards import Reward
 from rl import RewindError, load_fdm, load_idm
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.hub import folder_of, is_hub_id
@@ -156,9 +157,6 @@ def test_an_adapter_on_a_published_model(cache: Path, tmp_path: Path) -> None:
 
 def test_training_leaves_the_picture_tokenizer_alone(cache: Path, tmp_path: Path) -> None:
     """Two steps of SFT and of GRPO in bfloat16: only LoRA weights move, and the sampler agrees with the loss."""
-
-    from rewards.contract import Reward
-
     set_seed(0)
     vlm = load_base(ANOLE)
     assert isinstance(vlm, ChameleonVLM)

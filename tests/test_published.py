@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
-from published import CODES, FIRST_CODE, FIRST_WORD, LM_OF_LAYER, NEW_VQ_NAMES, Shelf, index_text, vq_weights
+from published import Shelf, index_text
+from published_parts import CODES, FIRST_CODE, FIRST_WORD, LM_OF_LAYER, NEW_VQ_NAMES, vq_weights
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_sampler import slow_sample
