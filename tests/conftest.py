@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from judge_server import Server, serving
 from rl.models.families.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
 from rl.models.text_tokenizer import train_text_tokenizer
 from rl.models.unified import UnifiedVLM
+
+if TYPE_CHECKING:
+    from published import Shelf
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = ["move the red circle left", "paint the blue star green", "remove all rings"]
@@ -57,6 +61,14 @@ def shipped() -> UnifiedVLM:
     from rl.models.opening import load_base
 
     return load_base("tabletop-chameleon")
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """Tiny random checkpoints in published layouts, each written when it is first asked for."""
+    from published import Shelf
+
+    return Shelf(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
+from test_sampler import slow_sample
 from transformers import set_seed
 
 from rewards import Reward
@@ -22,7 +23,7 @@ from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.grammar import Grid, PictureGrammar, Template
 from rl.models.known import LINEAR_LAYERS
-from rl.models.noise import Noise, prompt_key
+from rl.models.noise import Noise
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Scored, Triplet
 from trainers.common.adapters import add_adapter
@@ -117,17 +118,8 @@ def test_sampler_equals_a_slow_reference_with_forced_tokens(rows: ChameleonVLM) 
     source = pictures(1)[0]
     drawn = fdm.sample(source, ACTION, 5, seed=3)
     prompt = rows.fdm_prompt(rows.encode([source])[0].tolist(), ACTION)
-    distribution, noise = fdm.distribution(), Noise(3)
     for g, candidate in enumerate(drawn):
-        sequence, ids, logprobs = list(prompt), [], []
-        for t in range(4):
-            hidden = rows.hidden_states(torch.tensor([sequence]), use_cache=False).last_hidden_state[0, -1]
-            probabilities = distribution.log_probs(hidden, rows.head_weight()).double().exp()
-            u = noise.uniform(torch.tensor([prompt_key(prompt)]), torch.tensor([g]), t)
-            chosen = int(torch.searchsorted(probabilities.cumsum(0), u * probabilities.sum(), right=True))
-            ids.append(int(distribution.allowed_ids_V[chosen]))
-            logprobs.append(float(probabilities[chosen].log()))
-            sequence += [ids[-1], *grammar.after[t]]
+        ids, logprobs = slow_sample(rows, prompt, g, fdm.distribution(), Noise(3), 4, grammar.after)
         assert candidate.ids.tolist() == ids
         assert candidate.logprobs.tolist() == pytest.approx(logprobs, abs=1e-4)
     assert len({candidate.ids.tobytes() for candidate in drawn}) > 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -13,16 +15,23 @@ from rl.models.noise import Noise, prompt_key
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.models.sampling import sample_tokens
 from rl.models.scoring import span_log_probs
+from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate
 
 PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]
 
 
 def slow_sample(
-    vlm: ChameleonVLM, prompt: list[int], candidate: int, distribution: TokenDistribution, noise: Noise, tokens: int
+    vlm: UnifiedVLM,
+    prompt: list[int],
+    candidate: int,
+    distribution: TokenDistribution,
+    noise: Noise,
+    tokens: int,
+    after: Sequence[Sequence[int]] | None = None,
 ) -> tuple[list[int], list[float]]:
-    """No cache, no batch, plain Python loop over the cumulative distribution."""
-    sequence, logprobs = list(prompt), []
+    """No cache, no batch, plain Python loop over the cumulative distribution; `after` each token what is forced."""
+    sequence, ids, logprobs = list(prompt), [], []
     for t in range(tokens):
         hidden = vlm.hidden_states(torch.tensor([sequence]), use_cache=False).last_hidden_state[0, -1]
         probabilities = distribution.log_probs(hidden, vlm.head_weight()).double().exp()
@@ -33,9 +42,10 @@ def slow_sample(
             if u * float(probabilities.sum()) < total:
                 chosen = index
                 break
-        sequence.append(int(distribution.allowed_ids_V[chosen]))
+        ids.append(int(distribution.allowed_ids_V[chosen]))
+        sequence += [ids[-1], *(after[t] if after is not None else ())]
         logprobs.append(float(probabilities[chosen].log()))
-    return sequence[len(prompt) :], logprobs
+    return ids, logprobs
 
 
 @torch.no_grad()
@@ -236,7 +246,7 @@ def test_no_image_token_in_a_description(tiny: ChameleonVLM) -> None:
         (lambda f, i, x: f.sample([x], ["a", "b"]), "1 sources and 2 actions"),
         (lambda f, i, x: f.sample([], []), "there is no picture"),
         (lambda f, i, x: f.sample(x.astype(float), "remove all rings"), "not float64"),
-        (lambda f, i, x: f.sample("photo.jpg", "remove all rings"), "not a str"),
+        (lambda f, i, x: f.sample("photo.jpg", "remove all rings"), "there is no image photo.jpg"),
         (lambda f, i, x: f.sample(x, "remove all rings", temperature=-1), "temperature must be"),
         (lambda f, i, x: i.score(x, [x, x], ["a"]), "do not fit together"),
         (lambda f, i, x: i.describe([x], [x, x]), "1 sources and 2 targets"),

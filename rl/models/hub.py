@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from rl.errors import RewindError
@@ -11,12 +12,15 @@ from rl.models.known import SHIPPED, SHIPPED_RUNS
 _HUB_ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 FILES = ["*.json", "*.safetensors", "*.yaml", "*vqgan.ckpt", "*.txt", "*.model"]
 """What is fetched of a repository: weights in safetensors, configs, tokenizers, and taming's VQGAN file."""
+META_FILES = ["*.pth"]
+"""Meta's weights, for `scripts/convert.py` alone."""
 
 
-def folder_of(name: str | Path) -> Path:
+def folder_of(name: str | Path, more: Sequence[str] = ()) -> Path:
     """The folder that a name stands for; files of a Hub id (`owner/name` or `owner/name@revision`) are fetched first.
 
-    A folder that exists comes before a Hub id of the same spelling. What names nothing comes back as a path.
+    A folder that exists comes before a Hub id of the same spelling. What names nothing comes back as a path. `more`
+    are patterns of files to fetch besides `FILES`.
 
     Raises:
         RewindError: a Hub id that is gated, has no such revision, or cannot be reached and is not in the cache.
@@ -29,7 +33,7 @@ def folder_of(name: str | Path) -> Path:
     found = _HUB_ID.fullmatch(text)
     if folder.exists() or found is None:
         return folder
-    return _fetched(found["repository"], found["revision"])
+    return _fetched(found["repository"], found["revision"], [*FILES, *more])
 
 
 def is_hub_id(name: str | Path) -> bool:
@@ -39,13 +43,13 @@ def is_hub_id(name: str | Path) -> bool:
     return not here and _HUB_ID.fullmatch(text) is not None
 
 
-def _fetched(repository: str, revision: str | None) -> Path:
+def _fetched(repository: str, revision: str | None, patterns: list[str]) -> Path:
     from huggingface_hub import errors as hub
     from huggingface_hub import snapshot_download
 
     called = repository if revision is None else f"{repository}@{revision}"
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except hub.GatedRepoError as error:
         raise RewindError(
             f"{called} is gated: accept its licence on its page on the Hub, then log in with `hf auth login` or set "

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from rl.errors import RewindError
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
+from rl.models.families import meta_chameleon
 from rl.models.families.table import FAMILIES, family_of
 from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
@@ -20,21 +21,23 @@ from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDy
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.models.vq_files import DECODER_FILE
-from rl.running.files import read_json
+from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
 CARD_FILE = "rewind.json"
 
 
-def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any]) -> None:
+def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_size: int | str = "50GB") -> None:
     """Write a base folder; `card` goes into `rewind.json` beside the family and the words it has read."""
-    vlm.save(folder)
+    vlm.save(folder, max_shard_size)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
     told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
-    if vlm.template != type(vlm).template:
-        told["template"] = asdict(vlm.template)
-    text = json.dumps(told, indent=1)
-    (folder / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+    write_card(folder, told | ({"template": asdict(vlm.template)} if vlm.template != type(vlm).template else {}))
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write `rewind.json`: family, picture size, where the base comes from, the words it has read."""
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: str | Path | None = None) -> UnifiedVLM:
@@ -49,6 +52,13 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
         RewindError: no such base, another family, missing weights.
     """
     folder = folder_of(name_or_folder)
+    if folder.name.endswith(partial(Path("x")).suffix):
+        raise RewindError(f"{folder} is what a conversion that was cut off has left: convert again")
+    if meta_chameleon.is_meta(folder):
+        raise RewindError(
+            f"{name_or_folder} is in Meta's own layout: convert it once, python scripts/convert.py --from "
+            f"{name_or_folder} --output BASE, and open BASE"
+        )
     if not (folder / "config.json").is_file():
         raise RewindError(
             f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, a Hub "

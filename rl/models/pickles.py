@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         RewindError: a file that cannot be read, or that holds more than tensors and plain containers.
     """
     try:
-        state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(file)  # torch's format before 1.6 is not, and is read whole
+        state: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds here, the unpickler's own among them
         raise RewindError(
             f"{file} cannot be read as a pickle that holds tensors and nothing else "

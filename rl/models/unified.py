@@ -132,8 +132,10 @@ class UnifiedVLM(ABC):
         """The model's own weights of the output head, float [vocabulary, D]."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write a base folder that `load_base` opens: safetensors, configs and the text tokenizer."""
+    def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
+        """Write a base folder that `load_base` opens: safetensors in files of at most `max_shard_size` (bytes, or as
+        transformers reads it), configs and the text tokenizer.
+        """
 
     # ---- pictures
 

@@ -33,17 +33,11 @@ _OLD_NAMES = {  # of taming's and Lumina's configs
     "z_channels": "latent_channels",
     "double_z": "double_latent",
 }
-
-
-_SIZES = {
+SIZES = {
     *_OLD_NAMES.values(),
-    "embed_dim",
-    "resolution",
-    "in_channels",
-    "num_res_blocks",
-    "attn_type",
-    "attn_resolutions",
+    *("embed_dim", "resolution", "in_channels", "num_res_blocks", "dropout", "attn_resolutions", "attn_type"),
 }
+"""Fields of `ChameleonVQVAEConfig` on which the shapes of the weights depend, and the picture's size."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ def read_vq(folder: Path) -> VQWeights:
         part[key] = tensor.float()
     if (folder / DECODER_FILE).is_file():
         decoder = {name: tensor.float() for name, tensor in _tensors(folder / DECODER_FILE, ("",), None)}
-    found = VQWeights(encoder, decoder, _json_config(folder), folder)
+    found = VQWeights(encoder, decoder, _json_config(folder) if encoder else {}, folder)
     for place in (folder, folder / "tokenizer", folder / "chameleon" / "tokenizer"):
         if not (encoder and decoder) and (place / CKPT_FILE).is_file():
             found = _in_ckpt(place)
@@ -95,9 +89,7 @@ def _in_safetensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Names without their prefix, and tensors, of a VQ tokenizer that lies among a folder's safetensors files."""
     for file in sorted(folder.glob("*.safetensors")):
         if file.name not in (DECODER_FILE, "adapter_model.safetensors"):
-            yield from _tensors(
-                file, PREFIXES, ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
-            )
+            yield from _tensors(file, PREFIXES, PARTS)
 
 
 def _tensors(file: Path, prefixes: tuple[str, ...], parts: tuple[str, ...] | None) -> Iterator[tuple[str, Tensor]]:
@@ -117,10 +109,19 @@ def _in_ckpt(folder: Path) -> VQWeights:
     file = folder / CKPT_FILE
     tensors = {key: value.float() for key, value in tensors_of(file).items()}
     decoder = {key.removeprefix("decoder."): value for key, value in tensors.items() if key.startswith("decoder.")}
-    encoder = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "loss."))}
+    encoder = {key: value for key, value in tensors.items() if key.startswith(PARTS) and not key.startswith("decoder.")}
     if not encoder or not decoder:
         raise RewindError(f"{file} holds no VQGAN in taming's layout (encoder.*, decoder.*, quantize.*)")
     return VQWeights(encoder, decoder, _yaml_config(folder / YAML_FILE), file)
+
+
+def _json_config(folder: Path) -> dict[str, Any]:
+    """Sizes from `vq_config.json`, or from the config.json beside the weights, of a VQGAN alone or of a whole model."""
+    own, file = folder / VQ_CONFIG_FILE, folder / "config.json"
+    told = read_json(own if own.is_file() else file) if own.is_file() or file.is_file() else {}
+    whole = own.is_file() or told.get("model_type") == "chameleon_vqgan"
+    values = told if whole else told.get("vq_config") or {}
+    return {key: value for key, value in vq_config_of(values).items() if key in SIZES}
 
 
 def _yaml_config(file: Path) -> dict[str, Any]:
@@ -139,16 +140,5 @@ def _yaml_config(file: Path) -> dict[str, Any]:
 
 def write_vq_config(folder: Path, config: dict[str, Any]) -> None:
     """Keep the sizes of a VQ tokenizer whose language model's config says nothing of it."""
-    kept = {key: value for key, value in config.items() if key in _SIZES}
+    kept = {key: value for key, value in config.items() if key in SIZES}
     (folder / VQ_CONFIG_FILE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
-def _json_config(folder: Path) -> dict[str, Any]:
-    """Sizes from `vq_config.json`, or from the `config.json` of a VQ tokenizer that is published by itself."""
-    for name in (VQ_CONFIG_FILE, "config.json"):
-        told = read_json(folder / name) if (folder / name).is_file() else {}
-        if name == VQ_CONFIG_FILE or told.get("model_type") == "chameleon_vqgan":
-            found = vq_config_of(told)
-            if found:
-                return {key: value for key, value in found.items() if key in _SIZES}
-    return {}

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
 from rl.errors import RewindError
-from rl.models.families.chameleon_files import open_folder
+from rl.models.families.chameleon_files import open_folder, open_tokenizer
 from rl.models.families.vqgan import VQGANBackbone
 from rl.models.families.vqgan_files import quiet_transformers
 from rl.models.grammar import Grid, PictureGrammar
@@ -62,7 +62,7 @@ class ChameleonVLM(VQGANBackbone):
         vqmodel = model.model.vqmodel
         del model.model.vqmodel
         size = image_size or model.config.vq_config.resolution
-        layout = self._layout(model.config, tokenizer, name, size)
+        layout = self.layout_of(model.config, tokenizer, name, size)
         self._set_up(tokenizer, name, layout, (vqmodel, decoder), size, known_words)
 
     def transformer(self) -> nn.Module:
@@ -71,13 +71,13 @@ class ChameleonVLM(VQGANBackbone):
     def _head(self) -> Tensor:
         return self._chameleon.lm_head.weight  # type: ignore[no-any-return]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         inner = self._chameleon.model
         inner.vqmodel = self.vqmodel
         try:
             with quiet_transformers():
-                self._chameleon.save_pretrained(folder)
+                self._chameleon.save_pretrained(folder, max_shard_size=max_shard_size)
         finally:
             del inner.vqmodel
         self._save_decoder(folder)
@@ -100,7 +100,10 @@ class ChameleonVLM(VQGANBackbone):
         settings = settings or Settings()
         model, decoder = open_folder(folder, settings, vq_folder)
         size = cls.side_of(settings.image_size, model.config.vq_config.resolution, name)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        tokenizer = open_tokenizer(folder, vq_folder)
+        for config in (model.config, model.generation_config):  # published ones say 1, 2 and nothing
+            config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+            config.pad_token_id = tokenizer.pad_token_id
         return cls(model, decoder, tokenizer, name, known_words, size)
 
     @classmethod
@@ -120,7 +123,12 @@ class ChameleonVLM(VQGANBackbone):
         return own
 
     @staticmethod
-    def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+    def layout_of(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+        """Where things are in a checkpoint's vocabulary, for pictures of `size` pixels.
+
+        Raises:
+            RewindError: markers or codes are missing in it.
+        """
         vocabulary, image_ids = vocabulary_of(config, name)
         side = size // 2 ** (len(config.vq_config.channel_multiplier) - 1)
         begin, end = vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE]
@@ -160,7 +168,7 @@ def words_of_vocabulary(
     """The ids that a text may consist of, its end included: no codes, markers or ids that are kept free."""
     no_text = {*image_ids_V.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
     no_text |= {number for word, number in vocabulary.items() if RESERVED.fullmatch(word)}
-    no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
     return torch.tensor([i for i in range(config.vocab_size) if i not in no_text])
 
 

@@ -6,20 +6,29 @@ Lumina's none. The VQ tokenizer is read by itself, in float32: in the bfloat16 o
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonVQVAEConfig
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonVQVAEConfig,
+    PreTrainedTokenizerFast,
+)
 
 from rl.errors import RewindError
 from rl.models.families.vqgan_files import decoder_of, key_of, put, quiet_transformers, vq_weights
 from rl.models.settings import Settings
+from rl.models.text_tokenizer import BEGIN_TEXT, END_TEXT, IMAGE, PAD
 from rl.models.vq import VQDecoder
-from rl.models.vq_files import vq_config_of
+from rl.models.vq_files import SIZES, vq_config_of
 from rl.running.files import read_json
 
+RAW_TOKENIZER_FILE, RAW_IMAGE = "text_tokenizer.json", "<reserved08707>"
 _VQ = re.compile(r"(model\.)?vqmodel\.")
 _HEAD_NORM = re.compile(r"\.[qk]_norm\.(weight|bias)$")
 
@@ -38,10 +47,13 @@ def open_folder(
         RewindError: weights that do not fit the config, or no VQ tokenizer.
     """
     config = ChameleonConfig.from_pretrained(folder, local_files_only=True)
+    if not config.vocabulary_map:
+        raise RewindError(f"{folder}/config.json has no vocabulary_map: this is no Chameleon checkpoint")
     vq = vq_weights(folder, vq_folder)
     told = read_json(folder / "config.json").get("vq_config") or {}
-    if renamed := {**(vq_config_of(told) if vq_config_of(told) != told else {}), **vq.config}:
-        config.vq_config = ChameleonVQVAEConfig(**{**config.vq_config.to_dict(), **renamed})
+    sizes = {key: value for key, value in {**vq_config_of(told), **vq.config}.items() if key in SIZES}
+    if any(getattr(config.vq_config, key, None) != value for key, value in sizes.items()):
+        config.vq_config = ChameleonVQVAEConfig(**{**config.vq_config.to_dict(), **sizes})
     with quiet_transformers():
         model, report = ChameleonForConditionalGeneration.from_pretrained(
             folder,
@@ -66,6 +78,54 @@ def open_folder(
     put(model.model.vqmodel.float(), vq.encoder, f"the VQ tokenizer in {vq.where}")
     model.eval()
     return model, decoder_of(model.config.vq_config, vq, folder)
+
+
+def open_tokenizer(folder: Path, vq_folder: Path | None = None) -> PreTrainedTokenizerFast:
+    """The text tokenizer of a checkpoint, with the markers that its configs may leave out.
+
+    A folder without one (most of Lumina's) takes that of the folder that was named for the VQ tokenizer, in
+    transformers' form or as Meta's `text_tokenizer.json`.
+
+    Raises:
+        RewindError: no tokenizer in either.
+    """
+    for place in [folder] if vq_folder is None else [folder, vq_folder]:
+        if (place / "tokenizer.json").is_file():
+            return _with_markers(PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True))
+        for raw in (place, place / "tokenizer", place / "chameleon" / "tokenizer"):
+            if (raw / RAW_TOKENIZER_FILE).is_file():
+                return raw_tokenizer(raw / RAW_TOKENIZER_FILE)
+    raise RewindError(
+        f"{folder} has no tokenizer.json: name a folder or Hub id that has one (or Meta's {RAW_TOKENIZER_FILE}) with "
+        "its VQ tokenizer, --vq FOLDER"
+    )
+
+
+def raw_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """Meta's `text_tokenizer.json`, with the reserved name that transformers calls `<image>` renamed as there."""
+    told = read_json(file)
+    try:
+        vocabulary = told["model"]["vocab"]
+        if IMAGE not in vocabulary:
+            vocabulary[IMAGE] = vocabulary.pop(RAW_IMAGE)
+        for token in told["added_tokens"]:
+            token["content"] = IMAGE if token["content"] == RAW_IMAGE else token["content"]
+    except (KeyError, TypeError) as error:
+        raise RewindError(f"{file} is no Chameleon tokenizer: {error} is missing") from error
+    try:
+        found = Tokenizer.from_str(json.dumps(told))
+    except Exception as error:  # the kind that tokenizers raises
+        raise RewindError(f"{file} is no tokenizer: {' '.join(str(error).split())[:200]}") from error
+    return _with_markers(PreTrainedTokenizerFast(tokenizer_object=found, clean_up_tokenization_spaces=False))
+
+
+def _with_markers(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    names = {"bos_token": BEGIN_TEXT, "eos_token": END_TEXT, "pad_token": PAD, "unk_token": "<unk>"}
+    vocabulary = tokenizer.get_vocab()
+    for kind, name in names.items():
+        if getattr(tokenizer, kind) is None and name in vocabulary:
+            setattr(tokenizer, kind, name)
+    return tokenizer
 
 
 def _spread_head_norms(model: nn.Module, folder: Path, keys: set[str]) -> None:

@@ -64,10 +64,10 @@ class LiquidVLM(VQGANBackbone):
     def _head(self) -> Tensor:
         return self._gemma.lm_head.weight  # type: ignore[no-any-return]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with quiet_transformers():
-            self._gemma.save_pretrained(folder)
+            self._gemma.save_pretrained(folder, max_shard_size=max_shard_size)
         save_file(self.vqmodel.state_dict(), folder / VQ_FILE)
         write_vq_config(folder, self.vqmodel.config.to_dict())
         self._save_decoder(folder)

@@ -63,7 +63,7 @@ class LuminaVLM(ChameleonVLM):
         return side
 
     @staticmethod
-    def _layout(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+    def layout_of(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
         vocabulary, image_ids = vocabulary_of(config, name)
         side = size // 2 ** (len(config.vq_config.channel_multiplier) - 1)
         try:

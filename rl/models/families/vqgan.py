@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ChameleonVQVAE
 
 from rl.errors import RewindError
-from rl.models.families.vqgan_files import DECODER_CONFIG_FILE
+from rl.models.families.vqgan_files import write_decoder
 from rl.models.unified import TokenLayout, UnifiedVLM
 from rl.models.vq import (
     VQDecoder,
@@ -24,7 +21,6 @@ from rl.models.vq import (
     to_pixels,
     to_uint8,
 )
-from rl.models.vq_files import DECODER_FILE
 
 
 class VQGANBackbone(UnifiedVLM):
@@ -81,9 +77,7 @@ class VQGANBackbone(UnifiedVLM):
     def _save_decoder(self, folder: Path) -> None:
         """The decoder and its sizes, if there is one."""
         if self.decoder is not None:
-            save_file(self.decoder.state_dict(), folder / DECODER_FILE)
-            settings = json.dumps(asdict(self.decoder.config), indent=1)
-            (folder / DECODER_CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+            write_decoder(self.decoder, folder)
 
     def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
         """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
