@@ -20,6 +20,7 @@ from rl.errors import RewindError
 from rl.running.command_line import mapping, parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, check_data_flags, reading
 from rl.running.files import write_whole
+from rl.running.model_flags import add_model_flags, opening
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--queries", type=int, default=256, help="scores that the optimised tokens may ask for a case")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
@@ -141,13 +143,13 @@ def _check(a: argparse.Namespace) -> None:
 
 def _models(a: argparse.Namespace) -> tuple[Any, Any]:
     """The forward and the inverse model that were given, on one backbone where they can share it; None for neither."""
-    from rl import load_fdm, load_idm
-    from rl.models.opening import shares_base
+    from rl import load_fdm
+    from rl.models.opening import load_idm_beside
 
-    fdm = load_fdm(a.fdm) if a.fdm is not None else None
+    fdm = load_fdm(a.fdm, **opening(a)) if a.fdm is not None else None
     if a.idm is None:
         return fdm, None
-    return fdm, load_idm(a.idm, fdm.backbone if fdm is not None and shares_base(a.idm, fdm.backbone) else None)
+    return fdm, load_idm_beside(a.idm, fdm.backbone if fdm is not None else None, **opening(a))
 
 
 def _leads_there(world: Any, tasks: Sequence[Task]) -> Callable[[int, str], bool]:

@@ -20,6 +20,7 @@ from rl.errors import RewindError
 from rl.running.command_line import mapping, parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, check_data_flags, reading
 from rl.running.files import write_whole
+from rl.running.model_flags import add_model_flags, opening
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
@@ -63,11 +65,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
-    from rl import load_fdm, load_idm
+    from rl import load_fdm
     from rl.evaluation import oracle
     from rl.evaluation.probes import prefers_truth
     from rl.models.captions import continue_captions
-    from rl.models.opening import shares_base
+    from rl.models.opening import load_idm_beside
     from rl.report.grids import sheet
     from rl.running.run_folder import claim
     from rl.worlds import load_split
@@ -81,11 +83,11 @@ def main() -> None:
         return _on_triplets(arguments)
     arguments.rewards = arguments.rewards or ["idm_likelihood"]
     world = load_split(arguments.world, arguments.split)
-    fdm = load_fdm(arguments.fdm)
+    fdm = load_fdm(arguments.fdm, **opening(arguments))
     _check_size(arguments.fdm, fdm.backbone, world)
     idm = None
     if arguments.idm is not None:
-        idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
+        idm = load_idm_beside(arguments.idm, fdm.backbone, **opening(arguments))
         _check_size(arguments.idm, idm.backbone, world)
     fdm.check(temperature=arguments.temperature)
     tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
@@ -129,19 +131,19 @@ def main() -> None:
 
 
 def _on_triplets(arguments: argparse.Namespace) -> None:
-    from rl import load_fdm, load_idm
+    from rl import load_fdm
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.evaluation.benchmark import add_rewards, compare
-    from rl.models.opening import shares_base
+    from rl.models.opening import load_idm_beside
     from rl.report.grids import sheet
     from rl.running.run_folder import claim
 
     if arguments.best_of > 1:
         raise RewindError("--best_of needs a world that can tell what is right: use rerank.py on triplets")
-    fdm, idm = load_fdm(arguments.fdm), None
+    fdm, idm = load_fdm(arguments.fdm, **opening(arguments)), None
     if arguments.idm is not None:
-        idm = load_idm(arguments.idm, fdm.backbone if shares_base(arguments.idm, fdm.backbone) else None)
+        idm = load_idm_beside(arguments.idm, fdm.backbone, **opening(arguments))
     fdm.check(temperature=arguments.temperature)
     left_out: list[LeftOut] = []
     triplets = read_triplets(

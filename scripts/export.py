@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.model_flags import opening
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--run", required=True, help="a run folder with an adapter, of either role")
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    add_model_flags(p)
     return p
 
 
@@ -29,7 +31,7 @@ def main() -> None:
 
     if adapter_folder(arguments.run) is None:
         raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")
-    model = load_fdm(arguments.run)  # the role makes no difference to the weights
+    model = load_fdm(arguments.run, **opening(arguments))  # the role makes no difference to the weights
     base = model.backbone.name
     output = claim(
         arguments.output,

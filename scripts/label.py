@@ -13,6 +13,7 @@ import trainers  # noqa: F401  (says so if another package named 'rl' hides ours
 from rl.running.command_line import parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, reading
 from rl.running.files import json_lines
+from rl.running.model_flags import add_model_flags, opening
 
 WORDS_FILE = "words.jsonl"
 
@@ -25,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -45,7 +47,7 @@ def main() -> None:
         raise RewindError("--chunk_size must be at least 1 and --temperature 0 or more")
     left_out: list[LeftOut] = []
     pairs = read_triplets(arguments.pairs, named=False, with_targets=True, **reading(arguments), left_out=left_out)
-    idm = load_idm(arguments.idm)
+    idm = load_idm(arguments.idm, **opening(arguments))
     output = claim(
         arguments.output,
         "label.py",

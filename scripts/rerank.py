@@ -13,6 +13,7 @@ from pathlib import Path
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import mapping, parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, check_data_flags, reading
+from rl.running.model_flags import add_model_flags, opening
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shard", help="I/N (from 0/N): every N-th triplet, into OUTPUT/shard-I-of-N")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on behind the last complete triplet in --output")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -57,13 +59,13 @@ def main() -> None:
     from collections.abc import Sequence
 
     from rewards import load_rewards, scorers
-    from rl import RewindError, Triplet, load_fdm, load_idm, rerank
+    from rl import RewindError, Triplet, load_fdm, rerank
     from rl.api import check_normalise
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
     from rl.models.inputs import check_actions
-    from rl.models.opening import shares_base
+    from rl.models.opening import load_idm_beside
     from rl.pictures import load_image
     from rl.running.run_folder import claim
     from rl.search.best_of_n import Reranked
@@ -91,11 +93,11 @@ def main() -> None:
     if a.use_targets and not any(triplet.target is not None for triplet in triplets):
         raise RewindError("--use_targets needs --triplets with true targets ('output'), and there are none")
     take_own_gpu()
-    fdm = load_fdm(a.fdm)
+    fdm = load_fdm(a.fdm, **opening(a))
     fdm.check(a.num_candidates, a.temperature, seed=a.seed)
     idm = None
     if a.idm is not None:
-        idm = load_idm(a.idm, fdm.backbone if shares_base(a.idm, fdm.backbone) else None)
+        idm = load_idm_beside(a.idm, fdm.backbone, **opening(a))
         idm.max_rows = min(idm.max_rows, a.max_rows)
     actions = [triplet.action for triplet in triplets]
     columns = columns_of(triplets)

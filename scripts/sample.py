@@ -14,6 +14,7 @@ from pathlib import Path
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, check_data_flags, reading
+from rl.running.model_flags import add_model_flags, opening
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--guidance", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
@@ -60,7 +62,7 @@ def main() -> None:
         triplets = [Triplet(load_image(arguments.source), arguments.action)]
     else:
         triplets = read_triplets(arguments.triplets, arguments.limit, **reading(arguments), left_out=left_out)
-    fdm = load_fdm(arguments.fdm)
+    fdm = load_fdm(arguments.fdm, **opening(arguments))
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
     settings = {name: getattr(arguments, name) for name in names}
     fdm.check(**settings)

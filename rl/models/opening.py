@@ -137,6 +137,17 @@ def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
     return same_base(base_or_run if folder is None else base_of_adapter(folder), backbone.name)
 
 
+def load_idm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, **opening: Any) -> InverseDynamics:
+    """An inverse model on the weights of a backbone if it stands on the same base, else opened by itself.
+
+    `opening` is what `load_idm` takes beside the name; it says how to open one that stands alone.
+    """
+    base = opening.get("base")
+    if vlm is not None and (shares_base(base_or_run, vlm) if base is None else same_base(base, vlm.name)):
+        return load_idm(base_or_run, vlm, base=base)
+    return load_idm(base_or_run, **opening)
+
+
 def _settings(given: dict[str, Any]) -> Settings:
     unknown = sorted(set(given) - {field.name for field in fields(Settings)})
     if unknown:

@@ -1,0 +1,24 @@
+"""The flags of scripts that open models, under the names that transformers and TRL use."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+NAMES = ("base", "vq", "dtype", "attn_implementation", "quantization", "device")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what `load_fdm` and `load_idm` take beside the model's name."""
+    group = parser.add_argument_group("how models are opened")
+    group.add_argument("--base", help="the base of the run, where the one that it names has been moved")
+    group.add_argument("--vq", help="a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part")
+    group.add_argument("--dtype", help="of the language model: auto, float32, bfloat16 or float16 (default: its own)")
+    group.add_argument("--attn_implementation", help="sdpa, eager, flash_attention_2 (default: transformers' choice)")
+    group.add_argument("--quantization", help="4bit or 8bit, through bitsandbytes (default: none)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+
+
+def opening(arguments: Any) -> dict[str, Any]:
+    """What `add_model_flags` added and was given, as arguments of `load_fdm`."""
+    return {name: value for name in NAMES if (value := getattr(arguments, name)) is not None}
