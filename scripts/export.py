@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.model_flags import opening
+from rl.running.model_flags import add_model_flags, opening
 
 
 def parser() -> argparse.ArgumentParser:
