@@ -10,9 +10,11 @@ from peft import LoraConfig, get_peft_model
 from trl import ModelConfig, get_peft_config
 
 from rl.errors import RewindError
+from rl.models.adapters import DIGESTS_FILE
 from rl.models.roles import FDM_ADAPTER
 from rl.models.unified import UnifiedVLM
 from rl.running.files import whole_folder
+from rl.running.seals import seal
 from trainers.common.sharding import gathered_adapter, on_main
 
 
@@ -54,6 +56,10 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
             for file in inner.iterdir():
                 file.replace(beside / file.name)
             inner.rmdir()
+        seal(beside / DIGESTS_FILE, sorted(beside.glob("*.safetensors")))
+        (folder / DIGESTS_FILE).unlink(
+            missing_ok=True
+        )  # a kill between the moves must not make new weights look damaged
 
 
 def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:

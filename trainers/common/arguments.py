@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 from rl.errors import RewindError
-from trainers.common.sharding import without_compiler
+from trainers.common.sharding import as_launched, without_compiler
 
 
 @dataclass
@@ -61,6 +61,7 @@ class StartsAnywhere:
 
     def __post_init__(self) -> None:
         config: Any = self
+        as_launched(config)
         if not torch.cuda.is_available():
             config.use_cpu = True
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
