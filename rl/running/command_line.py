@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.running import ending, siblings
+from rl.running import ending, lock, siblings
 from rl.running.files import full_disk
 from rl.running.run_folder import how_to_go_on
 
@@ -79,6 +79,7 @@ def run(main: Callable[[], None]) -> None:
         print(f"\ninterrupted: what has been saved stays{then}", file=sys.stderr)
         sys.exit(130)
     finally:
+        lock.release_all()
         ending.leave_group(ended)
 
 

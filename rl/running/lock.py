@@ -41,7 +41,7 @@ def take(folder: Path) -> bool:
         with os.fdopen(number, "w", encoding="utf-8") as file:
             file.write(json.dumps(mine))
         if not _held:
-            atexit.register(_release_all)
+            atexit.register(release_all)
         _held[folder] = os.getpid()
         return True
     raise RewindError(f"other processes begin runs in {folder} right now: wait for them, or use another output folder")
@@ -54,7 +54,8 @@ def release(folder: Path) -> None:
             (folder.resolve() / LOCK_FILE).unlink()
 
 
-def _release_all() -> None:
+def release_all() -> None:
+    """Let go of all folders that this process holds."""
     for folder in list(_held):
         release(folder)
 
