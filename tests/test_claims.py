@@ -92,7 +92,7 @@ def test_candidates_of_the_first_rollout_are_no_finished_step(tmp_path: Path) ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    assert "candidates" in _first_rollout(tmp_path)
+    assert "candidates" in _first_rollout(tmp_path / ("x" * 300))
     (tmp_path / "candidates").mkdir()
     for step in (0, 0, 1):
         assert "candidates" in _first_rollout(tmp_path)

@@ -199,7 +199,7 @@ def move_finished(folder: Path, script: str) -> Path | None:
     """
     if not (folder / "results.json").is_file() or _read(folder / CONFIG_FILE).get("script") != script:
         return None
-    if lock.take(folder):
+    if (folder / lock.LOCK_FILE).exists() and lock.take(folder):
         lock.release(folder)
     number = 1
     while (moved := folder.with_name(f"{folder.name}.{number}")).exists():

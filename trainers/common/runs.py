@@ -93,11 +93,12 @@ def harmless(config: TrainingArguments) -> dict[str, str]:
 def _first_rollout(folder: Path) -> tuple[str, ...]:
     """What GRPO writes before its first step is finished; candidates of several steps are no such thing."""
     steps: set[int] = set()
-    for part in sorted((folder / "candidates").glob("part-*.parquet")):
-        with suppress(OSError, pa.ArrowException):  # a damaged part
-            steps |= {*pq.read_table(part, columns=["step"])["step"].to_pylist()}
-        if len(steps) > 1:
-            return ("monitors.json",)
+    with suppress(OSError):  # `claim` says what is wrong with the place
+        for part in sorted((folder / "candidates").glob("part-*.parquet")):
+            with suppress(pa.ArrowException):  # a damaged part
+                steps |= {*pq.read_table(part, columns=["step"])["step"].to_pylist()}
+            if len(steps) > 1:
+                return ("monitors.json",)
     return ("monitors.json", "candidates")
 
 
