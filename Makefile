@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo reproduce bench test test-slow lint format base judge clean
+.PHONY: help install demo reproduce bench test test-slow lint format help-texts base judge clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -51,6 +51,9 @@ lint: $(STAMP)  ## ruff (lint and format) and mypy
 format: $(STAMP)  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+help-texts: $(STAMP)  ## what --help of the training scripts prints, after a change of their arguments
+	$(BIN)/python -m trainers.common.help
 
 base: $(STAMP)  ## train the shipped base again, into runs/base-4 (about 4 hours on 2 cores, as its logs show)
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop.yaml --output runs/base

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import run
+from trainers.common.help import show_help
 
 
 def main() -> None:
+    show_help("train_best_of_n")
     from trainers.best_of_n.arguments import BestOfNArguments
     from trainers.best_of_n.recipe import train_best_of_n
     from trainers.common.arguments import parse

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import run
+from trainers.common.help import show_help
 
 
 def main() -> None:
+    show_help("train_fdm")
     from trainers.common.arguments import parse
     from trainers.sft.arguments import FDMArguments, LoraModelConfig, RoleConfig
     from trainers.sft.recipe import train_role

@@ -14,13 +14,21 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from test_sft import triplets
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
 from rl.running.files import full_disk
 from trainers.common.adapters import add_adapter, save_adapter
-from trainers.common.checkpoints import OrderOfEpoch, TellsTheEpoch, damage, last_checkpoint, seal
+from trainers.common.checkpoints import (
+    OrderOfEpoch,
+    TellsTheEpoch,
+    _checkpoint_to_go_on_from,
+    damage,
+    fit,
+    last_checkpoint,
+    seal,
+)
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.rows import role_rows
 from trainers.sft.trainer import RoleSFTTrainer
@@ -39,7 +47,7 @@ def test_the_last_whole_one_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFi
     first, second = sealed(tmp_path, 9), sealed(tmp_path, 10)
     (tmp_path / "checkpoint-11").mkdir()
     assert last_checkpoint(tmp_path) == str(second)
-    assert "checkpoint-11 cannot be used (it was not finished): the one before is taken" in caplog.text
+    assert "checkpoint-11 cannot be used (it was not finished)" in caplog.text
     (second / "weights").write_bytes(bytes(range(99)) + b"x")
     assert damage(second) == "weights is missing or changed"
     assert last_checkpoint(tmp_path) == str(first)
@@ -120,3 +128,77 @@ def test_a_full_disk_keeps_the_earlier_adapter(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
     save_adapter(vlm, tmp_path)
     assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+
+
+def logged(trainer: RoleSFTTrainer) -> list[int]:
+    return [row["step"] for row in trainer.state.log_history if "grad_norm" in row]
+
+
+def test_more_steps_and_other_logging_are_honoured_on_resumption(tmp_path: Path) -> None:
+    first = {"max_steps": 2, "save_steps": 2, "logging_steps": 1, "lr_scheduler_type": "constant"}
+    fit(sft(tmp_path / "run", **first), tmp_path / "run", resume=False)
+    more = sft(tmp_path / "run", **{**first, "max_steps": 6, "save_steps": 3, "logging_steps": 2})
+    fit(more, tmp_path / "run", resume=True)
+    assert more.state.global_step == 6
+    assert logged(more) == [1, 2, 4, 6]
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == [f"checkpoint-{n}" for n in (2, 3, 6)]
+    whole = sft(tmp_path / "whole", **{**first, "max_steps": 6, "save_steps": 3})
+    fit(whole, tmp_path / "whole", resume=False)
+    for (name, ours), theirs in zip(more.model.named_parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_run_of_epochs_that_had_ended_trains_no_further(tmp_path: Path) -> None:
+    settings = {
+        "num_train_epochs": 1,
+        "save_steps": 3,
+        "per_device_train_batch_size": 3,
+        "lr_scheduler_type": "constant",
+    }
+    fit(sft(tmp_path, **settings), tmp_path, resume=False)  # 8 rows in 3 steps
+    late = sft(tmp_path, **settings)
+    late.train = None  # type: ignore[method-assign, assignment]
+    fit(late, tmp_path, resume=True)
+    assert late.state.global_step == 3
+    longer = sft(tmp_path, **{**settings, "num_train_epochs": 2})
+    fit(longer, tmp_path, resume=True)
+    assert longer.state.global_step == 6
+
+
+def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
+    fit(sft(tmp_path, max_steps=2, save_steps=1, save_only_model=True), tmp_path, resume=False)
+    fit(sft(tmp_path, max_steps=2, save_steps=1, save_only_model=True), tmp_path, resume=True)  # it had ended
+    with pytest.raises(RewindError, match=r"checkpoint-2 holds weights alone \(--save_only_model true\).*--overwrite"):
+        fit(sft(tmp_path, max_steps=3, save_steps=1), tmp_path, resume=True)
+
+
+def test_all_checkpoints_damaged_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "checkpoint-3").mkdir()  # killed while it wrote its first
+    arguments: Any = TrainingArguments(output_dir=str(tmp_path), max_steps=10)
+    assert _checkpoint_to_go_on_from(arguments, tmp_path) is None
+    assert "holds no finished checkpoint: the run begins with its first step" in caplog.text
+    for step in (1, 2):
+        (sealed(tmp_path, step) / "weights").write_bytes(b"torn")
+    with pytest.raises(
+        RewindError, match=r"all checkpoints of .* are damaged \(checkpoint-2, checkpoint-1\).*--overwrite"
+    ):
+        _checkpoint_to_go_on_from(arguments, tmp_path)
+
+
+def test_a_damaged_adapter_is_said(tmp_path: Path) -> None:
+    vlm = make_tiny()
+    add_adapter(vlm, LoraConfig(r=4, target_modules=LINEAR_LAYERS, init_lora_weights=False))
+    folder = save_adapter(vlm, tmp_path)
+    weights, digests = folder / "adapter_model.safetensors", folder / "digests.json"
+    make_tiny().attach_adapter(folder, "default")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit, which safetensors does not see
+    with pytest.raises(
+        RewindError, match=r"is damaged \(adapter_model.safetensors is missing or changed since it was saved"
+    ):
+        make_tiny().attach_adapter(folder, "default")
+    digests.unlink()  # as in older runs
+    make_tiny().attach_adapter(folder, "default")
+    save_adapter(vlm, tmp_path)
+    assert digests.is_file()
+    make_tiny().attach_adapter(folder, "default")

@@ -100,7 +100,7 @@ def test_a_kill_while_a_folder_is_claimed_blocks_nothing(tmp_path: Path, monkeyp
     (run / "run.json.partial").write_text('{"scri')  # killed while it wrote the marker of an empty folder
     claim(run, "train.py", {"steps": 3}, resume=False)
     (run / "checkpoint").mkdir()
-    (run / "weights").write_text("old")
+    (run / "checkpoint" / "weights").write_text("old")
 
     def killed(folder: Path) -> None:
         raise KeyboardInterrupt
@@ -114,7 +114,7 @@ def test_a_kill_while_a_folder_is_claimed_blocks_nothing(tmp_path: Path, monkeyp
     with pytest.raises(RewindError, match=r"holds a run of train\.py"):
         claim(run, "label.py", {"steps": 3}, overwrite=True)
     claim(run, "train.py", {"steps": 4}, overwrite=True, resume=False)
-    assert [path.name for path in run.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in run.iterdir()) == ["run.json", "run.lock"]
     claim(run, "train.py", {"steps": 4}, resume=True)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from rl.data.store import CandidateStore
 
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
-TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))  # TRL's arguments bring torch
+TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["trainers.studies.demo.job", "trainers.dpo.recipe", "trainers.best_of_n.recipe", "matplotlib"]
@@ -62,21 +62,15 @@ def succeed(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in TRAINING])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_does_not_wait_for_torch(script: str, tmp_path: Path) -> None:
     for heavy in ("torch", "transformers", "trl"):
         (tmp_path / f"{heavy}.py").write_text(f"raise SystemExit('imported {heavy}')\n")
-    done = start(f"scripts/{script}", "--help", PYTHONPATH=str(tmp_path))
+    done = start(f"scripts/{script}", "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert done.returncode == 0, done.stderr
-    assert "--output" in done.stdout
-    assert "--config" in done.stdout
-
-
-@pytest.mark.parametrize("script", TRAINING)
-def test_help_of_the_training_scripts(script: str) -> None:
-    shown = succeed(f"scripts/{script}", "--help")
-    for flag in ("--triplets", "--output_dir", "--learning_rate", "--resume"):
-        assert flag in shown
+    training = ("--triplets", "--output_dir", "--learning_rate", "--resume")
+    for flag in training if script in TRAINING else ("--output", "--config"):
+        assert flag in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +224,8 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     run("train_idm", *longer, "--output_dir", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoint-2")  # as if it had been cut off after the first step
     shutil.rmtree(tmp_path / "resumed" / "adapter")
-    run("train_idm", *longer, "--output_dir", tmp_path / "resumed", "--resume", "true")
+    harmless = ["--triplets", tmp_path / "world" / ".." / "world" / "triplets.json", "--logging_steps", 1]
+    run("train_idm", *longer, *harmless, "--output_dir", tmp_path / "resumed", "--resume", "true")
     resumed = tmp_path / "resumed" / "adapter" / "adapter_model.safetensors"
     assert resumed.read_bytes() == before
     weights.write_bytes(before)

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
 }
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
 
 
 def run(command: list[Any], timeout: int = 240, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -192,10 +193,27 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_script_on_two_plain_processes(world: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "fdm"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    done = run([*torchrun, *fdm_flags(world, output, 2, 6)])
+    done = run([*TORCHRUN, *fdm_flags(world, output, 2, 6)])
     assert done.returncode == 0, done.stdout[-4000:]
     assert losses(output) == pytest.approx(losses(alone), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_torchrun_with_deepspeed_is_as_accelerate_launch(world: Path, alone: Path, tmp_path: Path) -> None:
+    """Weights are divided, no compiler is needed, and ZeRO-3's checks are of stage 3."""
+    output, file = tmp_path / "fdm", config(tmp_path, "zero3").with_suffix(".json")
+    command = [*TORCHRUN, *fdm_flags(world, output, 2, 6), "--deepspeed", file]
+    done = run(command, PATH="/nowhere", TORCH_EXTENSIONS_DIR=str(tmp_path / "none"))
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert losses(output) == pytest.approx(losses(alone), rel=1e-4)
+    assert len(list(output.glob("checkpoint-6/global_step6/zero_pp_rank_*_model_states.pt"))) == 2
+    assert not (output / "run.lock").exists()
+    settings = json.loads(file.read_text())
+    del settings["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    file.write_text(json.dumps(settings))
+    done = run([*TORCHRUN, *fdm_flags(world, tmp_path / "other", 2, 6), "--deepspeed", file])
+    assert "would save no weights under ZeRO-3" in done.stdout
+    assert not (tmp_path / "other").exists()
 
 
 def test_both_roles_on_two_plain_processes(world: Path, tmp_path: Path) -> None:

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 
 from rl.errors import RewindError
+from rl.running import seals
+
+DIGESTS_FILE = "digests.json"
+"""Beside an adapter's weights, says what they were when they were saved; older runs have none."""
 
 
 def attach(model: Any, folder: Path, name: str, base: str) -> Any:
@@ -118,6 +122,16 @@ def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
             vars(layer).pop("holds", None)
 
 
+def check_digests(folder: Path) -> None:
+    """Raise a `RewindError` if an adapter's weights are not as they were saved, where that can be known."""
+    wrong = seals.damage(folder / DIGESTS_FILE) if (folder / DIGESTS_FILE).is_file() else None
+    if wrong is not None:
+        raise RewindError(
+            f"the adapter in {folder} is damaged ({wrong} since it was saved): put a copy back, save it again with "
+            f"--resume, or remove {DIGESTS_FILE} if the change is yours"
+        )
+
+
 def _adapter_weights(folder: Path) -> list[str]:
     """The names of an adapter's tensors.
 
@@ -127,6 +141,7 @@ def _adapter_weights(folder: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     file = folder / "adapter_model.safetensors"
+    check_digests(folder)
     if not file.is_file():  # peft would look for a pickle next, then for the folder's name on the Hub
         raise RewindError(f"{folder} has no adapter_model.safetensors: other formats are not opened")
     try:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.running import siblings
+from rl.running import ending, lock, siblings
 from rl.running.files import full_disk
 from rl.running.mapping import mapping as mapping  # for scripts, which take all from here
+from rl.running.run_folder import how_to_go_on
 from rl.words import did_you_mean
 
 siblings.need(*siblings.OURS)  # every script comes by here first
@@ -52,24 +53,40 @@ def parse_with_config(
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script: a `RewindError` becomes one sentence and exit code 2, a full disk one and exit code 1, and Ctrl-C a
-    word on what stays.
+    """Run a script: a `RewindError` becomes one sentence and exit code 2, a full disk one and exit code 1, Ctrl-C a
+    word on what stays and how to go on, an output that nobody reads any more (`| head`) nothing.
     """
+    ended = False
     try:
-        main()
+        try:
+            main()
+        except SystemExit:  # as after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        ended = True
     except Exception as error:
+        if ending.reader_is_gone(error):
+            sys.exit(ending.leave_quietly())
         full = full_disk(error)
+        if full is None and not isinstance(error, RewindError):
+            raise
+        ending.close_bars()
         if isinstance(error, RewindError):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2 if full is None else 1)
-        if full is None:
-            raise
         stays = "what has been saved stays: make room, and go on with --resume where the script has it"
         print(f"error: a file could not be written ({full}); {stays}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\ninterrupted: what has been saved stays", file=sys.stderr)
+        ending.close_bars()
+        go_on = how_to_go_on()
+        then = f"; the same command with {go_on} goes on from there" if go_on else ""
+        print(f"\ninterrupted: what has been saved stays{then}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        lock.release_all()
+        ending.leave_group(ended)
 
 
 def plain(arguments: Any) -> Any:

@@ -42,8 +42,8 @@ def partial(file: Path) -> Path:
 def whole_folder(folder: Path, last: str) -> Iterator[Path]:
     """A folder beside `folder` to write into; its files then take the places of those of the same names in `folder`.
 
-    The file `last` is moved after all others, so that where it is, they are. If anything goes wrong before, what was
-    there stays.
+    Files are moved by name, and `last` after all others, so that where it is, they are. If anything goes wrong before,
+    what was there stays.
     """
     beside = partial(folder)
     shutil.rmtree(beside, ignore_errors=True)  # a killed run's
@@ -51,7 +51,7 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
         beside.mkdir(parents=True)
         yield beside
         folder.mkdir(exist_ok=True)
-        for file in sorted(beside.iterdir(), key=lambda p: p.name == last):
+        for file in sorted(beside.iterdir(), key=lambda p: (p.name == last, p.name)):
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
+from rl.running import lock
 from rl.running.files import partial, write_whole
+from rl.running.resumption import differences, in_words
 
+logger = logging.getLogger("rl")
 CONFIG_FILE = "run.json"
 REMOVED_FILE = "run.json.removed"
 """The other name of the marker while `--overwrite` removes what it belonged to."""
-_NOT_COMPARED = {"resume", "overwrite", "config", "output", "output_dir"}
+_claimed: list[str | None] = []
+"""For each folder that this process has claimed, the flag that goes on in it."""
 
 
 def claim(
@@ -28,10 +33,15 @@ def claim(
     resume: bool | None = None,
     overwrite: bool = False,
     each_process: bool = False,
+    resume_flag: str = "--resume",
+    harmless: Mapping[str, str] | None = None,
+    scratch: Sequence[str] = (),
 ) -> Path:
     """Make a run folder and write `run.json` into it: the script, its resolved config and the git revision.
 
-    Call it last, when everything that can be wrong with the input has been looked at.
+    Call it last, when everything that can be wrong with the input has been looked at. This process then holds the
+    folder until it ends (`rl.running.lock`). What a run left that finished nothing (`run.json`, TensorBoard's files,
+    empty ones) is taken over without a question.
 
     Args:
         folder: the output folder.
@@ -41,47 +51,127 @@ def claim(
         resume: go on in a folder that an earlier run with the same config claimed; None if the script cannot.
         overwrite: remove what an earlier run left; only a folder with a `run.json` of this script is ever removed.
         each_process: every process of a launch claims a folder of its own; otherwise only the first may claim.
+        resume_flag: how a user asks the script to go on.
+        harmless: arguments that may differ when a run goes on, by name, and what the difference means.
+        scratch: names in the folder that a run writes before it has finished anything.
 
     Raises:
-        RewindError: the folder exists and neither was asked for, holds something else, or the config differs; a second
-            process of a script that runs in one.
+        RewindError: the folder exists and neither was asked for, holds something else, or the config differs; another
+            process is at work in it; it cannot be written; a second process of a script that runs in one.
     """
     if int(os.environ.get("RANK", "0")) > 0 and not each_process:
         raise RewindError(f"{script} runs in one process: start it with python, or with a launcher's --num_processes 1")
+    try:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise RewindError(
+                f"the output {folder} is a {'link' if folder.is_symlink() else 'file'}: choose another name"
+            )
+        _left_by(folder, script)  # before anything is written into a folder of something else
+        folder.mkdir(parents=True, exist_ok=True)
+        new = lock.take(folder)
+        try:
+            left = _left_by(folder, script)
+            if left is not None and not _finished_something(folder, scratch):
+                logger.warning("%s: the run before finished nothing, so its folder is taken over", folder)
+                _empty(folder)
+                left = None
+            if left is not None and resume:
+                _go_on(folder, left, config, harmless or {})
+            else:
+                if left is not None:
+                    _may_be_replaced(folder, overwrite, inputs, None if resume is None else resume_flag)
+                    _empty(folder)
+                _begin(folder, script, config)
+        except BaseException:
+            if new:
+                lock.release(folder)
+            raise
+    except OSError as error:
+        shown = str(folder) if len(str(folder)) <= 100 else f"{str(folder)[:97]}..."
+        why = "a part of its path is a file" if isinstance(error, NotADirectoryError) else error.strerror or str(error)
+        raise RewindError(f"the output folder {shown} cannot be written ({why}): use another one") from error
+    _claimed.append(None if resume is None else resume_flag)
+    return folder
+
+
+def how_to_go_on() -> str | None:
+    """The flag that goes on in what this process has claimed; None if there is none."""
+    return _claimed[-1] if _claimed else None
+
+
+def _left_by(folder: Path, script: str) -> dict[str, Any] | None:
+    """What `run.json` says that an earlier run of a script left, or that of a replaced run; None in an empty folder.
+
+    Raises:
+        RewindError: the folder holds something else.
+    """
     marker = folder / CONFIG_FILE
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise RewindError(f"the output {folder} is a {'link' if folder.is_symlink() else 'file'}: choose another name")
     # A run that was killed while it claimed the folder has left no more than a part of the marker.
-    occupied = folder.is_dir() and any(path != partial(marker) for path in folder.iterdir())
-    left = _left_behind(marker if marker.exists() else folder / REMOVED_FILE) if occupied else {}
-    if occupied and left.get("script") != script:
+    ours = {marker, partial(marker), folder / lock.LOCK_FILE}
+    if not folder.is_dir() or (not any(path not in ours for path in folder.iterdir()) and not marker.exists()):
+        return None
+    left = _read(marker if marker.exists() else folder / REMOVED_FILE)
+    if left.get("script") != script:
         whose = f"a run of {left['script']}" if "script" in left else "no run of this script"
         raise RewindError(f"the output folder {folder} is not empty and holds {whose}: use another --output")
-    if occupied and resume:
-        if not marker.exists():
-            raise RewindError(f"a run that was to replace what {folder} held was killed: use --overwrite again")
-        before = left.get("config", {})
-        after = json.loads(json.dumps(config))
-        changed = sorted(k for k in {*before, *after} - _NOT_COMPARED if before.get(k) != after.get(k))
-        if changed:
-            raise RewindError(
-                f"{folder} was begun with other values of {', '.join(changed)}: resume with the same ones, or use "
-                "another --output"
-            )
-        return folder
-    if occupied and not overwrite:
-        hint = "" if resume is None else "--resume, "
+    return left
+
+
+def _finished_something(folder: Path, scratch: Sequence[str]) -> bool:
+    """Whether a run left more than its marker, TensorBoard's files, empty ones and parts of files."""
+    ours = {CONFIG_FILE, REMOVED_FILE, lock.LOCK_FILE, *scratch}
+    for place, folders, files in os.walk(folder):
+        top = Path(place) == folder
+        folders[:] = [name for name in folders if not (top and name in ours)]
+        for name in files:
+            path = Path(place) / name
+            nothing = name.startswith("events.out.tfevents.") or name.endswith(".partial") or (top and name in ours)
+            if not nothing and (path.is_symlink() or path.stat().st_size > 0):
+                return True
+    return False
+
+
+def _go_on(folder: Path, left: dict[str, Any], config: dict[str, Any], harmless: Mapping[str, str]) -> None:
+    """Compare a run's config with that which it began with, and note what is different now.
+
+    Raises:
+        RewindError: it would not be the same run.
+    """
+    if not (folder / CONFIG_FILE).exists():
+        raise RewindError(f"a run that was to replace what {folder} held was killed: use --overwrite again")
+    after = json.loads(json.dumps(config))
+    begun_in = left.get("directory")
+    changed = differences(left.get("config", {}), after, Path(begun_in) if begun_in else None)
+    wrong = [in_words(name, values) for name, values in changed.items() if name not in harmless]
+    if wrong:
+        raise RewindError(
+            f"{folder} was begun with other values of {', '.join(wrong)}: resume with the same ones, or use another "
+            "--output"
+        )
+    for name, values in changed.items():
+        logger.warning("%s goes on with another %s: %s", folder, in_words(name, values), harmless[name])
+    if changed:
+        told = [*left.get("changes", []), {name: list(values) for name, values in changed.items()}]
+        now = {**left, "config": after, "directory": str(Path.cwd()), "changes": told}
+        write_whole(folder / CONFIG_FILE, json.dumps(now, indent=1) + "\n")
+
+
+def _may_be_replaced(
+    folder: Path, overwrite: bool, inputs: Sequence[str | Path | None], resume_flag: str | None
+) -> None:
+    """Raise a `RewindError` unless what an earlier run left may be removed."""
+    if not overwrite:
+        hint = f"{resume_flag}, " if resume_flag else ""
         raise RewindError(f"the output folder {folder} exists: use {hint}--overwrite or another output folder")
-    if occupied:
-        for path in inputs:
-            if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
-                raise RewindError(f"--overwrite would remove {path}, which this run reads: use another --output")
-        _empty(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    found = {"script": script, "config": config, "git_revision": git_revision()}
-    write_whole(marker, json.dumps(found, indent=1, default=str) + "\n")
+    for path in inputs:
+        if path is not None and Path(path).resolve().is_relative_to(folder.resolve()):
+            raise RewindError(f"--overwrite would remove {path}, which this run reads: use another --output")
+
+
+def _begin(folder: Path, script: str, config: dict[str, Any]) -> None:
+    found = {"script": script, "config": config, "directory": str(Path.cwd()), "git_revision": git_revision()}
+    write_whole(folder / CONFIG_FILE, json.dumps(found, indent=1, default=str) + "\n")
     (folder / REMOVED_FILE).unlink(missing_ok=True)
-    return folder
 
 
 def _empty(folder: Path) -> None:
@@ -94,7 +184,7 @@ def _empty(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path != removed:
+        elif path not in (removed, folder / lock.LOCK_FILE):
             path.unlink()
 
 
@@ -103,16 +193,21 @@ def move_finished(folder: Path, script: str) -> Path | None:
 
     Returns:
         Where it is now; None if there was nothing to move.
+
+    Raises:
+        RewindError: another process is at work in it.
     """
-    if not (folder / "results.json").is_file() or _left_behind(folder / CONFIG_FILE).get("script") != script:
+    if not (folder / "results.json").is_file() or _read(folder / CONFIG_FILE).get("script") != script:
         return None
+    if (folder / lock.LOCK_FILE).exists() and lock.take(folder):
+        lock.release(folder)
     number = 1
     while (moved := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
     return folder.rename(moved)
 
 
-def _left_behind(marker: Path) -> dict[str, Any]:
+def _read(marker: Path) -> dict[str, Any]:
     """What an earlier run wrote into its `run.json`; empty if there is none that can be read."""
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))

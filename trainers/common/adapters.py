@@ -11,11 +11,12 @@ from peft import LoraConfig, get_peft_model
 from trl import ModelConfig, get_peft_config
 
 from rl.errors import RewindError
-from rl.models.adapters import quiet_peft
+from rl.models.adapters import DIGESTS_FILE, quiet_peft
 from rl.models.bases import lasting_name
 from rl.models.roles import FDM_ADAPTER
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json, whole_folder
+from rl.running.seals import seal
 from trainers.common.sharding import gathered_adapter, on_main
 
 
@@ -62,6 +63,10 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
         file = beside / "adapter_config.json"
         config = {**read_json(file), "base_model_name_or_path": lasting_name(vlm.name, folder)}
         file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        seal(beside / DIGESTS_FILE, sorted(beside.glob("*.safetensors")))
+        (folder / DIGESTS_FILE).unlink(
+            missing_ok=True
+        )  # a kill between the moves must not make new weights look damaged
 
 
 def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:

@@ -15,7 +15,7 @@ from trl import TrlParser
 
 from rl.errors import RewindError
 from rl.running.command_line import check_flags, read_yaml, unknown_key
-from trainers.common.sharding import without_compiler
+from trainers.common.sharding import as_launched, without_compiler
 
 
 @dataclass
@@ -74,6 +74,7 @@ class StartsAnywhere:
 
     def __post_init__(self) -> None:
         config: Any = self
+        as_launched(config)
         if not torch.cuda.is_available():
             config.use_cpu = True
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -10,8 +10,6 @@ and `Trainer._load_callback_state`, which gives callbacks back what a checkpoint
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -38,11 +36,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import RepeatSampler
 
 from rl.errors import RewindError
-from rl.running.files import write_whole
+from rl.running import seals
 from trainers.common.sharding import gathered_adapter, on_main
 
 logger = logging.getLogger("rl")
 SEAL_FILE = "checkpoint.json"
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin", "latest")
+"""Where a checkpoint keeps the optimizer's state; the last is DeepSpeed's, which names a folder."""
 
 
 class KeepsPart:
@@ -136,30 +136,40 @@ class TellsTheEpoch(TrainerCallback):  # type: ignore[misc]
             sampler.set_epoch(int(state.epoch or 0))
 
 
+class StepsAsAsked(TrainerCallback):  # type: ignore[misc]
+    """Lets a resumed run log, evaluate and save as often as it is asked to now.
+
+    transformers 5.23 takes the numbers that the checkpoint holds.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 def seal(folder: Path) -> None:
     """Write the digests of a checkpoint's files into it, in one move."""
-    write_whole(folder / SEAL_FILE, json.dumps(_digests(folder), indent=1) + "\n")
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(SEAL_FILE)]
+    seals.seal(folder / SEAL_FILE, files)
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is as it was sealed."""
-    try:
-        sealed: dict[str, str] = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))
-        found = _digests(folder)
-    except (OSError, ValueError):
-        return "it was not finished"
-    wrong = sorted(name for name, digest in sealed.items() if found.get(name) != digest)
-    return f"{wrong[0]} is missing or changed" if wrong else None
+    return seals.damage(folder / SEAL_FILE)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not, the last one first."""
+    found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
 
 
 def last_checkpoint(output: Path) -> str | None:
     """The last whole checkpoint of a run; a damaged one is passed over and said."""
-    found = [p for p in output.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    for folder in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True):
+    for folder in checkpoints(output):
         wrong = damage(folder)
         if wrong is None:
             return str(folder)
-        logger.warning("%s cannot be used (%s): the one before is taken", folder, wrong)
+        logger.warning("%s cannot be used (%s)", folder, wrong)
     return None
 
 
@@ -167,14 +177,15 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
     """Train, from the last whole checkpoint in `output` if `resume` and there is one.
 
     Raises:
-        RewindError: training left weights that are no numbers.
+        RewindError: checkpoints that nothing can go on from; training left weights that are no numbers.
     """
-    checkpoint = on_main(lambda: last_checkpoint(output)) if resume else None
+    checkpoint = on_main(lambda: _checkpoint_to_go_on_from(trainer.args, output)) if resume else None
     if resume:
         _continue_tensorboard(trainer, checkpoint)
     if checkpoint is not None:
         trainer.args.eval_on_start = False  # it was made when the run began, and would count against --early_stop
         trainer.add_callback(TellsTheEpoch())
+        trainer.add_callback(StepsAsAsked())
         for callback in _parts(trainer):
             callback.read_part(Path(checkpoint))
     if checkpoint is None or not _was_the_last(trainer, Path(checkpoint)):
@@ -183,12 +194,37 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
         check_finite(trainer.model, output)
 
 
+def _checkpoint_to_go_on_from(args: TrainingArguments, output: Path) -> str | None:
+    """The last whole checkpoint; None if none was finished before the run was killed.
+
+    Raises:
+        RewindError: all that were finished are damaged, or the last holds weights alone and steps are left.
+    """
+    found = last_checkpoint(output)
+    if found is None:
+        if finished := [folder.name for folder in checkpoints(output) if (folder / SEAL_FILE).is_file()]:
+            raise RewindError(
+                f"all checkpoints of {output} are damaged ({', '.join(finished)}): put a copy of one back, or begin "
+                "again with --overwrite"
+            )
+        if checkpoints(output):
+            logger.warning("%s holds no finished checkpoint: the run begins with its first step", output)
+        return None
+    state = TrainerState.load_from_json(str(Path(found) / TRAINER_STATE_NAME))
+    if not _has_ended(state, args) and not any((Path(found) / name).exists() for name in OPTIMIZER_FILES):
+        raise RewindError(
+            f"{found} holds weights alone (--save_only_model true), not the optimizer's state, so the run cannot go on "
+            "as if it had not stopped: begin again with --overwrite (load_fdm and load_idm open the weights)"
+        )
+    return found
+
+
 def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
     """Whether a run was killed after its last step, or one that ended early; if so its weights are loaded: `Trainer`
     would go on.
     """
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    if state.global_step < state.max_steps and not _stopped_early(state):
+    if not _has_ended(state, trainer.args):
         return False
     best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     folder = Path(best) if best is not None else checkpoint
@@ -203,6 +239,15 @@ def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
     trainer.state = state
     trainer._load_callback_state()
     return True
+
+
+def _has_ended(state: TrainerState, args: TrainingArguments) -> bool:
+    """Whether a checkpoint's run has no step left, of as many as it is asked for now, or lost its patience."""
+    if _stopped_early(state):
+        return True
+    if args.max_steps > 0:
+        return bool(state.global_step >= args.max_steps)
+    return bool((state.epoch or 0) >= args.num_train_epochs - 1e-6)  # a sum of fractions
 
 
 def _stopped_early(state: TrainerState) -> bool:
@@ -234,13 +279,3 @@ def _continue_tensorboard(trainer: Trainer, checkpoint: str | None) -> None:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and trainer.is_world_process_zero():
             callback.tb_writer = SummaryWriter(callback.logging_dir, purge_step=step + 1)
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(SEAL_FILE)]
-    return {str(p.relative_to(folder)): _digest(p) for p in files}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

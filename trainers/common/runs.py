@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainingArguments
@@ -16,6 +19,7 @@ from transformers import TrainingArguments
 from rl.data.left_out import LeftOut, for_resume, list_left_out
 from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
+from rl.models.adapters import check_digests
 from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import reading
 from rl.running.files import json_lines
@@ -26,6 +30,31 @@ from trainers.common.arguments import RunArguments, settings_of
 from trainers.common.sharding import on_main, stage_asked_for
 
 ROUNDS_FILE = "rounds.jsonl"
+SCHEDULE = (
+    ", and the learning rate follows the schedule of the new number from the second step on, not the one it began with"
+)
+_SHOWN, _KEPT = "what is shown and logged changes, not what is learned", "what is kept changes, not what is learned"
+_SPEED = "time and memory change, not what is learned"
+_EVALUATED = "it is measured at other steps or in other portions, and the best checkpoint is chosen among those"
+HARMLESS = {
+    "rounds": "rounds that are finished stay as they are",
+    **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"), _SHOWN),
+    **dict.fromkeys(("log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to"), _SHOWN),
+    **dict.fromkeys(("run_name", "project", "include_num_input_tokens_seen", "log_completions"), _SHOWN),
+    **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _SHOWN),
+    **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit", "save_only_model", "save_on_each_node"), _KEPT),
+    **dict.fromkeys(("enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"), _KEPT),
+    **dict.fromkeys(("hub_strategy", "hub_always_push", "hub_revision"), _KEPT),
+    **dict.fromkeys(("eval_steps", "per_device_eval_batch_size", "eval_accumulation_steps"), _EVALUATED),
+    **dict.fromkeys(("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"), _SPEED),
+    **dict.fromkeys(("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_timeout"), _SPEED),
+    **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"), _SPEED),
+    **dict.fromkeys(("activation_checkpointing", "activation_checkpointing_kwargs"), _SPEED),  # its new name
+    **dict.fromkeys(("skip_memory_metrics", "max_rows"), _SPEED),
+}
+"""Arguments that may differ when a run is resumed, and what that means: the steps that are left stay as they were.
+`harmless` adds the number of steps itself.
+"""
 
 
 def read_files(
@@ -61,13 +90,42 @@ def begin_run(
     values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out)}
 
     def take() -> Path:
-        claimed = claim(folder, script, values, inputs=inputs, resume=arguments.resume, overwrite=arguments.overwrite)
+        claimed = claim(
+            folder,
+            script,
+            values,
+            inputs=inputs,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            resume_flag="--resume true",
+            harmless=harmless(config),
+            scratch=_first_rollout(folder) if script == "train_grpo.py" else (),
+        )
         list_left_out(claimed, left_out)
         return claimed
 
     output = on_main(take)
     _log_to(output / "tensorboard")
     return output
+
+
+def harmless(config: TrainingArguments) -> dict[str, str]:
+    """Arguments that may differ when a run is resumed, and what the difference means."""
+    constant = str(getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)).startswith("constant")
+    length = "it trains for longer or shorter" + ("" if constant else SCHEDULE)
+    return {**HARMLESS, "max_steps": length, "num_train_epochs": length}
+
+
+def _first_rollout(folder: Path) -> tuple[str, ...]:
+    """What GRPO writes before its first step is finished; candidates of several steps are no such thing."""
+    steps: set[int] = set()
+    with suppress(OSError):  # `claim` says what is wrong with the place
+        for part in sorted((folder / "candidates").glob("part-*.parquet")):
+            with suppress(pa.ArrowException):  # a damaged part
+                steps |= {*pq.read_table(part, columns=["step"])["step"].to_pylist()}
+            if len(steps) > 1:
+                return ("monitors.json",)
+    return ("monitors.json", "candidates")
 
 
 def check_output(config: TrainingArguments) -> None:
@@ -94,7 +152,9 @@ def rounds_left(vlm: UnifiedVLM, output: Path, rounds: int) -> Iterator[tuple[in
     """
     done = on_main(lambda: _finished(output))
     if done:
-        weights = load_file(output / f"round-{done - 1}" / "adapter" / "adapter_model.safetensors")
+        adapter = output / f"round-{done - 1}" / "adapter"
+        check_digests(adapter)
+        weights = load_file(adapter / "adapter_model.safetensors")
         set_peft_model_state_dict(vlm.model, weights, adapter_name="default")
     for number in range(done, rounds):
         folder = output / f"round-{number}"

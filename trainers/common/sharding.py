@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from os import environ
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +41,38 @@ def without_compiler() -> None:
     # deepspeed 0.19 calls collectives by names that torch 2.13 deprecates, and torch says so at every call.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def as_launched(config: Any) -> None:
+    """Take `--deepspeed FILE.json` as `accelerate launch` would pass it on, so that a run is the same either way.
+
+    transformers' own way names no backend, so that without a GPU accelerate believes in one process, and our checks,
+    which read what the launcher says, would not know of it.
+
+    Raises:
+        RewindError: no launcher, another file named by the launcher, or no such JSON file.
+    """
+    asked = config.deepspeed
+    if not asked:
+        return
+    named = environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    by_launcher = environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if not isinstance(asked, str) or not asked.endswith(".json") or not Path(asked).is_file():
+        raise RewindError(
+            f"--deepspeed takes a JSON file that is there, e.g. configs/accelerate/zero3.json, not {asked}"
+        )
+    if by_launcher and Path(named).resolve() != Path(asked).resolve():
+        raise RewindError(
+            f"the launcher's config asks for DeepSpeed too ({named or 'without a file'}): leave --deepspeed out"
+        )
+    if "WORLD_SIZE" not in environ:
+        raise RewindError(
+            f"--deepspeed {asked} needs a launcher: torchrun --nproc_per_node 2 SCRIPT ..., or accelerate launch "
+            "--config_file configs/accelerate/zero2.yaml SCRIPT ... without --deepspeed"
+        )
+    environ["ACCELERATE_USE_DEEPSPEED"], environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = "true", asked
+    environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # as in configs/accelerate: weights are loaded whole
+    config.deepspeed = None
 
 
 @contextmanager
