@@ -87,11 +87,15 @@ def decoder_config(folder: Path) -> DecoderConfig | None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars, which take a line each for files of a few megabytes."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Without transformers' progress bars, which take a line each for files of a few megabytes, and without its table
+    of tensors that are missing or left over: families check what it reports, and fill in what they know.
+    """
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
