@@ -140,7 +140,7 @@ class Emu3VLM(UnifiedVLM):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         size = settings.image_size or USUAL_SIZE
         layout = _layout(config, tokenizer, name, size)
-        found = vq_weights(folder, vq_folder)
+        found = vq_weights(folder, vq_folder, "BAAI/Emu3-Gen-hf")
         vqmodel = Emu3VQVAE(config.vq_config)
         decoder = {f"decoder.{key}": value for key, value in found.decoder.items()}
         put(vqmodel, found.encoder | decoder, f"the VQ tokenizer in {found.where}")
