@@ -193,12 +193,8 @@ def lumina(folder: Path) -> Path:
     }
     assert len(tensors) == 13 * 2 + 3  # 419 with 32 layers
     write_checkpoint(folder, config, tensors, 2)
-    write_tokenizer(
-        folder,
-        text,
-        chameleon_names(),
-        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "tokenizer_class": "LlamaTokenizer"},
-    )
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    write_tokenizer(folder, text, chameleon_names(), named | {"tokenizer_class": "LlamaTokenizer"})
     return folder
 
 

@@ -160,7 +160,7 @@ def words_of_vocabulary(
     """The ids that a text may consist of, its end included: no codes, markers or ids that are kept free."""
     no_text = {*image_ids_V.tolist(), vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE], vocabulary.get(IMAGE)}
     no_text |= {number for word, number in vocabulary.items() if RESERVED.fullmatch(word)}
-    no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    no_text |= {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id} - {tokenizer.eos_token_id}
     return torch.tensor([i for i in range(config.vocab_size) if i not in no_text])
 
 
