@@ -11,11 +11,11 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
-from conftest import SENTENCES, make_tiny
+from conftest import SENTENCES
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
@@ -29,7 +29,6 @@ from transformers import (
     GemmaForCausalLM,
 )
 
-from rl.models.opening import save_base
 from rl.models.text_tokenizer import train_text_tokenizer
 from rl.models.vq import VQDecoder
 from rl.models.vq_files import vq_config_of
@@ -51,9 +50,6 @@ VQ_SIZES = {  # as taming and Lumina name them
     "attn_resolutions": [],
 }
 EMU3_WORDS, EMU3_CODES = 151_643, 32_768
-
-
-# ---- weights and files
 
 
 def normal(shape: Sequence[int], generator: torch.Generator, name: str) -> Tensor:
@@ -121,9 +117,6 @@ def write_tokenizer(folder: Path, text: str, specials: dict[str, int], named: di
     write_json(folder / "special_tokens_map.json", markers)
 
 
-# ---- Chameleon's VQGAN, Lumina-mGPT, Liquid
-
-
 @functools.cache
 def vqgan_weights(codes: int = CODES) -> dict[str, Tensor]:
     """Encoder half and decoder with taming's names, float32."""
@@ -161,8 +154,6 @@ def lumina(folder: Path) -> Path:
     words = json.loads(text)["model"]["vocab"]
     config = {
         "architectures": ["ChameleonXLLMXForConditionalGeneration"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
         "bos_token_id": 1,  # <pad>
         "dropout": 0.05,
         "eos_token_id": 2,
@@ -202,14 +193,11 @@ def liquid(folder: Path, words: int = 256_000) -> Path:
     """`Junfeng5/Liquid_V1_7B`: a Gemma with longer vocabulary, tied head, nameless codes, no VQ tokenizer."""
     config = {
         "architectures": ["GemmaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
         "bos_token_id": 2,
         "eos_token_id": 1,
         "head_dim": 8,
         "hidden_act": "gelu",
         "hidden_size": 16,
-        "initializer_range": 0.02,
         "intermediate_size": 32,
         "max_position_embeddings": 8192,
         "model_type": "gemma",
@@ -233,9 +221,6 @@ def liquid(folder: Path, words: int = 256_000) -> Path:
     text = tokenizer_json(specials, len(names))
     write_tokenizer(folder, text, specials, named | {"tokenizer_class": "GemmaTokenizer"})
     return folder
-
-
-# ---- Emu3
 
 
 @functools.cache
@@ -307,34 +292,3 @@ def emu3(folder: Path) -> Path:
 def _renamed(name: str, old: dict[str, str]) -> str:
     prefix = next(prefix for prefix in old if name.startswith(prefix))
     return old[prefix] + name.removeprefix(prefix)
-
-
-# ---- all of them
-
-
-def shipped_like(folder: Path) -> Path:
-    """A base as `pretrain_base.py` writes it."""
-    save_base(make_tiny(), folder, {})
-    return folder
-
-
-class Shelf:
-    """Checkpoint folders by name, each written when it is first asked for."""
-
-    MAKERS: ClassVar[dict[str, Callable[[Path], Path]]] = {
-        "chameleon": shipped_like,
-        "lumina": lumina,
-        "liquid": liquid,
-        "emu3": emu3,
-        "gemma": lambda folder: liquid(folder, words=2048),
-        "vqgan": vqgan,
-        "vqgan of 4096": lambda folder: vqgan(folder, codes=4096),
-    }
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __getitem__(self, name: str) -> Path:
-        if not (self.root / name).exists():
-            self.MAKERS[name](self.root / name)
-        return self.root / name

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
-from published_families import CODES, VQ_SIZES, Shelf, vqgan_weights
+from opened_families import SIZE, opened, pictures, reference, shelf, trainable
 from torch import Tensor
-from torch.nn.functional import conv2d, group_norm, interpolate, silu
-from transformers import (
-    ChameleonVQVAE,
-    ChameleonVQVAEConfig,
-    Emu3ForConditionalGeneration,
-    Emu3ImageProcessor,
-    set_seed,
-)
+from transformers import set_seed
 
 from rewards import Reward
 from rl import RewindError, rerank
@@ -33,11 +22,7 @@ from rl.models.noise import Noise, prompt_key
 from rl.models.opening import load_base, save_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.models.settings import Settings
-from rl.models.unified import UnifiedVLM
-from rl.models.vq import decode_codes, to_pixels, to_uint8
-from rl.models.vq_files import vq_config_of
 from rl.triplets import Scored, Triplet
-from trainers.common.adapters import add_adapter
 from trainers.dpo.arguments import RewindDPOConfig
 from trainers.dpo.trainer import Preference, WorldModelDPOTrainer, preference_rows
 from trainers.grpo.arguments import RewindGRPOConfig
@@ -48,8 +33,6 @@ from trainers.sft.rows import role_rows
 from trainers.sft.trainer import RoleSFTTrainer
 
 ACTION = "move the red circle left"
-VQ = {"lumina": "vqgan", "liquid": "vqgan"}
-SIZE = {"emu3": 24}  # 512 unless asked for: too much for a test
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,102 +44,17 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("families"))
-
-
-@functools.cache
-def opened(shelf: Shelf, name: str, dtype: str = "float32") -> Any:
-    """A base, for reading alone."""
-    vq = VQ.get(name)
-    settings = Settings(dtype=dtype, image_size=SIZE.get(name))
-    return load_base(shelf[name], settings, vq=None if vq is None else shelf[vq])
-
-
 @pytest.fixture(scope="module", params=["chameleon", "lumina", "liquid", "emu3"])
-def vlm(request: pytest.FixtureRequest, shelf: Shelf) -> Any:
-    return opened(shelf, request.param)
-
-
-def trainable(vlm: Any) -> Any:
-    """A copy with a fresh adapter that does change something; what no training changes is shared."""
-    config = vlm.model.config
-    maps = [config.vocabulary_map] if hasattr(config, "vocabulary_map") else []
-    shared = [vlm.tokenizer, vlm.layout, vlm.vqmodel, config, *maps]
-    made = copy.deepcopy(vlm, {id(x): x for x in shared})
-    torch.manual_seed(1)
-    add_adapter(made, LoraConfig(r=2, target_modules=list(LINEAR_LAYERS), init_lora_weights=False))
-    return made
-
-
-def pictures(vlm: UnifiedVLM, count: int = 4) -> list[np.ndarray]:
-    size = vlm.image_size
-    return list(np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
-
-
-def taming(latents: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """The decoder of taming-transformers (arXiv 2012.09841) as a formula: 5 resolutions, 3 blocks each."""
-
-    def conv(x: Tensor, name: str) -> Tensor:
-        weight = weights[f"{name}.weight"]
-        return conv2d(x, weight, weights[f"{name}.bias"], padding=weight.shape[-1] // 2)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return group_norm(x, 32, weights[f"{name}.weight"], weights[f"{name}.bias"], eps=1e-6)
-
-    def block(x: Tensor, name: str) -> Tensor:
-        h = conv(silu(norm(x, f"{name}.norm1")), f"{name}.conv1")
-        h = conv(silu(norm(h, f"{name}.norm2")), f"{name}.conv2")
-        return h + (conv(x, f"{name}.nin_shortcut") if f"{name}.nin_shortcut.weight" in weights else x)
-
-    x = block(conv(latents, "decoder.conv_in"), "decoder.mid.block_1")
-    q, k, v = (conv(norm(x, "decoder.mid.attn_1.norm"), f"decoder.mid.attn_1.{name}").flatten(2) for name in "qkv")
-    attention = (q.transpose(1, 2) @ k / q.shape[1] ** 0.5).softmax(-1)
-    x = x + conv((v @ attention.transpose(1, 2)).view_as(x), "decoder.mid.attn_1.proj_out")
-    x = block(x, "decoder.mid.block_2")
-    for level in reversed(range(5)):
-        for number in range(3):
-            x = block(x, f"decoder.up.{level}.block.{number}")
-        if level:
-            x = conv(interpolate(x, scale_factor=2.0, mode="nearest"), f"decoder.up.{level}.upsample.conv")
-    return conv(silu(norm(x, "decoder.norm_out")), "decoder.conv_out")
+def vlm(request: pytest.FixtureRequest) -> Any:
+    return opened(request.param)
 
 
 # ---- pictures
 
 
-@torch.no_grad()
-def reference(vlm: Any, shelf: Shelf, images: list[np.ndarray]) -> tuple[Tensor, np.ndarray]:
-    """Codes [B, K] and decoded pixels, by transformers' own classes and, where they have no decoder, by the formula."""
-    pixels = to_pixels(torch.from_numpy(np.stack(images)))
-    if vlm.family == "chameleon":
-        codes = vlm.vqmodel.encode(pixels).image_tokens.view(len(images), -1)
-        return codes, to_uint8(decode_codes(vlm.vqmodel, vlm.decoder, codes, 2)).numpy()
-    if vlm.family != "emu3":
-        weights, model = vqgan_weights(), ChameleonVQVAE(ChameleonVQVAEConfig(**vq_config_of(VQ_SIZES))).eval()
-        model.load_state_dict({name: t for name, t in weights.items() if not name.startswith("decoder.")})
-        codes = model.encode(pixels).image_tokens.view(len(images), -1)
-        found = weights["quantize.embedding.weight"][codes].transpose(1, 2).unflatten(2, (4, 4))
-        latents = conv2d(found, weights["post_quant_conv.weight"], weights["post_quant_conv.bias"])
-        return codes, to_uint8(taming(latents, weights)).numpy()
-    plain = Emu3ForConditionalGeneration.from_pretrained(shelf["emu3"])
-    processor = Emu3ImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, min_pixels=64)
-    inputs = processor(images, return_tensors="pt")
-    assert [list(size) for size in inputs["image_sizes"]] == [[24, 24]] * len(images)
-    ids = plain.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"]).view(len(images), -1)
-    header, trailer = vlm.layout.grammar.header, vlm.layout.grammar.trailer
-    spans = [vlm.image_span(own) for own in vlm.encode(images).tolist()]
-    assert spans == [[*header, *row, *trailer] for row in ids.tolist()]  # ends of rows too
-    tail = torch.tensor([[*trailer, vlm.layout.end_text]] * len(images))
-    drawn = plain.decode_image_tokens(image_tokens=torch.cat([ids, tail], 1), height=3, width=3)
-    codes = plain.vocabulary_mapping.convert_bpe2img(ids.view(-1, 3, 4)).flatten(1)
-    return codes, to_uint8(drawn).numpy()
-
-
-def test_pictures_become_ids_and_pictures_again(vlm: Any, shelf: Shelf) -> None:
+def test_pictures_become_ids_and_pictures_again(vlm: Any) -> None:
     images = pictures(vlm)
-    ids, (codes, drawn) = vlm.encode(images), reference(vlm, shelf, images)
+    ids, (codes, drawn) = vlm.encode(images), reference(vlm, images)
     assert ids.tolist() == vlm.layout.image_ids_V[codes.long()].tolist()
     assert len(set(ids.flatten().tolist())) > len(images)  # they depend on the picture
     found = vlm.decode(ids)
@@ -170,8 +68,8 @@ def test_pictures_become_ids_and_pictures_again(vlm: Any, shelf: Shelf) -> None:
     assert not set(vlm.layout.image_ids_V.tolist()) & set(vlm.layout.text_ids_V.tolist())
 
 
-def test_a_language_model_in_half_precision_leaves_the_codes(vlm: Any, shelf: Shelf) -> None:
-    half = opened(shelf, vlm.family, "bfloat16")
+def test_a_language_model_in_half_precision_leaves_the_codes(vlm: Any) -> None:
+    half = opened(vlm.family, "bfloat16")
     assert half.head_weight().dtype == torch.bfloat16
     assert {p.dtype for p in half.vqmodel.parameters()} == {torch.float32}
     assert torch.equal(half.encode(pictures(vlm)), vlm.encode(pictures(vlm)))
@@ -292,8 +190,8 @@ def test_a_saved_base_opens_as_it_was(vlm: Any, tmp_path: Path) -> None:
     assert not [p.name for p in (tmp_path / "base").iterdir() if p.suffix in (".bin", ".ckpt", ".pt", ".pth")]
 
 
-def test_plan_counts_it(vlm: Any, shelf: Shelf) -> None:
-    shape = shape_of(str(shelf[vlm.family]))
+def test_plan_counts_it(vlm: Any) -> None:
+    shape = shape_of(str(shelf()[vlm.family]))
     assert shape.parameters() == sum(p.numel() for p in vlm.model.parameters())
     assert shape.image_codes == len(vlm.layout.image_ids_V)
     if vlm.family != "liquid" and vlm.family not in SIZE:  # whose folder says nothing of the size
@@ -360,9 +258,9 @@ def test_two_steps_of_grpo(vlm: Any, tmp_path: Path) -> None:
 # ---- what one family has
 
 
-def test_emu3_by_the_published_numbers(shelf: Shelf) -> None:
+def test_emu3_by_the_published_numbers() -> None:
     """Ids, a header as its processor writes it, prompts; no dropout of its own, RoPE as its class says."""
-    vlm = opened(shelf, "emu3")
+    vlm = opened("emu3")
     layout, grammar = vlm.layout, vlm.layout.grammar
     text = "<|image start|>3*3<|image token|>"
     assert list(grammar.header) == vlm.tokenizer.encode(text, add_special_tokens=False)
@@ -382,60 +280,3 @@ def test_emu3_by_the_published_numbers(shelf: Shelf) -> None:
     assert len(usual.picture(range(64 * 64))) == 4169
     with pytest.raises(RewindError, match="multiples of 8 pixels and of which two fit into 9216 positions, not 20"):
         emu3_layout(config, vlm.tokenizer, "it", 20)
-
-
-# ---- bad input
-
-
-def copy_with(folder: Path, source: Path, **changes: Any) -> Path:
-    """A folder of links to another's files, with changes of its config; None drops a key."""
-    folder.mkdir()
-    for file in source.iterdir():
-        if file.name != "config.json":
-            (folder / file.name).symlink_to(file)
-    config = json.loads((source / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
-    return folder
-
-
-def refused(folder: Path, sentence: str, vq: Path | None = None, **how: Any) -> None:
-    with pytest.raises(RewindError, match=sentence) as error:
-        load_base(folder, Settings(**how), vq=vq)
-    assert "\n" not in str(error.value)
-
-
-def test_what_is_of_no_family(shelf: Shelf, tmp_path: Path) -> None:
-    refused(shelf["gemma"], "holds a Gemma with 10240 ids; of Gemma's kind Liquid alone .* has 264192", shelf["vqgan"])
-    llama = copy_with(tmp_path / "llama", shelf["gemma"], model_type="llama")
-    refused(llama, "holds a 'llama' checkpoint; the families that can be opened are chameleon, emu3, liquid, lumina")
-    remote = copy_with(tmp_path / "remote", shelf["gemma"], model_type="Emu3")
-    refused(remote, "in the layout of its own code, which is not run .* BAAI/Emu3-Gen-hf")
-    without = copy_with(tmp_path / "without", shelf["gemma"], model_type="emu3")
-    refused(without, "lacks its vocabulary_map")
-    other = copy_with(tmp_path / "other", shelf["gemma"])
-    (other / "rewind.json").write_text('{"family": "lumina"}')
-    refused(other, "a 'gemma' checkpoint of which rewind.json says 'lumina'; the families that can be opened are")
-    (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "there is no base .*empty'")
-
-
-def test_what_does_not_belong_together(shelf: Shelf) -> None:
-    other = shelf["vqgan of 4096"]
-    refused(shelf["lumina"], f"names {CODES} image codes, and the VQ tokenizer has 4096", other)
-    refused(shelf["liquid"], f"{CODES} ids behind its words and the VQ tokenizer 4096 codes", other)
-    refused(shelf["emu3"], "does not fit the vq_config", shelf["vqgan"], image_size=24)
-    for name in ("lumina", "liquid"):
-        refused(shelf[name], "has no weights of a VQ image tokenizer: .*--vq FOLDER")
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "sentence"),
-    [
-        ("lumina", 48, "sides are multiples of 32 up to 1024, not 48"),
-        ("liquid", 128, "knows pictures of 64 pixels alone"),
-        ("chameleon", 64, "knows pictures of 32 pixels alone"),
-        ("emu3", 720, r"not 720 \(16398 tokens\)"),
-    ],
-)
-def test_sizes_that_a_family_cannot_take(shelf: Shelf, name: str, size: int, sentence: str) -> None:
-    refused(shelf[name], sentence, shelf[VQ[name]] if name in VQ else None, image_size=size)
