@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from rewards import Reward
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
+from rl.models.sampling import Stream
 from rl.triplets import Candidate, Scored, Triplet
+from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.keep import Keep, Kept, keep_best, kept_rows
-from trainers.common.candidates import scored_groups
+from trainers.common.candidates import groups_of_round, scored_groups
 
 SOURCE = [1, 1, 1, 1]
 
@@ -75,3 +80,27 @@ def test_the_best_candidates_own_tokens_are_learned(tiny: ChameleonVLM) -> None:
         group = ForwardDynamics(tiny).sample(one.triplet.source, one.triplet.action, 6, seed=3)
         assert one.scored.total == max(c.ids[0] for c in group)
     assert [row["labels"][-4:] for row in kept_rows(tiny, kept)] == [one.scored.candidate.ids.tolist() for one in kept]
+
+
+def test_max_rows_bounds_what_is_drawn_at_once(
+    tiny: ChameleonVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 7B candidate has a cache of a GiB: the sampler holds `max_rows` of them, and draws the same ones."""
+    pictures = [np.full((32, 32, 3), value, np.uint8) for value in (0, 90, 180)]
+    triplets = [Triplet(picture, "remove all rings") for picture in pictures]
+    first = Reward.of(lambda predicted_ids: [float(ids[0]) for ids in predicted_ids], "first")
+    rows, original = [], Stream.rows
+
+    def counted(stream: Stream, numbers_R: torch.Tensor) -> Stream:
+        rows.append(len(numbers_R))
+        return original(stream, numbers_R)
+
+    monkeypatch.setattr(Stream, "rows", counted)
+    found = []
+    for number, most in enumerate((512, 5)):
+        rows.clear()
+        arguments = BestOfNArguments(num_candidates=4, max_rows=most)
+        groups = groups_of_round(arguments, ForwardDynamics(tiny), [first], triplets, 0, 0, tmp_path / str(number))
+        found.append([[s.candidate.ids.tolist() for s in group] for _, group in groups])
+        assert max(rows) == min(most, 12) // 4 * 4
+    assert found[0] == found[1]

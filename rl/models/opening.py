@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from rl.errors import RewindError
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
 from rl.models.families import meta_chameleon
-from rl.models.families.table import FAMILIES, family_of
+from rl.models.families.table import family_of, of_no_family
 from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
 from rl.models.known import SHIPPED
@@ -68,10 +68,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
     family = family_of(config, card)
     if family is None:
-        raise RewindError(
-            f"{folder} holds a '{config.get('model_type')}' checkpoint; the families that can be opened are "
-            f"{', '.join(sorted(FAMILIES))}"
-        )
+        raise RewindError(f"{folder} holds {of_no_family(config, card)}")
     if not any(file.name != DECODER_FILE for file in folder.glob("*.safetensors")):
         raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened: scripts/convert.py")
     settings, vq_folder = settings or Settings(), None if vq is None else folder_of(vq)

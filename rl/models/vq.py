@@ -128,6 +128,12 @@ def nearest_codes(features_BKD: Tensor, codebook_VD: Tensor) -> Tensor:
     return (squares - 2 * features_BKD @ codebook_VD.T).argmin(-1)
 
 
+def codes_of(ids: Tensor, image_ids_V: Tensor) -> Tensor:
+    """Vocabulary ids of image tokens -> their codes, int64 of the same shape."""
+    ranked, code = image_ids_V.to(ids.device).sort()
+    return code[torch.searchsorted(ranked, ids.contiguous())]
+
+
 def decode_codes(vqmodel: ChameleonVQVAE, decoder: VQDecoder, codes_BK: Tensor, rows: int) -> Tensor:
     """Codes [B, K] of a grid with so many rows -> pixels [B, 3, H, W] in about -1..1."""
     quantised = vqmodel.quantize.embedding(codes_BK).transpose(1, 2).unflatten(2, (rows, -1))

@@ -67,6 +67,12 @@ class DrawArguments(ImproveArguments):
     )
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and training, each on fresh candidates"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
+    max_rows: int = field(default=512, metadata={"help": "candidates drawn at once: bounds the memory"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_rows < 1:
+            raise RewindError(f"--max_rows must be at least 1, not {self.max_rows}")
 
 
 class StartsAnywhere:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -13,6 +14,7 @@ from rl.data.columns import columns_text
 from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.errors import RewindError
 from rl.models.roles import ForwardDynamics
+from rl.models.sampling import MAX_ROWS
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.arguments import DrawArguments
@@ -68,14 +70,15 @@ def scored_groups(
     seed: int = 0,
     step: int = 0,
     chunk_size: int = 32,
+    max_rows: int = MAX_ROWS,
     normalise: bool = False,
     store: CandidateStore | None = None,
 ) -> Iterator[tuple[Triplet, list[Scored]]]:
     """Candidates of each triplet's source and action with their scores, drawn a chunk of triplets at a time.
 
-    Several processes share the triplets; each gets all groups, and the same ones as a single process would. With
-    `store`, each chunk is written to it, and what it has scores for is not scored again. `normalise` is
-    `rewards.score`'s.
+    At most `max_rows` candidates are decoded at once. Several processes share the triplets; each gets all groups, and
+    the same ones as a single process would. With `store`, each chunk is written to it, and what it has scores for is
+    not scored again. `normalise` is `rewards.score`'s.
     """
     rewards = [reward.on(columns_of(triplets)) for reward in rewards]
     state = PartialState()
@@ -86,7 +89,8 @@ def scored_groups(
         for start in range(0, len(mine), chunk_size):
             part = mine[start : start + chunk_size]
             sources, actions = [triplet.source for triplet in part], [triplet.action for triplet in part]
-            drawn = fdm.sample(sources, actions, num_candidates, temperature=temperature, seed=seed, step=step)
+            how: Any = {"temperature": temperature, "seed": seed, "step": step, "max_rows": max_rows}
+            drawn = fdm.sample(sources, actions, num_candidates, **how)
             scored = score_unknown(rewards, list(zip(part, drawn, strict=True)), known, normalise)
             if store is not None:
                 store.append(list(zip(part, scored, strict=True)), seed=seed, step=step)
@@ -164,6 +168,7 @@ def groups_of_round(
         temperature=temperature,
         seed=seed,
         step=number,
+        max_rows=arguments.max_rows,
         normalise=arguments.normalise_rewards,
         store=store,
     )

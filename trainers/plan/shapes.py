@@ -87,6 +87,7 @@ class Shape:
         return self.weight_bytes * kept + 4 * 2 * self.hidden + (self.weight_bytes + 1) * dropped
 
 
+LIQUID_WORDS = 256_000
 _CHAMELEON_PAPER = "arXiv 2405.09818, table 1"
 _KNOWN = (  # hidden, intermediate, layers, heads, kv_heads, head_dim, vocabulary, image_codes, tokens_per_image
     Shape(
@@ -109,36 +110,57 @@ _KNOWN = (  # hidden, intermediate, layers, heads, kv_heads, head_dim, vocabular
     Shape(
         "liquid-7b",
         "config.json of google/gemma-7b, and 8,192 codes more in the vocabulary (arXiv 2412.04332)",
-        *(3072, 24576, 28, 16, 16, 256, 256000 + 8192, 8192, 1024),
+        *(3072, 24576, 28, 16, 16, 256, LIQUID_WORDS + 8192, 8192, 1024),
         tied=True,
     ),
 )
 KNOWN = {shape.name: shape for shape in _KNOWN}
 """Shapes at 512x512 pixels, with half-precision weights."""
+PUBLISHED = {
+    "facebook/chameleon-7b": "chameleon-7b",
+    "facebook/chameleon-30b": "chameleon-30b",
+    "leloy/Anole-7b-v0.1-hf": "chameleon-7b",
+    "Junfeng5/Liquid_V1_7B": "liquid-7b",
+    "BAAI/Emu3-Gen-hf": "emu3-8b",
+    "BAAI/Emu3-Chat-hf": "emu3-8b",
+}
+"""Names on the Hub of checkpoints with these shapes."""
 
 
 def shape_of(name_or_folder: str) -> Shape:
-    """A known shape, or that of a base (by name or folder) as its `config.json` states it.
+    """A known shape (by its name here or on the Hub), or that of a base as its `config.json` states it.
 
     Raises:
         RewindError: neither; a `config.json` that lacks a size.
     """
-    if name_or_folder in KNOWN:
-        return KNOWN[name_or_folder]
+    published = PUBLISHED.get(name_or_folder.partition("@")[0], name_or_folder)
+    if published in KNOWN:
+        return KNOWN[published]
     file = SHIPPED.get(name_or_folder, Path(name_or_folder)) / "config.json"
     if not file.is_file():
         names = ", ".join([*KNOWN, *SHIPPED])
         raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")
-    config = _read_json(file)
+    config, card = _read_json(file), file.with_name("rewind.json")
+    size = _read_json(card).get("image_size") if card.is_file() else None
     try:
-        return _from_config(name_or_folder, config.get("text_config", config), config)
+        return _from_config(name_or_folder, config, size)
     except KeyError as error:
         raise RewindError(f"{file} does not state {error}, which the arithmetic needs") from error
 
 
-def _from_config(name: str, text: dict[str, Any], config: dict[str, Any]) -> Shape:
-    heads, vq = text["num_attention_heads"], config["vq_config"]
-    levels = len(vq["channel_multiplier"])
+def _from_config(name: str, config: dict[str, Any], size: int | None) -> Shape:
+    kind, text = config.get("model_type"), config.get("text_config", config)
+    if kind == "emu3":  # the published config leaves them to the defaults of transformers' class
+        usual = KNOWN["emu3-8b"]
+        text = {
+            "hidden_size": usual.hidden,
+            "intermediate_size": usual.intermediate,
+            "num_hidden_layers": usual.layers,
+            "num_attention_heads": usual.heads,
+            "num_key_value_heads": usual.kv_heads,
+            "vocab_size": usual.vocabulary,
+        } | text
+    heads, (codes, tokens) = text["num_attention_heads"], _pictures(config, size)
     return Shape(
         name,
         "its config.json",
@@ -149,12 +171,26 @@ def _from_config(name: str, text: dict[str, Any], config: dict[str, Any]) -> Sha
         kv_heads=text.get("num_key_value_heads") or heads,
         head_dim=text.get("head_dim") or text["hidden_size"] // heads,
         vocabulary=text["vocab_size"],
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        image_codes=vq["num_embeddings"],
-        tokens_per_image=(vq["resolution"] // 2 ** (levels - 1)) ** 2,
-        qk_norm=config.get("model_type") == "chameleon",
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", kind == "gemma"))),
+        image_codes=codes,
+        tokens_per_image=tokens,
+        qk_norm=kind == "chameleon",
         weight_bytes=BYTES[config.get("dtype") or config.get("torch_dtype") or "float32"],
     )
+
+
+def _pictures(config: dict[str, Any], size: int | None) -> tuple[int, int]:
+    """How many codes there are, and how many tokens a picture has (of `size` pixels, or of the usual ones)."""
+    kind, vq = config.get("model_type"), config.get("vq_config") or {}
+    if kind == "gemma":  # Liquid, whose config says nothing of pictures
+        return config["vocab_size"] - LIQUID_WORDS, ((size or 512) // 16) ** 2
+    if kind == "emu3":
+        side = (size or 512) // 8
+        return vq.get("codebook_size", KNOWN["emu3-8b"].image_codes), side * (side + 1)
+    levels = len(vq["ch_mult"] if "ch_mult" in vq else vq["channel_multiplier"])  # Lumina has the old names
+    side = (size or vq["resolution"]) // 2 ** (levels - 1)
+    ends = side if "mask_image_logits" in config else 0
+    return vq["n_embed"] if "n_embed" in vq else vq["num_embeddings"], side * side + ends
 
 
 def adapter_of(run: str) -> tuple[str, int, list[str]] | None:

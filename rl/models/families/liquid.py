@@ -28,7 +28,7 @@ from rl.models.vq_files import VQ_FILE, write_vq_config
 
 VOCABULARY, WORDS = 264_192, 256_000
 BEGIN_IMAGE, END_IMAGE, NO_CONDITION, END_TURN = 7, 8, 9, 107
-UNUSED = re.compile(r"<unused\d+>|<start_of_turn>|<end_of_turn>|<unconditional>|<mask>|<2mass>")
+UNUSED = re.compile(r"<unused\d+>|<start_of_turn>|<end_of_turn>|<unconditional>|<mask>|<2mass>|\[@BOS@\]")
 
 
 class LiquidVLM(VQGANBackbone):

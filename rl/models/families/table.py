@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from rl.models.families.chameleon import ChameleonVLM
-from rl.models.families.liquid import LiquidVLM
+from rl.models.families.emu3 import Emu3VLM
+from rl.models.families.liquid import VOCABULARY, LiquidVLM
 from rl.models.families.lumina import LuminaVLM
 
-Family = type[ChameleonVLM] | type[LiquidVLM]
-FAMILIES: dict[str, Family] = {family.family: family for family in (LuminaVLM, ChameleonVLM, LiquidVLM)}
+Family = type[ChameleonVLM] | type[LiquidVLM] | type[Emu3VLM]
+FAMILIES: dict[str, Family] = {family.family: family for family in (LuminaVLM, ChameleonVLM, LiquidVLM, Emu3VLM)}
 
 
 def family_of(config: dict[str, Any], card: dict[str, Any]) -> Family | None:
@@ -21,3 +22,22 @@ def family_of(config: dict[str, Any], card: dict[str, Any]) -> Family | None:
         family = FAMILIES.get(named)
         return family if family is not None and family.model_type == config.get("model_type") else None
     return next((family for family in FAMILIES.values() if family.recognises(config)), None)
+
+
+def of_no_family(config: dict[str, Any], card: dict[str, Any]) -> str:
+    """What a checkpoint is that no family takes, and what could be opened instead: the end of a sentence."""
+    kind, named = config.get("model_type"), card.get("family")
+    known = f"the families that can be opened are {', '.join(sorted(FAMILIES))}"
+    if named is not None:
+        return f"a '{kind}' checkpoint of which rewind.json says '{named}'; {known}"
+    if kind == "gemma":
+        words = config.get("vocab_size")
+        return f"a Gemma with {words} ids; of Gemma's kind Liquid alone can be opened, which has {VOCABULARY}"
+    if kind == "Emu3":
+        return (
+            "Emu3 in the layout of its own code, which is not run (BAAI/Emu3-Gen, UniVLA, Emu3.5): open one in "
+            "transformers' layout, BAAI/Emu3-Gen-hf or BAAI/Emu3-Chat-hf"
+        )
+    if kind == "emu3":
+        return "an Emu3 checkpoint whose config.json lacks its vocabulary_map: fetch the whole repository again"
+    return f"a '{kind}' checkpoint; {known}"

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import ChameleonVQVAE
 
@@ -15,6 +14,7 @@ from rl.models.families.vqgan_files import write_decoder
 from rl.models.unified import TokenLayout, UnifiedVLM
 from rl.models.vq import (
     VQDecoder,
+    codes_of,
     decode_codes,
     latents_before_quantisation,
     nearest_codes,
@@ -59,11 +59,9 @@ class VQGANBackbone(UnifiedVLM):
                 "that has one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
             )
         self.vqmodel.to(self.device)
-        order = self.layout.image_ids_V.to(ids_BK.device)
-        ranked, rank = order.sort()
-        codes = rank[torch.searchsorted(ranked, ids_BK.contiguous())]
         self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
-        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes, self.layout.grammar.grid.rows))
+        codes, rows = codes_of(ids_BK, self.layout.image_ids_V), self.layout.grammar.grid.rows
+        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes, rows))
 
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
         self.vqmodel.to(self.device)  # follows the decoder stack wherever a trainer moves that

@@ -27,8 +27,10 @@ def key_of(entry: Any) -> str:
     return str(entry if isinstance(entry, str) else entry[0])
 
 
-def vq_weights(folder: Path, vq_folder: Path | None) -> VQWeights:
-    """VQ weights of the folder that was named for them, the rest from the checkpoint's own.
+def vq_weights(
+    folder: Path, vq_folder: Path | None, known: str = "Meta's vqgan.ckpt, or an Anole checkpoint"
+) -> VQWeights:
+    """VQ weights of the folder that was named for them, the rest from the checkpoint's own; `known` has them too.
 
     Raises:
         RewindError: there are none, or none in the folder that was named.
@@ -50,7 +52,7 @@ def vq_weights(folder: Path, vq_folder: Path | None) -> VQWeights:
     if not found.encoder:
         raise RewindError(
             f"{folder} has no weights of a VQ image tokenizer: name the folder or Hub id that has them, --vq FOLDER "
-            "(Meta's vqgan.ckpt, or an Anole checkpoint)"
+            f"({known})"
         )
     return found
 

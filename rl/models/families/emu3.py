@@ -1,0 +1,198 @@
+"""Emu3 (arXiv 2409.18869) in transformers' own classes: pictures that spell out their size and end each row.
+
+A picture is begin, "rows*columns" a digit a token, the image token, each row and its end, the end of a frame, end. One
+code stands for 8 x 8 pixels. The VQ tokenizer is made for video: a still picture is read as so many equal frames as
+make one step, and the first of those that come back is the picture. It is taken out of the model and stays in float32,
+in evaluation mode (it normalises by running means) and out of reach of adapters, which go by names that it has too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE, PreTrainedTokenizerFast
+
+from rl.errors import RewindError
+from rl.models.families.vqgan_files import key_of, put, quiet_transformers, vq_weights
+from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.settings import Settings
+from rl.models.unified import TokenLayout, UnifiedVLM
+from rl.models.vq import codes_of, to_pixels, to_uint8
+
+USUAL_SIZE = 512
+CODE_NAME = re.compile(r"<\|visual token (\d+)\|>")
+NO_WORD = re.compile(r"<\|.*\|>|<image>")
+ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
+BEGIN_IMAGE, IMAGE_TOKEN, END_IMAGE = "<|image start|>", "<|image token|>", "<|image end|>"
+_MARKERS = (BEGIN_IMAGE, IMAGE_TOKEN, END_IMAGE, ROW_END, FRAME_END, *"0123456789*")
+PIXELS_AT_ONCE = 2**18
+"""A still of 512 x 512 is four frames of 256 channels to its encoder: a gigabyte for each layer."""
+PRAISE = " masterpiece, film grained, best quality."
+BLAME = (
+    "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
+    "low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."
+)
+"""What the publishers' examples add to a prompt, and what they guide away from."""
+
+
+class Emu3VLM(UnifiedVLM):
+    """Emu3-Gen and Emu3-Chat as transformers stores them, with whole VQ tokenizer."""
+
+    family, model_type = "emu3", "emu3"
+    template = Template(
+        fdm=("<bos>", "{source}", "{action}", PRAISE, "{header}"),
+        fdm_free=("<bos>", "{source}", BLAME, "{header}"),
+        idm=(
+            *("<bos>", "You are a helpful assistant. USER: ", "{source}", "{target}"),
+            *("Name the action that leads from the first image to the second", ". ASSISTANT:"),
+        ),
+    )
+
+    def __init__(
+        self,
+        model: Emu3ForConditionalGeneration,
+        vqmodel: Emu3VQVAE,
+        tokenizer: PreTrainedTokenizerFast,
+        name: str,
+        layout: TokenLayout,
+        image_size: int = USUAL_SIZE,
+        known_words: Sequence[str] | None = None,
+    ) -> None:
+        self.model = self._emu = model  # `_emu` stays the transformers model when peft wraps `self.model`
+        self.vqmodel = vqmodel.float().eval().requires_grad_(False)
+        del model.model.vqmodel
+        self.tokenizer, self.name, self.layout, self.image_size = tokenizer, name, layout, image_size
+        self.known_words = frozenset(known_words) if known_words is not None else None
+
+    def transformer(self) -> nn.Module:
+        return self._emu.model.text_model  # type: ignore[no-any-return]
+
+    def _head(self) -> Tensor:
+        return self._emu.lm_head.weight  # type: ignore[no-any-return]
+
+    def features_pixels(self, images_BHWC: Tensor) -> Tensor:
+        vq = self.vqmodel.to(self.device)
+        frames = vq.config.temporal_downsample_factor
+        found = []
+        for images in images_BHWC.split(self._at_once):
+            video_BTCHW = to_pixels(images)[:, None].repeat(1, frames, 1, 1, 1)
+            latents_BDTHW = vq.quant_conv(vq.encoder(video_BTCHW).transpose(1, 2))
+            found.append(latents_BDTHW[:, :, 0].flatten(2).transpose(1, 2))
+        return torch.cat(found)
+
+    def quantise(self, features_BKD: Tensor) -> Tensor:
+        parts = features_BKD.transpose(1, 2)[:, None, :, :, None].split(self._at_once)
+        codes = torch.cat([self.vqmodel.quantize(part) for part in parts]).flatten(1)
+        return self.layout.image_ids_V.to(codes.device)[codes]
+
+    def decode_ids(self, ids_BK: Tensor) -> Tensor:
+        vq, grid = self.vqmodel.to(self.device), self.layout.grammar.grid
+        codes = codes_of(ids_BK, self.layout.image_ids_V).unflatten(1, (grid.rows, grid.columns))
+        return torch.cat([to_uint8(vq.decode(part)) for part in codes.split(self._at_once)])
+
+    @property
+    def _at_once(self) -> int:
+        """Pictures that the VQ tokenizer takes at once."""
+        return max(1, PIXELS_AT_ONCE // self.image_size**2)
+
+    def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        inner = self._emu.model
+        inner.vqmodel = self.vqmodel
+        try:
+            with quiet_transformers():
+                self._emu.save_pretrained(folder, max_shard_size=max_shard_size)
+        finally:
+            del inner.vqmodel
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def recognises(cls, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint's `config.json` is this family's."""
+        return config.get("model_type") == "emu3" and bool(config.get("vocabulary_map"))
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        name: str,
+        known_words: Sequence[str] | None,
+        settings: Settings | None = None,
+        vq_folder: Path | None = None,
+    ) -> Emu3VLM:
+        """Open a checkpoint folder of transformers' Emu3 classes.
+
+        The text model's `attention_dropout` is set to 0: 0.1 in the published config, it acts on every residual branch
+        and is not among the dropout modules that trainers switch off, so that the loss would see another policy than
+        the sampler. Adapters have a dropout of their own.
+
+        Raises:
+            RewindError: weights that do not fit, no VQ tokenizer, a picture size that the family cannot take.
+        """
+        settings = settings or Settings()
+        config = Emu3Config.from_pretrained(folder, local_files_only=True)
+        config.text_config.attention_dropout = 0.0
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        size = settings.image_size or USUAL_SIZE
+        layout = _layout(config, tokenizer, name, size)
+        found = vq_weights(folder, vq_folder, "BAAI/Emu3-Gen-hf")
+        vqmodel = Emu3VQVAE(config.vq_config)
+        decoder = {f"decoder.{key}": value for key, value in found.decoder.items()}
+        put(vqmodel, found.encoder | decoder, f"the VQ tokenizer in {found.where}")
+        with quiet_transformers():
+            model, report = Emu3ForConditionalGeneration.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **settings.arguments(),
+            )
+        wrong = {key_of(key) for kind in report if kind.endswith("_keys") for key in report[kind]}
+        if wrong := {key for key in wrong if "vqmodel." not in key}:
+            raise RewindError(
+                f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or "
+                f"of another shape, e.g. '{min(wrong)}'"
+            )
+        return cls(model.eval(), vqmodel, tokenizer, name, layout, size, known_words)
+
+
+def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+    vocabulary: dict[str, int] = config.vocabulary_map
+    if missing := [token for token in _MARKERS if token not in vocabulary]:
+        raise RewindError(f"the vocabulary map of {name} lacks {', '.join(missing)}: this is no Emu3 checkpoint")
+    ids_by_code = {int(found[1]): i for word, i in vocabulary.items() if (found := CODE_NAME.fullmatch(word))}
+    if sorted(ids_by_code) != list(range(config.vq_config.codebook_size)):
+        raise RewindError(
+            f"the vocabulary map of {name} names {len(ids_by_code)} image codes, and the VQ tokenizer has "
+            f"{config.vq_config.codebook_size}"
+        )
+    cell = 2 ** (len(config.vq_config.channel_multiplier) - 1)
+    side, most = size // cell, config.text_config.max_position_embeddings
+    header = (BEGIN_IMAGE, *f"{side}*{side}", IMAGE_TOKEN)
+    tokens = 2 * (len(header) + side * (side + 1) + 2)
+    if size < cell or size % cell or tokens > most:
+        raise RewindError(
+            f"{name} takes pictures whose sides are multiples of {cell} pixels and of which two fit into {most} "
+            f"positions, not {size} ({tokens} tokens)"
+        )
+    words = [i for word, i in vocabulary.items() if not NO_WORD.fullmatch(word)]
+    return TokenLayout(
+        image_ids_V=torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))]),
+        text_ids_V=torch.tensor(sorted({*words, tokenizer.eos_token_id})),
+        grammar=PictureGrammar(
+            Grid(side, side),
+            tuple(vocabulary[token] for token in header),
+            (vocabulary[FRAME_END], vocabulary[END_IMAGE]),
+            vocabulary[ROW_END],
+        ),
+        begin_text=tokenizer.bos_token_id,
+        end_text=tokenizer.eos_token_id,
+        pad=tokenizer.pad_token_id,
+    )
