@@ -12,11 +12,13 @@ from safetensors import SafetensorError
 from rl.errors import RewindError
 from rl.models.families.table import FAMILIES
 from rl.models.known import SHIPPED, SHIPPED_RUNS
-from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
+from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics, Role
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json
+from rl.running.run_folder import CONFIG_FILE
 
 CARD_FILE = "rewind.json"
+"""Beside the weights: a base's family and words, an adapter's role."""
 
 
 def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any]) -> None:
@@ -76,7 +78,11 @@ def load_fdm(base_or_run: str | Path, backbone: UnifiedVLM | None = None) -> For
     """A forward dynamics model from a base (by name or folder) or from a run folder, whose adapter names its base.
 
     Pass `backbone` to put the run's adapter on weights that are already loaded.
+
+    Raises:
+        RewindError: no such base or run, one that does not fit the backbone, or a run that trained an inverse model.
     """
+    check_role(base_or_run, "fdm")
     return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER))
 
 
@@ -86,8 +92,47 @@ def load_idm(
     """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights.
 
     A second inverse model on one backbone needs another name for its `adapter`.
+
+    Raises:
+        RewindError: as `load_fdm`; a run that trained a forward model.
     """
+    check_role(base_or_run, "idm")
     return InverseDynamics(*_open(base_or_run, backbone, adapter))
+
+
+def role_of(base_or_run: str | Path) -> Role | None:
+    """The role that a run was trained for, or an exported one: what the card beside its weights says, or for older runs
+    `run.json`. None for a base, and where nothing says it.
+    """
+    adapter = adapter_folder(Path(base_or_run))
+    folder = adapter or SHIPPED.get(str(base_or_run), Path(base_or_run))
+    card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
+    if card.get("role") in ("fdm", "idm"):
+        role: Role = card["role"]
+        return role
+    for run in (folder, folder.parent) if adapter is not None else ():
+        if (run / CONFIG_FILE).is_file():
+            return _role_of_run(read_json(run / CONFIG_FILE), run.name)
+    return None
+
+
+def _role_of_run(about: dict[str, Any], name: str) -> Role | None:
+    """What a `run.json` without a word on the role means by its script, its stage of the demo and its folder's name."""
+    script, config = about.get("script", ""), about.get("config", {})
+    if script == "train_idm.py" or (script == "train_fdm.py" and config.get("with_idm") and name == "idm"):
+        return "idm"
+    if script in ("train_fdm.py", "train_grpo.py", "train_best_of_n.py", "train_dpo.py"):
+        return "fdm"
+    stage = about.get("stage")
+    return None if stage is None else "idm" if str(stage).endswith("idm") else "fdm"
+
+
+def check_role(base_or_run: str | Path, role: Role) -> None:
+    """Raise a `RewindError` if a run was trained for the other role, as far as its folder says."""
+    found = role_of(base_or_run)
+    if found is not None and found != role:
+        kinds = {"fdm": "a forward model (--fdm, load_fdm)", "idm": "an inverse model (--idm, load_idm)"}
+        raise RewindError(f"{base_or_run} was trained as {kinds[found]} and is asked for as {kinds[role]}: swap them?")
 
 
 def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
