@@ -12,15 +12,17 @@ from trl import GRPOConfig
 from rewards import scorers
 from rl.data.chains import chains
 from rl.data.store import CandidateStore, scorer_key
-from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
 from rl.models.opening import load_idm
 from trainers.common.adapters import save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
+from trainers.common.preflight import at_least, check_training, check_validation
+from trainers.common.refusals import GRPO
 from trainers.common.runs import begin_run, check_output
 from trainers.common.sharding import whole_weights
+from trainers.common.validation import read_validation
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import check_grpo, check_options, check_trajectories
@@ -54,13 +56,16 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     check_output(config)
     if arguments.early_stop and not config.load_best_model_at_end:
         raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
+    check_training(config, GRPO, arguments)
+    at_least(0, early_stop=arguments.early_stop, dead_group_retries=arguments.dead_group_retries)
+    check_validation(config, arguments.validation)
     check_options(config, arguments.rewards)
     check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
     fdm, _, triplets, rewards = open_for_improvement(arguments)
     vlm = fdm.backbone
     fdm.check(temperature=config.temperature, guidance=arguments.guidance)
-    validation = [triplet for file in arguments.validation for triplet in read_triplets(Path(file))]
+    validation = read_validation(arguments.validation)
     rules = rules_of(arguments.monitors, arguments.judge_idm is not None)
     kind: Any = arguments.importance_advantages
     steps, credit = arguments.rollout_steps, cast(Credit, arguments.rollout_credit)
@@ -101,6 +106,6 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     )
     fit(trainer, output, arguments.resume)
     monitors.check(output)
-    folder = save_adapter(vlm, output)
+    folder = save_adapter(vlm, output, role="fdm")
     logger.warning("%d steps; the adapter is in %s", trainer.state.global_step, folder)
     return output
