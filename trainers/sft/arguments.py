@@ -16,7 +16,13 @@ class IDMArguments(RunArguments):
 
     base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name or folder"})
     triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists in AURORA's format"})
-    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+    validation: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "JSON lists of held-out triplets, evaluated on while training, with --eval_strategy epoch or steps"
+        },
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file to train on"})
 
 
 @dataclass
@@ -55,6 +61,7 @@ class RoleConfig(StartsAnywhere, SFTConfig):
         default="tensorboard", metadata={"help": "Where to report to."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
+    max_length: int | None = field(default=None, metadata={"help": "Not used: nothing is cut."})
     z_loss: float = field(
         default=0.0,
         metadata={
