@@ -24,14 +24,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
-    from rl import RewindError, load_fdm
+    from rl import RewindError, load_fdm, load_idm
     from rl.models.bases import adapter_folder
     from rl.models.export import save_merged
+    from rl.models.run_role import role_of
     from rl.running.run_folder import claim
 
     if adapter_folder(arguments.run) is None:
         raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")
-    model = load_fdm(arguments.run, **opening(arguments))  # the role makes no difference to the weights
+    role = role_of(arguments.run)
+    model = (load_idm if role == "idm" else load_fdm)(arguments.run, **opening(arguments))
     base = model.backbone.name
     output = claim(
         arguments.output,
@@ -40,8 +42,10 @@ def main() -> None:
         inputs=[arguments.run, base],
         overwrite=arguments.overwrite,
     )
-    save_merged(model.backbone, model.adapter, output, {"exported": {"run": arguments.run, "base": base}})
-    print(f"{arguments.run} merged into {base}: {output} opens with load_fdm, load_idm and transformers")
+    about = {"exported": {"run": arguments.run, "base": base}, **({"role": role} if role is not None else {})}
+    save_merged(model.backbone, model.adapter, output, about)
+    opens = f"load_{role}" if role is not None else "load_fdm, load_idm"
+    print(f"{arguments.run} merged into {base}: {output} opens with {opens} and transformers")
 
 
 if __name__ == "__main__":

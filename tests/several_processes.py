@@ -116,6 +116,11 @@ def finish(trainer: Any, vlm: Any, folder: Path) -> dict[str, Any]:
         "loss": [row["loss"] for row in logs],
         "grad_norm": [float(row["grad_norm"]) for row in logs],
         "reward": [row.get("reward") for row in logs],
+        "evaluated": [
+            (row["eval_loss"], row["eval_mean_token_accuracy"])
+            for row in trainer.state.log_history
+            if "eval_loss" in row
+        ],
         "reward_std": [row.get("reward_std") for row in logs],
     }
     if deep:
@@ -129,9 +134,12 @@ def sft(folder: Path, half_batch: bool = False) -> dict[str, Any]:
     vlm = backbone()
     batch = 4 // WORLD // (2 if half_batch else 1)
     settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 2, "z_loss": 0.01}
+    settings |= {"eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 2}
     config = RoleConfig(output_dir=str(folder), max_steps=3, **settings, **COMMON)
     rows = role_rows(vlm, "fdm", triplets(24), Importance())
-    return finish(RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=True), vlm, folder)
+    held_out = role_rows(vlm, "fdm", triplets(29)[24:], Importance())  # 5, which no batches of two processes fit
+    trainer = RoleSFTTrainer(vlm, "fdm", config, rows, eval_dataset=held_out, use_weights=True)
+    return finish(trainer, vlm, folder)
 
 
 def grpo(folder: Path, spanning: bool = False) -> dict[str, Any]:

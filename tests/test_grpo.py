@@ -176,15 +176,15 @@ def test_log_probs_by_hand(tmp_path: Path) -> None:
 
 def test_what_moves_the_support_is_refused(tmp_path: Path) -> None:
     for wrong in ({"top_k": 5}, {"top_p": 0.9}):
-        with pytest.raises(RewindError, match="move the support of the policy"):
+        with pytest.raises(RewindError, match=r"is not used: it would move the support of the policy"):
             trainer(tmp_path, [Reward.of(low_tokens)], **wrong)
 
 
 def test_options_that_a_rollout_would_not_apply_are_refused(tmp_path: Path) -> None:
     for wrong, sentence in (
-        ({"repetition_penalty": 1.2}, "--repetition_penalty 1.2 would not be applied"),
-        ({"generation_kwargs": {"num_beams": 2}}, "--generation_kwargs would not be applied"),
-        ({"mask_truncated_completions": True}, "--mask_truncated_completions would mask every prediction"),
+        ({"repetition_penalty": 1.2}, "--repetition_penalty 1.2 is not used"),
+        ({"generation_kwargs": {"num_beams": 2}}, "--generation_kwargs is not used"),
+        ({"mask_truncated_completions": True}, "--mask_truncated_completions true is not used: it would mask every"),
         ({"reward_weights": [1.0, 2.0]}, r"has 2 numbers and there are 1 rewards \(low_tokens\)"),
         ({"reward_weights": [float("nan")]}, "weight of the reward 'low_tokens' must be a number, not nan"),
     ):
@@ -197,7 +197,7 @@ def test_options_are_looked_at_before_a_model_is_loaded(tmp_path: Path) -> None:
     for rewards, flags, sentence in (
         (two, ["--reward_weights", "1"], r"has 1 numbers and there are 2 rewards \(idm_margin, b.py:score\)"),
         (["idm_margin", "b.py:score=.5"], ["--reward_weights", "1", "2"], "of 'b.py:score=.5' would be given twice"),
-        (two, ["--mask_truncated_completions", "true"], "--mask_truncated_completions would mask"),
+        (two, ["--mask_truncated_completions", "true"], "it would mask every prediction"),
         (two, ["--reward_weights", "1", "2"], "give the model to improve"),  # all is well up to there
     ):
         found = parse((GRPOArguments, RewindGRPOConfig), ["--output_dir", str(tmp_path), "--rewards", *rewards, *flags])

@@ -109,6 +109,8 @@ def test_two_processes_give_the_numbers_of_one(results: dict[str, list[dict[str,
         if spec.startswith(("grpo", "spanning", "trajectories")):
             assert rank["reward"] == pytest.approx(one["reward"], rel=1e-5)
             assert rank["reward_std"] == pytest.approx(one["reward_std"], rel=1e-5)
+        assert np.allclose(rank["evaluated"], one["evaluated"], rtol=1e-5)
+        assert bool(rank["evaluated"]) == spec.startswith("sft")
         assert rank.get("totals") == one.get("totals")  # candidates are the same ones, whoever draws them
     ours, theirs = ranks[0]["adapter"], one["adapter"]
     assert ours.keys() == theirs.keys()

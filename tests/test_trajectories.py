@@ -25,10 +25,11 @@ from rl.triplets import Candidate, Triplet
 from rl.worlds import load_split
 from trainers.common.adapters import add_adapter
 from trainers.common.checkpoints import fit
+from trainers.common.validation import VALIDATION_NOISE
 from trainers.grpo.advantages import trajectory_advantages
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.monitors import Monitors, rules_of
-from trainers.grpo.trainer import VALIDATION_NOISE, WorldModelGRPOTrainer
+from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.grpo.trajectories import STEP_NOISE, Trajectories
 from trainers.studies.grpo_settings import chain_success
 

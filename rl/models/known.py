@@ -14,3 +14,5 @@ JUDGES = {"tabletop-chameleon": "tabletop-chameleon-judge"}
 """The IDM that judges what stands on a base: trained on other labels, it neither rewards nor labels."""
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """All linear layers of the decoder stack; the head stays as it is, since both roles share it."""
+CARD_FILE = "rewind.json"
+"""What we know of a base, or of an adapter, beside its weights."""

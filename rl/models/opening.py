@@ -16,15 +16,16 @@ from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
 from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
-from rl.models.known import SHIPPED
+from rl.models.known import CARD_FILE, SHIPPED
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
+from rl.models.run_role import check_role
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.models.vq_files import DECODER_FILE
 from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
-CARD_FILE = "rewind.json"
+"""Beside the weights: a base's family and words, an adapter's role."""
 
 
 def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_size: int | str = "50GB") -> None:
@@ -105,8 +106,9 @@ def load_fdm(
 
     Raises:
         RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
-            settings for a backbone that is loaded already.
+            settings for a backbone that is loaded already, a run that trained an inverse model.
     """
+    check_role(_local(base_or_run), "fdm")
     return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base, vq, _settings(settings)))
 
 
@@ -125,6 +127,7 @@ def load_idm(
     """
     if not isinstance(adapter, str) or not adapter.isidentifier():
         raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {adapter!r}")
+    check_role(_local(base_or_run), "idm")
     return InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
 
 

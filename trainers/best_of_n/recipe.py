@@ -16,6 +16,8 @@ from trainers.common.candidates import groups_of_round, stored_triplets
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
+from trainers.common.preflight import check_no_validation, check_training
+from trainers.common.refusals import SFT
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
@@ -26,6 +28,8 @@ logger = logging.getLogger("rl")
 def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     """Improve a forward model on the best of its own candidates; returns the run folder, which `load_fdm` opens."""
     check_output(config)
+    check_training(config, SFT, arguments)
+    check_no_validation(config, "train_best_of_n.py")
     check_rounds(arguments.rounds)
     settings = (arguments.min_lead, arguments.min_changed, arguments.top, arguments.reward_temperature)
     keep = Keep(arguments.num_candidates, *settings)
@@ -51,6 +55,6 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
         fit(trainer, folder, arguments.resume)
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept)})
-    folder = save_adapter(vlm, output)
+    folder = save_adapter(vlm, output, role="fdm")
     logger.warning("%d rounds; the adapter is in %s", arguments.rounds, folder)
     return output

@@ -13,10 +13,12 @@ from trl import ModelConfig, get_peft_config
 from rl.errors import RewindError
 from rl.models.adapters import DIGESTS_FILE, quiet_peft
 from rl.models.bases import lasting_name
-from rl.models.roles import FDM_ADAPTER
+from rl.models.known import CARD_FILE
+from rl.models.roles import FDM_ADAPTER, Role
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json, whole_folder
 from rl.running.seals import seal
+from trainers.common.preflight import above_zero, at_least
 from trainers.common.sharding import gathered_adapter, on_main
 
 
@@ -24,36 +26,47 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
     """Put a fresh LoRA adapter on a backbone and make it the trainable one; its config names the base.
 
     Raises:
-        RewindError: the head among the targets, which sampling reads as a plain matrix.
+        RewindError: the head among the targets, which sampling reads as a plain matrix; targets that are not there.
     """
-    targets = config.target_modules
-    if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
-        raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
+    _check_targets(config)
     model: Any = vlm.model
-    if hasattr(model, "peft_config"):
-        model.add_adapter(name, config)
-        model.set_adapter(name)
-    else:
-        with quiet_peft():
-            model = vlm.model = get_peft_model(model, config, adapter_name=name)
+    try:
+        if hasattr(model, "peft_config"):
+            model.add_adapter(name, config)
+            model.set_adapter(name)
+        else:
+            with quiet_peft():
+                model = vlm.model = get_peft_model(model, config, adapter_name=name)
+    except (ValueError, TypeError) as error:  # peft, of targets that are not there or are no linear layers
+        said = " ".join(str(error).split())[:200]
+        raise RewindError(f"no LoRA of this kind fits {vlm.name} (--lora_target_modules, --lora_r): {said}") from error
     # peft puts the in-memory model's own name there.
     model.peft_config[name].base_model_name_or_path = lasting_name(vlm.name)
 
 
-def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default") -> Path:
+def _check_targets(config: LoraConfig) -> None:
+    targets = config.target_modules
+    if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
+        raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
+
+
+def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Role | None = None) -> Path:
     """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
 
-    Every process must call it; the main one writes.
+    `role` is written beside the weights, so that a copy of the folder is not opened as the other role. Every process
+    must call it; the main one writes.
     """
     folder = run / "adapter"
     with gathered_adapter(vlm.model):
-        on_main(lambda: _write_adapter(vlm, folder, name))
+        on_main(lambda: _write_adapter(vlm, folder, name, role))
     return folder
 
 
-def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str) -> None:
+def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) -> None:
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
+        if role is not None:
+            (beside / CARD_FILE).write_text(json.dumps({"role": role}) + "\n", encoding="utf-8")
         model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)
         inner = beside / name
         if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
@@ -80,11 +93,17 @@ def lora_config(model_config: ModelConfig, targets: Sequence[str]) -> LoraConfig
     """The LoRA that a model config asks for, on `targets` unless it names its own.
 
     Raises:
-        RewindError: full fine-tuning, which would break the one backbone that both roles stand on.
+        RewindError: full fine-tuning, which would break the one backbone that both roles stand on; a rank, scale or
+            dropout that peft has no layer for; the head among the targets.
     """
+    at_least(1, lora_r=model_config.lora_r)
+    above_zero(lora_alpha=model_config.lora_alpha)
+    if not 0 <= model_config.lora_dropout < 1:
+        raise RewindError(f"--lora_dropout must lie from 0 to below 1, not be {model_config.lora_dropout:g}")
     config = get_peft_config(model_config)
     if config is None:
         raise RewindError("both roles stand on one backbone as adapters: leave --use_peft true")
     if config.target_modules is None:
         config.target_modules = set(targets)
+    _check_targets(config)
     return config

@@ -17,6 +17,8 @@ from rl.errors import RewindError
 from rl.running.command_line import check_flags, read_yaml, unknown_key
 from trainers.common.sharding import as_launched, without_compiler
 
+VQ_HELP = "a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part"
+
 
 @dataclass
 class RunArguments:
@@ -43,6 +45,15 @@ class ImproveArguments(RunArguments):
     fdm: str | None = field(default=None, metadata={"help": "run folder of the forward model to improve"})
     idm: str | None = field(default=None, metadata={"help": "run folder of the inverse model that the rewards ask"})
     triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists: sources and actions to try"})
+    base: str | None = field(
+        default=None, metadata={"help": "the base of the runs, where the one that they name has been moved"}
+    )
+    vq: str | None = field(default=None, metadata={"help": VQ_HELP})
+    dtype: str | None = field(
+        default=None, metadata={"help": "of the base's weights: auto, float32, bfloat16 or float16 (default: its own)"}
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
+    quantization: str | None = field(default=None, metadata={"help": "4bit or 8bit, through bitsandbytes"})
     rewards: list[str] = field(
         default_factory=lambda: ["idm_margin=1.0", "keep_unchanged=0.25"],
         metadata={"help": "built-in names, file.py:function or package.module:function, each with =WEIGHT"},
@@ -54,6 +65,11 @@ class ImproveArguments(RunArguments):
         default=False, metadata={"help": "measure each reward in its group's standard deviations before summing"}
     )
     limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+
+    def opening(self) -> dict[str, Any]:
+        """How the models are opened, as arguments of `load_fdm`."""
+        names = ("base", "vq", "dtype", "attn_implementation", "quantization")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rewards import Reward, load_rewards
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
-from rl.models.opening import load_fdm, load_idm, shares_base
+from rl.models.opening import load_fdm, load_idm_beside
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.running.data_flags import check_data_flags
 from rl.triplets import Triplet, columns_of
@@ -32,13 +32,13 @@ def open_for_improvement(
     if not triplets:
         triplets = read_files(arguments, arguments.triplets, left_out, limit=arguments.limit)
     with whole_weights():
-        fdm = load_fdm(arguments.fdm)
+        fdm = load_fdm(arguments.fdm, **arguments.opening())
         if fdm.adapter is None:
             raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
         vlm = fdm.backbone
         idm = None
         if arguments.idm is not None:
-            idm = load_idm(arguments.idm, vlm if shares_base(arguments.idm, vlm) else None)
+            idm = load_idm_beside(arguments.idm, vlm, **arguments.opening())
         actions = [triplet.action for triplet in triplets]
         columns, told = columns_of(triplets), arguments.reward_arguments
         rewards = load_rewards(arguments.rewards, idm, actions, columns=columns, arguments=told)

@@ -165,7 +165,7 @@ def rounds_left(vlm: UnifiedVLM, output: Path, rounds: int) -> Iterator[tuple[in
 
 def finish_round(vlm: UnifiedVLM, output: Path, number: int, figures: dict[str, Any]) -> None:
     """Keep the policy of a finished round and its figures."""
-    save_adapter(vlm, output / f"round-{number}")
+    save_adapter(vlm, output / f"round-{number}", role="fdm")
 
     def note() -> None:
         with (output / ROUNDS_FILE).open("a", encoding="utf-8") as log:

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
+from datasets import Dataset
 from transformers import set_seed
 from trl import DPOConfig
 
+from rewards import Reward
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
+from rl.models.roles import ForwardDynamics
+from rl.triplets import Triplet
 from trainers.common.adapters import only_policy_trains, save_adapter
-from trainers.common.candidates import groups_of_round, stored_triplets
+from trainers.common.candidates import groups_of_round, scored_groups, stored_triplets
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
-from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
+from trainers.common.preflight import check_training, check_validation
+from trainers.common.refusals import DPO
+from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
+from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
+from trainers.dpo.checks import METRICS, check_options
 from trainers.dpo.trainer import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
 
 logger = logging.getLogger("rl")
@@ -25,14 +34,19 @@ logger = logging.getLogger("rl")
 def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     """Improve a forward model by preferences between its own candidates; returns the run folder."""
     check_output(config)
+    check_training(config, DPO, arguments)
+    check_options(config)
+    check_validation(config, arguments.validation, METRICS)
     check_rounds(arguments.rounds)
     pairing = Pairing(arguments.num_candidates, arguments.min_gap)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
     fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
-    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
+    held_out = read_files(arguments, arguments.validation, left_out)
+    inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
     output = begin_run("train_dpo.py", arguments, config, inputs, left_out)
+    eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]
@@ -44,11 +58,44 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         rows = preference_rows(vlm, pairs)
         config.output_dir = str(folder)
         only_policy_trains(vlm)
-        trainer = WorldModelDPOTrainer(vlm, config, rows, callbacks=[MetricsFile(folder / "metrics.jsonl")])
+        log = MetricsFile(folder / "metrics.jsonl")
+        trainer = WorldModelDPOTrainer(vlm, config, rows, eval_dataset=eval_rows, callbacks=[log])
         fit(trainer, folder, arguments.resume)
         finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(pairs)})
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
-    folder = save_adapter(vlm, output)
+    folder = save_adapter(vlm, output, role="fdm")
     logger.warning("%d rounds; the adapter is in %s", arguments.rounds, folder)
     return output
+
+
+def _validation_rows(
+    arguments: DPOArguments,
+    fdm: ForwardDynamics,
+    rewards: Sequence[Reward],
+    triplets: Sequence[Triplet],
+    pairing: Pairing,
+    seed: int,
+) -> Dataset:
+    """Pairs of the starting policy's candidates for held-out triplets, always with the same noise, so that all rounds,
+    and a resumed run, are measured on the same ones. They are kept out of the store, which is there to train on.
+    """
+    groups = scored_groups(
+        fdm,
+        rewards,
+        triplets,
+        arguments.num_candidates,
+        temperature=arguments.temperature,
+        seed=seed,
+        step=VALIDATION_NOISE,
+        max_rows=arguments.max_rows,
+        normalise=arguments.normalise_rewards,
+    )
+    pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]
+    if not pairs:
+        raise RewindError(
+            f"no group of --validation has candidates whose totals differ by {pairing.min_gap:g}: lower --min_gap, or "
+            "give more triplets"
+        )
+    logger.warning("validation: %d pairs of %d groups", len(pairs), len(triplets))
+    return preference_rows(fdm.backbone, pairs)

@@ -25,6 +25,7 @@ from rl.models.unified import UnifiedVLM
 from rl.triplets import Scored, Triplet
 from trainers.common.checkpoints import WholeCheckpoints
 from trainers.common.log_probs import score_under
+from trainers.common.refusals import DPO, refuse_ignored
 from trainers.common.sharding import ShardingCheck, keep_head_whole
 
 REFERENCE = "ref"
@@ -94,6 +95,7 @@ class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
         vlm: the backbone, its policy adapter `default` trainable; the reference is a copy of it as it is now.
         args: `DPOConfig`; nothing is truncated, dropout is off.
         train_dataset: rows of `preference_rows`.
+        eval_dataset: held-out rows, made in the same way. `eval_loss` is TRL's: the mean over pairs of what it logs.
     """
 
     def __init__(
@@ -102,21 +104,25 @@ class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
         args: DPOConfig,
         train_dataset: Dataset,
         *,
+        eval_dataset: Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        refuse_ignored(args, DPO)
         self.vlm = vlm
         model: Any = vlm.model
         if REFERENCE in model.peft_config:  # of an earlier round; TRL makes a fresh copy of the policy
             model.delete_adapter(REFERENCE)
-        args.max_length = None
+        given, args.max_length = args.max_length, None
         args.disable_dropout = True
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=vlm.tokenizer,
             callbacks=callbacks,
         )
+        args.max_length = given  # TRL has read ours
         score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), entropy=True)
         keep_head_whole(self, vlm)
         self.add_callback(ShardingCheck(self))

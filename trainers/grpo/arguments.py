@@ -78,3 +78,8 @@ class RewindGRPOConfig(StartsAnywhere, GRPOConfig):
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
         default="tensorboard", metadata={"help": "Where to report to."}
     )
+
+    def __post_init__(self) -> None:
+        # On the command line a flag is a text; TRL reads a true of YAML's or Python's the same way.
+        self.scale_rewards = {"true": "group", "false": "none"}.get(str(self.scale_rewards).lower(), self.scale_rewards)
+        super().__post_init__()

@@ -12,7 +12,17 @@ from rewards import Reward
 from rewards.loading import weight_of
 from rl.errors import RewindError
 from rl.triplets import Triplet
+from trainers.common.preflight import above_zero, at_least
+from trainers.common.refusals import GRPO, refuse_ignored
 from trainers.grpo.advantages import CREDITS, AdvantageWeights
+
+_KINDS = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+"""What TRL 1.16 knows; of some it finds out only in the first loss."""
 
 
 def check_options(args: GRPOConfig, rewards: Sequence[str] = ()) -> None:
@@ -25,23 +35,15 @@ def check_options(args: GRPOConfig, rewards: Sequence[str] = ()) -> None:
     Raises:
         RewindError: in a sentence, what cannot be used and what to do.
     """
-    if args.top_k or args.top_p != 1.0 or args.min_p:
-        raise RewindError("top-k, top-p and min-p move the support of the policy: leave them out when training")
-    if args.repetition_penalty != 1.0:
-        raise RewindError(
-            f"--repetition_penalty {args.repetition_penalty:g} would not be applied: image tokens are drawn from the "
-            "policy as it is, so leave it at 1"
-        )
-    if args.generation_kwargs:
-        raise RewindError(
-            "--generation_kwargs would not be applied: image tokens are drawn by a sampler of our own, so leave them "
-            "out and use --temperature or --guidance"
-        )
-    if args.mask_truncated_completions:
-        raise RewindError(
-            "--mask_truncated_completions would mask every prediction, as none ends with an end-of-text token, and "
-            "nothing would be trained: leave it false"
-        )
+    refuse_ignored(args, GRPO)
+    above_zero(temperature=args.temperature)
+    at_least(1, num_iterations=args.num_iterations, num_generations_eval=args.num_generations_eval)
+    at_least(0, beta=args.beta, epsilon=args.epsilon, epsilon_high=args.epsilon_high)
+    for name, known in _KINDS.items():
+        if getattr(args, name) not in known:
+            raise RewindError(f"--{name} is one of {', '.join(known)}, not '{getattr(args, name)}'")
+    if not 0 < args.top_entropy_quantile <= 1:
+        raise RewindError(f"--top_entropy_quantile must lie above 0 and up to 1, not be {args.top_entropy_quantile:g}")
     if args.reward_weights is None or not rewards:
         return
     check_weights(args.reward_weights, [weight_of(item)[0] for item in rewards])

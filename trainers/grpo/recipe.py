@@ -19,6 +19,8 @@ from trainers.common.adapters import save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
+from trainers.common.preflight import at_least, check_training, check_validation
+from trainers.common.refusals import GRPO
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import whole_weights
 from trainers.grpo.advantages import Credit, groups_span
@@ -54,6 +56,9 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     check_output(config)
     if arguments.early_stop and not config.load_best_model_at_end:
         raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
+    check_training(config, GRPO, arguments)
+    at_least(0, early_stop=arguments.early_stop, dead_group_retries=arguments.dead_group_retries)
+    check_validation(config, arguments.validation)
     check_options(config, arguments.rewards)
     check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
@@ -74,7 +79,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         importance_advantages=kind,
     )
     with whole_weights():
-        judge = load_idm(arguments.judge_idm) if arguments.judge_idm is not None else None
+        judge = load_idm(arguments.judge_idm, **arguments.opening()) if arguments.judge_idm is not None else None
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs, left_out)
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
@@ -102,6 +107,6 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     )
     fit(trainer, output, arguments.resume)
     monitors.check(output)
-    folder = save_adapter(vlm, output)
+    folder = save_adapter(vlm, output, role="fdm")
     logger.warning("%d steps; the adapter is in %s", trainer.state.global_step, folder)
     return output

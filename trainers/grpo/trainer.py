@@ -15,27 +15,25 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Reward
 from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
-from rl.models.inputs import token_ids
 from rl.models.noise import Noise
 from rl.models.sampling import MAX_ROWS
 from rl.models.unified import UnifiedVLM
-from rl.report.grids import candidate_row, sheet
+from rl.report.grids import candidate_row
 from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.checkpoints import WholeCheckpoints
 from trainers.common.log_probs import IGNORED, score_under
 from trainers.common.sharding import ShardingCheck, gathered, keep_head_whole
+from trainers.common.validation import GRID_ROWS, VALIDATION_NOISE, show_validation
 from trainers.grpo.advantages import (
     AdvantageWeights,
     Credit,
@@ -50,11 +48,7 @@ from trainers.grpo.checks import check_grpo, check_trajectories, weighted
 from trainers.grpo.groups import Groups
 from trainers.grpo.identity import checked_gap
 from trainers.grpo.monitors import Monitors
-from trainers.grpo.trajectories import Part, ScoredRow, Trajectories
-
-VALIDATION_NOISE = 2**31 - 1
-"""The step under which validation candidates are drawn: the same noise every time, and none of training's."""
-GRID_ROWS = 6
+from trainers.grpo.trajectories import Part, ScoredRow, Trajectories, changed_tokens, keep, step_means
 
 
 class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
@@ -113,7 +107,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             importance_advantages=importance_advantages,
         )
         columns = columns_of([*triplets, *validation])
-        given_weights, rewards = args.reward_weights, weighted(rewards, args.reward_weights)
+        given, rewards = (args.reward_weights, args.max_completion_length), weighted(rewards, args.reward_weights)
         rewards = [reward.on(columns) for reward in rewards]
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
@@ -147,7 +141,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.groups = Groups(
             trajectories, rewards, len(training), dead_group_retries, args.seed, self.accelerator, self._log_metric
         )
-        args.reward_weights = given_weights  # TRL has read ours; the config may serve other rewards next
+        # TRL has read ours; the config may serve other rewards next
+        args.reward_weights, args.max_completion_length = given
         # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
         self.num_generations *= rollout_steps
         self.num_generations_eval *= rollout_steps
@@ -160,18 +155,9 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
         """TRL's evaluation on the validation rows, always with the same noise; a grid of candidates beside it."""
         found: dict[str, float] = super().evaluate(*arguments, **settings)
-        self._draw_validation()
-        return found
-
-    def _draw_validation(self) -> None:
-        """A grid for TensorBoard: a few validation rows with their candidates from best to worst."""
         shown, self._validated = self._validated[:GRID_ROWS], []
-        if not shown or not self.is_world_process_zero():
-            return
-        grid = np.asarray(sheet([candidate_row(triplet, group) for triplet, group in shown], 96))
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_image("validation", grid, self.state.global_step, dataformats="HWC")
+        show_validation(self, [candidate_row(triplet, group) for triplet, group in shown])
+        return found
 
     # ---- rollouts and rewards
 
@@ -188,7 +174,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
                     parts, rows, first, group, self.state.global_step, self._draw_and_score
                 )
         self.last_rows = [row for part in rows for row in part]
-        self._log_steps()
+        for number, mean in step_means(self.last_rows, self.rollout_steps).items():
+            self._log_metric(f"reward_step_{number}", mean)
         firsts = [[row for row in part if row.step == 0] for part in rows]
         if not self.model.training:
             self._note_validation(firsts)
@@ -200,7 +187,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             )
         if self.model.training and self.store is not None:
             # The same source and action in both is the same draw, for noise goes by content: it is kept once.
-            self._keep(self.store, [*([row for row in part if row.step == 0] for part in replaced), *firsts])
+            kept = [*([row for row in part if row.step == 0] for part in replaced), *firsts]
+            keep(self.store, kept, seed=self.args.seed, step=self.state.global_step)
         grammar = self.vlm.layout.grammar
         drawn: dict[str, list[Any]] = {
             "prompt_ids": [row.prompt_ids() for row in self.last_rows],
@@ -219,24 +207,10 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             rows = self.groups.trajectories.draw(parts, noise, most)
         return self.groups.scored(parts, rows, self.state)
 
-    def _log_steps(self) -> None:
-        """The mean reward of each step of the trajectories, as `reward_step_1` and so on."""
-        for step in range(self.rollout_steps) if self.rollout_steps > 1 else ():
-            totals = [row.scored.total for row in self.last_rows if row.step == step]
-            known = [total for total in totals if total is not None]
-            if known:
-                self._log_metric(f"reward_step_{step + 1}", float(np.mean(known)))
-
     @property
     def last_scored(self) -> list[Scored]:
         """What the last rollout drew in this process, in the order of its rows."""
         return [row.scored for row in self.last_rows]
-
-    def _keep(self, store: CandidateStore, parts: Sequence[Sequence[ScoredRow]]) -> None:
-        """Append what was drawn and scored; a process that drew a part of a group keeps that part's numbers."""
-        for first in dict.fromkeys(part[0].member for part in parts):
-            groups = [(part[0].triplet, [row.scored for row in part]) for part in parts if part[0].member == first]
-            store.append(groups, seed=self.args.seed, step=self.state.global_step, first=first)
 
     def _note_validation(self, parts: Sequence[Sequence[ScoredRow]]) -> None:
         """Of each group, the first step's predictions: those after it have no source that an oracle would know."""
@@ -312,22 +286,14 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         output["completion_mask"] = output["completion_mask"].masked_fill(dead[:, None], 0)
         weights = None
         if self.importance_advantages != "none":
-            changed = by_step(self.accelerator.gather(self._changed().to(here.device)), group, steps)
+            mine = changed_tokens(self.vlm, self.last_rows, true=self.importance_advantages == "target")
+            changed = by_step(self.accelerator.gather(mine.to(here.device)), group, steps)
             weights_BK = token_weights(changed, group, self.importance_advantages)
             places = torch.tensor(self.vlm.layout.grammar.free, device=here.device)
             weights = weights_BK.new_zeros(len(weights_BK), len(places))
             weights[:, places] = weights_BK
         found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
         output["advantages"] = by_trajectory(found, group, steps)[part]
-
-    def _changed(self) -> Tensor:
-        """Where a row's candidate (or, for `target`, its true target) differs from its source, bool [B, K]."""
-        sources = torch.tensor([row.source_ids for row in self.last_rows])
-        if self.importance_advantages == "target":
-            targets = [row.triplet.target for row in self.last_rows]
-            known = token_ids(self.vlm, [target for target in targets if target is not None])
-            return torch.tensor(known) != sources
-        return torch.tensor(np.stack([row.candidate.ids for row in self.last_rows])) != sources
 
     def _check_identity(self, output: dict[str, Any]) -> None:
         """At step 0 the loss must see the very distribution that was sampled from, in train mode."""

@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
+from rl.models.inputs import token_ids
 from rl.models.noise import Noise
 from rl.models.sampling import Drawn, sample_tokens
 from rl.models.unified import UnifiedVLM
@@ -131,3 +137,26 @@ class Trajectories:
         )
         groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)
         return [[Candidate(a, b, self.vlm) for a, b in zip(*group, strict=True)] for group in groups]
+
+
+def step_means(rows: Sequence[ScoredRow], steps: int) -> dict[int, float]:
+    """The mean total of each step of trajectories, by its number from 1; none where there is one step alone."""
+    totals = {step: [row.scored.total for row in rows if row.step == step] for step in range(steps if steps > 1 else 0)}
+    known = {step: [total for total in found if total is not None] for step, found in totals.items()}
+    return {step + 1: float(np.mean(found)) for step, found in known.items() if found}
+
+
+def changed_tokens(vlm: UnifiedVLM, rows: Sequence[ScoredRow], true: bool) -> Tensor:
+    """Where a row's candidate, or its true target, differs from its source, bool [B, K]."""
+    sources = torch.tensor([row.source_ids for row in rows])
+    if true:
+        targets = [row.triplet.target for row in rows]
+        return torch.tensor(token_ids(vlm, [target for target in targets if target is not None])) != sources
+    return torch.tensor(np.stack([row.candidate.ids for row in rows])) != sources
+
+
+def keep(store: CandidateStore, parts: Sequence[Sequence[ScoredRow]], seed: int, step: int) -> None:
+    """Append what was drawn and scored; a process that drew a part of a group keeps that part's numbers."""
+    for first in dict.fromkeys(part[0].member for part in parts):
+        groups = [(part[0].triplet, [row.scored for row in part]) for part in parts if part[0].member == first]
+        store.append(groups, seed=seed, step=step, first=first)

@@ -7,16 +7,24 @@ from dataclasses import dataclass, field
 from trl import ModelConfig, SFTConfig
 
 from rl.errors import RewindError
-from trainers.common.arguments import RunArguments, StartsAnywhere
+from rl.models.settings import Settings
+from trainers.common.arguments import VQ_HELP, RunArguments, StartsAnywhere
 
 
 @dataclass
 class IDMArguments(RunArguments):
     """Arguments of `train_idm.py` beside TRL's."""
 
-    base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name or folder"})
+    base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name, folder or Hub id"})
+    vq: str | None = field(default=None, metadata={"help": VQ_HELP})
     triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists in AURORA's format"})
-    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+    validation: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "JSON lists of held-out triplets, evaluated on while training, with --eval_strategy epoch or steps"
+        },
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file to train on"})
 
 
 @dataclass
@@ -55,6 +63,7 @@ class RoleConfig(StartsAnywhere, SFTConfig):
         default="tensorboard", metadata={"help": "Where to report to."}
     )
     logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
+    max_length: int | None = field(default=None, metadata={"help": "Not used: nothing is cut."})
     z_loss: float = field(
         default=0.0,
         metadata={
@@ -75,3 +84,17 @@ class LoraModelConfig(ModelConfig):
 
     use_peft: bool = field(default=True, metadata={"help": "LoRA; full fine-tuning if false."})
     lora_task_type: str = field(default="CAUSAL_LM", metadata={"help": "Task type to pass for LoRA."})
+    dtype: str = field(
+        default="auto", metadata={"help": "of the base's weights: auto (its own), float32, bfloat16 or float16"}
+    )
+
+    def settings(self) -> Settings:
+        """How the base is opened; its image tokenizer stays in float32.
+
+        Raises:
+            RewindError: a type that there is not, both quantisations, or bitsandbytes is missing.
+        """
+        if self.load_in_4bit and self.load_in_8bit:
+            raise RewindError("give --load_in_4bit or --load_in_8bit, not both")
+        quantization = "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+        return Settings(self.dtype, self.attn_implementation, quantization)

@@ -8,6 +8,7 @@ there is no dropout (whose draws the roles share) each adapter ends as a run of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from transformers import TrainerCallback
 from rl.errors import RewindError
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, Role
 from rl.models.unified import UnifiedVLM
+from rl.triplets import Triplet
+from trainers.common.validation import show_role
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.rows import SpanCollator
 from trainers.sft.trainer import RoleSFTTrainer
@@ -47,6 +50,15 @@ def of_role(role: Role, columns: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in columns.items() if not name.startswith(PREFIX)}
 
 
+def check_one_best(config: RoleConfig) -> None:
+    """Raise a `RewindError` if the best checkpoint is asked for, which would be one for two roles."""
+    if config.load_best_model_at_end:
+        raise RewindError(
+            "the best checkpoint of one role is not that of the other: leave out --load_best_model_at_end, or train "
+            "the roles one after the other"
+        )
+
+
 class BothRolesCollator:
     """`SpanCollator` for each role's columns by themselves."""
 
@@ -67,10 +79,15 @@ class BothRolesSFTTrainer(RoleSFTTrainer):
     role with that role's part of the batch; `_get_num_items_in_batch`, whose answer reaches `compute_loss` as it is;
     `_clip_grad_norm`; `create_optimizer`, which takes the weights that are trainable then.
 
+    An evaluation reads each batch as either role: `eval_loss_fdm`, `eval_mean_token_accuracy_fdm` and so on, and
+    `eval_loss`, their sum.
+
     Args:
         vlm: the backbone with both adapters on it.
         args: as for `RoleSFTTrainer`.
         train_dataset: `both_rows`.
+        eval_dataset: held-out rows, made in the same way.
+        shown: as for `RoleSFTTrainer`.
         use_weights: whether the forward role's column `weights` counts.
     """
 
@@ -80,15 +97,20 @@ class BothRolesSFTTrainer(RoleSFTTrainer):
         args: RoleConfig,
         train_dataset: Dataset,
         *,
+        eval_dataset: Dataset | None = None,
+        shown: Sequence[Triplet] = (),
         use_weights: bool = False,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        check_one_best(args)
         args.ddp_find_unused_parameters = True  # a pass of one role uses no weight of the other
         super().__init__(
             vlm,
             "fdm",
             args,
             train_dataset,
+            eval_dataset=eval_dataset,
+            shown=shown,
             use_weights=use_weights,
             callbacks=callbacks,
             collator=BothRolesCollator(vlm.layout.pad),
@@ -123,6 +145,26 @@ class BothRolesSFTTrainer(RoleSFTTrainer):
             self._note("loss", losses[-1] / self.args.world_size)
         self._take("fdm")
         return torch.stack(losses).sum()
+
+    def _evaluate_batch(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        losses = []
+        for role in ADAPTERS:
+            self._take(role)
+            losses.append(super()._evaluate_batch(model, of_role(role, batch)))
+        self._take("fdm")
+        return torch.stack(losses).sum()
+
+    def _means(self, prefix: str) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for role in ADAPTERS:
+            self.role = role
+            found |= {f"{name}_{role}": value for name, value in super()._means(prefix).items()}
+        self.role = "fdm"
+        return {**found, f"{prefix}_loss": sum(found[f"{prefix}_loss_{role}"] for role in ADAPTERS)}
+
+    def _show(self) -> None:
+        for role, adapter in ADAPTERS.items():
+            show_role(self, self.vlm, role, adapter, self.shown, f"validation_{role}")
 
     def _note(self, name: str, part: Tensor) -> None:
         super()._note(f"{name}_{self.role}", part)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
-from trl import ModelConfig
 
 from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
@@ -24,67 +23,87 @@ from rl.running.run_folder import CONFIG_FILE
 from trainers.common.adapters import add_adapter, lora_config, save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile
+from trainers.common.preflight import check_training, check_validation
+from trainers.common.refusals import MODEL, SFT, refuse_ignored
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import on_main, whole_weights
-from trainers.sft.arguments import FDMArguments, IDMArguments, RoleConfig
-from trainers.sft.both_roles import BothRolesSFTTrainer, both_rows
+from trainers.common.validation import GRID_ROWS
+from trainers.sft.arguments import FDMArguments, IDMArguments, LoraModelConfig, RoleConfig
+from trainers.sft.both_roles import BothRolesSFTTrainer, both_rows, check_one_best
 from trainers.sft.rows import mixed, role_rows
-from trainers.sft.trainer import RoleSFTTrainer
+from trainers.sft.trainer import METRICS, RoleSFTTrainer
 
 logger = logging.getLogger("rl")
 
 
-def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_config: ModelConfig) -> Path:
+def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_config: LoraModelConfig) -> Path:
     """Train one role, or both (`with_idm`), on files of triplets; returns the run folder.
 
     `load_fdm` or `load_idm` opens it; with both, `load_idm` opens the folder `idm` in it.
     """
     with_idm = isinstance(arguments, FDMArguments) and arguments.with_idm
     synthetic = getattr(arguments, "synthetic", [])
-    if not arguments.triplets:
-        raise RewindError("give at least one file of triplets: --triplets data/triplets.json")
-    check_output(config)
-    if with_idm:
-        check_both(arguments)
+    _check(arguments, config, model_config, with_idm)
     lora, importance = lora_config(model_config, LINEAR_LAYERS), None
     if isinstance(arguments, FDMArguments) and arguments.token_weights:
-        settings: Any = arguments.importance_normalise
-        importance = Importance(settings, arguments.importance_floor, arguments.importance_cap)
+        normalise: Any = arguments.importance_normalise
+        importance = Importance(normalise, arguments.importance_floor, arguments.importance_cap)
     left_out: list[LeftOut] = []
     triplets = read_files(arguments, arguments.triplets, left_out, limit=arguments.limit, with_targets=True)
     labelled = len(triplets)
     triplets += read_files(arguments, synthetic, left_out, limit=arguments.limit, with_targets=True)
+    held_out = read_files(arguments, arguments.validation, left_out, with_targets=True)
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
-        vlm = load_base(arguments.base)
+        vlm = load_base(arguments.base, model_config.settings(), arguments.vq)
         rows = role_rows(vlm, role, triplets, importance)
+        eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
         if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:
             rows = mixed(rows, labelled, arguments.synthetic_share, config.seed)
         if with_idm:
             rows = both_rows(rows, role_rows(vlm, "idm", triplets))
-        script = f"train_{role}.py"
-        inputs = [arguments.base, *arguments.triplets, *synthetic]
-        output = begin_run(script, arguments, config, inputs, left_out, model=asdict(model_config))
+            eval_rows = both_rows(eval_rows, role_rows(vlm, "idm", held_out)) if eval_rows is not None else None
         add_adapter(vlm, lora)
         if with_idm:
             set_seed(config.seed)  # so that it is the adapter that `train_idm.py` would draw
             add_adapter(vlm, deepcopy(lora), IDM_ADAPTER)
-    log, weighted = MetricsFile(output / "metrics.jsonl"), importance is not None
+        inputs = [arguments.base, *arguments.triplets, *synthetic, *arguments.validation]
+        output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, model=asdict(model_config))
+    settings: Any = {
+        "eval_dataset": eval_rows,
+        "shown": held_out[:GRID_ROWS],
+        "use_weights": importance is not None,
+        "callbacks": [MetricsFile(output / "metrics.jsonl")],
+    }
     trainer: RoleSFTTrainer
     if with_idm:
-        trainer = BothRolesSFTTrainer(vlm, config, rows, use_weights=weighted, callbacks=[log])
+        trainer = BothRolesSFTTrainer(vlm, config, rows, **settings)
     else:
-        trainer = RoleSFTTrainer(vlm, role, config, rows, use_weights=weighted, callbacks=[log])
+        trainer = RoleSFTTrainer(vlm, role, config, rows, **settings)
     fit(trainer, output, arguments.resume)
-    folder = save_adapter(vlm, output)
+    folder = save_adapter(vlm, output, role=role)
     if with_idm:
         save_idm(vlm, output)
     logger.warning("%d triplets, %d steps; the adapter is in %s", len(triplets), trainer.state.global_step, folder)
     return output
 
 
-def check_both(arguments: IDMArguments) -> None:
+def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelConfig, with_idm: bool) -> None:
+    """What can be said of the arguments by themselves, before anything is opened."""
+    if not arguments.triplets:
+        raise RewindError("give at least one file of triplets: --triplets data/triplets.json")
+    check_output(config)
+    check_training(config, SFT, arguments)
+    check_validation(config, arguments.validation, METRICS)
+    refuse_ignored(model_config, MODEL)
+    model_config.settings()
+    if with_idm:
+        check_both(arguments, config)
+
+
+def check_both(arguments: IDMArguments, config: RoleConfig) -> None:
     """Raise a `RewindError` unless both roles can be trained at once."""
+    check_one_best(config)
     if getattr(arguments, "synthetic", []):
         raise RewindError(
             "--with_idm trains both roles on the same labelled triplets, and an inverse model gave the labels of "
@@ -100,7 +119,7 @@ def check_both(arguments: IDMArguments) -> None:
 def save_idm(vlm: UnifiedVLM, output: Path) -> Path:
     """Write the inverse model's adapter as a run folder of its own in the forward model's; returns its path."""
     folder = output / "idm"
-    save_adapter(vlm, folder, IDM_ADAPTER)
+    save_adapter(vlm, folder, IDM_ADAPTER, role="idm")
     on_main(lambda: shutil.copy(output / CONFIG_FILE, folder / CONFIG_FILE))
     logger.warning("the inverse model's run folder is %s", folder)
     return folder

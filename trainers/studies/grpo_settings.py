@@ -122,7 +122,7 @@ def study(
     began = time.monotonic()
     trainer.train()
     seconds = time.monotonic() - began
-    save_adapter(vlm, output)
+    save_adapter(vlm, output, role="fdm")
     after = _measured(test, "grpo")
     chains_after = chain_success(story.fdm("grpo"), story.splits["validation"], tested, seed)
     rewarded = [row["reward"] for row in trainer.state.log_history if "reward" in row]

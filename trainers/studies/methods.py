@@ -213,7 +213,7 @@ def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> 
             began = time.monotonic()
             METHODS[name][1](story, amounts, folder)
             seconds = time.monotonic() - began
-            save_adapter(story.vlm, folder)
+            save_adapter(story.vlm, folder, role="fdm")
             story.vlm.model.delete_adapter("default")  # type: ignore[operator]
             story.vlm.attach_adapter(folder / "adapter", f"after_{name}")
             return seconds

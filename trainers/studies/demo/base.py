@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.known import BASE_OF_WORLD
-from rl.models.opening import CARD_FILE, load_base
+from rl.models.known import BASE_OF_WORLD, CARD_FILE
+from rl.models.opening import load_base
 from rl.models.unified import UnifiedVLM
 from rl.world import World
 from trainers.pretraining.arguments import base_parser

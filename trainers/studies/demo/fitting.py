@@ -41,7 +41,7 @@ def fit_adapter(
     trainer = RoleSFTTrainer(story.vlm, role, config, rows, use_weights=weighted, callbacks=[log])
     show_quietly(trainer)
     trainer.train()
-    save_adapter(story.vlm, run, adapter)
+    save_adapter(story.vlm, run, adapter, role=role)
 
 
 def stage_folder(story: Story, name: str) -> Path:

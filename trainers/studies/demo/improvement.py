@@ -112,7 +112,7 @@ def train_grpo(story: Story) -> None:
     story.gap = trainer.sampler_trainer_gap
     for name, key in (("reward", "reward"), ("validation reward", "eval_reward"), ("success", "eval_oracle_success")):
         story.curves[name] = [(row["step"], row[key]) for row in trainer.state.log_history if key in row]
-    save_adapter(vlm, run)
+    save_adapter(vlm, run, role="fdm")
     for checkpoint in run.glob("checkpoint-*"):  # they hold every adapter of the backbone; the best is saved above
         shutil.rmtree(checkpoint)
 
@@ -130,4 +130,4 @@ def train_best_of_n(story: Story) -> None:
         fit_adapter(story, name, name, "fdm", rows, budget.best_of_n_steps, budget.best_of_n_learning_rate)
     else:
         logger.warning("no group had a candidate that leads: 'best_of_n_training' stays 'bootstrapped'")
-        save_adapter(vlm, stage_folder(story, name), name)
+        save_adapter(vlm, stage_folder(story, name), name, role="fdm")
