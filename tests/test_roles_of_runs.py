@@ -79,7 +79,8 @@ def test_what_says_nothing_is_opened_as_either(runs: Path, tmp_path: Path) -> No
     shutil.copytree(runs / "fdm" / "adapter", tmp_path / "bare")
     (tmp_path / "bare" / "rewind.json").unlink()
     assert role_of(tmp_path / "bare") is role_of(runs / "base") is role_of("tabletop-chameleon") is None
-    load_idm(tmp_path / "bare", backbone=load_fdm(tmp_path / "bare").backbone)
+    base = runs / "base"
+    load_idm(tmp_path / "bare", load_fdm(tmp_path / "bare", base=base).backbone, base=base)
     about = {"script": "train_fdm.py", "config": {"with_idm": True}}
     assert role_of(older(tmp_path / "idm", runs, about)) == "idm"  # the second folder of --with_idm, of an older run
     assert role_of("tabletop-chameleon-judge") == "idm"
