@@ -13,14 +13,13 @@ from typing import Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.errors import RewindError
-from rl.models.known import LINEAR_LAYERS
+from rl.models.known import LINEAR_LAYERS, MAX_ROWS
 from rl.running.command_line import parse_with_config, run
 from rl.running.files import write_whole
 from trainers.plan.arithmetic import Job, plan
 from trainers.plan.shapes import Shape, adapter_of, shape_of
 
 ALGORITHMS = ("sft", "grpo", "best_of_n", "dpo")
-MAX_ROWS = 512  # what the sampler decodes at once
 CHUNK = 32  # sources for which best-of-N training and DPO draw at once
 GIB = 2**30
 

@@ -16,3 +16,5 @@ LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
 """All linear layers of the decoder stack; the head stays as it is, since both roles share it."""
 CARD_FILE = "rewind.json"
 """What we know of a base, or of an adapter, beside its weights."""
+MAX_ROWS = 512
+"""Rows decoded at once unless the caller says otherwise."""

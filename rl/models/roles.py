@@ -12,8 +12,9 @@ from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.inputs import as_list, check_actions, rows_of, token_ids
+from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
-from rl.models.sampling import MAX_ROWS, sample_tokens
+from rl.models.sampling import sample_tokens
 from rl.models.scoring import span_log_probs
 from rl.models.unified import UnifiedVLM
 from rl.pictures import PictureLike

@@ -16,11 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise, prompt_key
 from rl.models.unified import UnifiedVLM
-
-MAX_ROWS = 512
-"""Rows decoded at once unless the caller says otherwise."""
 
 
 @dataclass(frozen=True)

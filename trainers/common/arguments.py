@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 from rl.errors import RewindError
+from rl.models.known import MAX_ROWS
 from rl.running.command_line import check_flags, read_yaml, unknown_key
 from trainers.common.sharding import as_launched, without_compiler
 
@@ -83,7 +84,7 @@ class DrawArguments(ImproveArguments):
     )
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and training, each on fresh candidates"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
-    max_rows: int = field(default=512, metadata={"help": "candidates drawn at once: bounds the memory"})
+    max_rows: int = field(default=MAX_ROWS, metadata={"help": "candidates drawn at once: bounds the memory"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

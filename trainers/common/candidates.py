@@ -13,8 +13,8 @@ from rewards import Batch, Reward, score, scorers
 from rl.data.columns import columns_text
 from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.errors import RewindError
+from rl.models.known import MAX_ROWS
 from rl.models.roles import ForwardDynamics
-from rl.models.sampling import MAX_ROWS
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.arguments import DrawArguments

@@ -25,8 +25,8 @@ from rewards import Reward
 from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
+from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
-from rl.models.sampling import MAX_ROWS
 from rl.models.unified import UnifiedVLM
 from rl.report.grids import candidate_row
 from rl.triplets import Candidate, Scored, Triplet, columns_of

@@ -27,9 +27,9 @@ from rl.models.families.chameleon_files import open_folder, open_tokenizer
 from rl.models.families.vqgan import VQGANBackbone
 from rl.models.families.vqgan_files import quiet_transformers
 from rl.models.grammar import Grid, PictureGrammar
+from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
-from rl.models.unified import TokenLayout
 from rl.models.vq import (
     DecoderConfig,
     VQDecoder,

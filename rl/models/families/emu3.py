@@ -20,8 +20,9 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE, Pr
 from rl.errors import RewindError
 from rl.models.families.vqgan_files import key_of, put, quiet_transformers, vq_weights
 from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
-from rl.models.unified import TokenLayout, UnifiedVLM
+from rl.models.unified import UnifiedVLM
 from rl.models.vq import codes_of, to_pixels, to_uint8
 
 USUAL_SIZE = 512

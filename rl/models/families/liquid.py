@@ -21,8 +21,8 @@ from rl.errors import RewindError
 from rl.models.families.vqgan import VQGANBackbone
 from rl.models.families.vqgan_files import decoder_of, key_of, put, quiet_transformers, vq_weights
 from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
-from rl.models.unified import TokenLayout
 from rl.models.vq import VQDecoder
 from rl.models.vq_files import VQ_FILE, write_vq_config
 

@@ -15,8 +15,8 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration, Pre
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM, vocabulary_of, words_of_vocabulary
 from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.layout import TokenLayout
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE
-from rl.models.unified import TokenLayout
 from rl.models.vq import VQDecoder
 
 ROW_END, SEPARATOR, FIRST_SIZE = 8799, 8706, 8800

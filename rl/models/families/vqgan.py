@@ -11,7 +11,8 @@ from transformers import ChameleonVQVAE
 
 from rl.errors import RewindError
 from rl.models.families.vqgan_files import write_decoder
-from rl.models.unified import TokenLayout, UnifiedVLM
+from rl.models.layout import TokenLayout
+from rl.models.unified import UnifiedVLM
 from rl.models.vq import (
     VQDecoder,
     codes_of,
