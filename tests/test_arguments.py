@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 
 from rewards import load_rewards
 from rl.errors import RewindError
+from rl.models.bases import is_base
+from rl.models.known import SHIPPED
+from rl.running.command_line import parse_with_config
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.common.arguments import parse
 from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
@@ -83,3 +88,14 @@ def test_words_that_were_meant() -> None:
     ):
         with pytest.raises(RewindError, match=sentence):
             load_rewards(names, arguments=arguments)
+
+
+def test_a_path_at_home_in_a_config_and_behind_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("output: ~/runs/a\n")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output", type=Path)
+    assert parse_with_config(parser, ["--config", str(tmp_path / "c.yaml")]).output == tmp_path / "runs" / "a"
+    assert str(RoleConfig(output_dir="~/runs/b").output_dir) == str(tmp_path / "runs" / "b")
+    shutil.copytree(SHIPPED["tabletop-chameleon"], tmp_path / "base")
+    assert is_base("~/base")

@@ -8,12 +8,13 @@ from pathlib import Path
 from rl.errors import RewindError
 from rl.models.hub import is_hub_id
 from rl.models.known import SHIPPED, SHIPPED_RUNS
+from rl.paths import expanded
 from rl.running.files import read_json
 
 
 def base_folder(base: str | Path) -> Path:
     """The folder of a base, by its shipped name or its path."""
-    return SHIPPED.get(str(base), Path(base))
+    return SHIPPED.get(str(base), expanded(base))
 
 
 def is_base(base: str | Path) -> bool:
@@ -45,7 +46,7 @@ def lasting_name(base: str, adapter: Path | None = None) -> str:
 
 def adapter_folder(run: str | Path) -> Path | None:
     """The LoRA adapter of a run folder (`RUN/adapter`) or the folder itself if it is one; None for anything else."""
-    run = SHIPPED_RUNS.get(str(run), Path(run))
+    run = SHIPPED_RUNS.get(str(run), expanded(run))
     for folder in (run / "adapter", run):
         if (folder / "adapter_config.json").is_file():
             return folder

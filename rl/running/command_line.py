@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
+from rl.paths import expanded
 from rl.running import ending, lock, siblings
 from rl.running.files import full_disk
 from rl.running.mapping import mapping as mapping  # for scripts, which take all from here
@@ -49,7 +50,16 @@ def parse_with_config(
     for action in required:
         if getattr(arguments, action.dest) is None:
             raise RewindError(f"{known.config}: '{action.dest}' has no value")
+    for name, value in vars(arguments).items():  # no shell has done it for a value from a file, or behind a '='
+        setattr(arguments, name, _at_home(value))
     return arguments
+
+
+def _at_home(value: Any) -> Any:
+    """A path that begins with '~' as one in the home folder."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 def run(main: Callable[[], None]) -> None:

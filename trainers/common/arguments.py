@@ -15,6 +15,7 @@ from trl import TrlParser
 
 from rl.errors import RewindError
 from rl.models.known import MAX_ROWS
+from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
 from trainers.common.sharding import as_launched, without_compiler
 
@@ -97,6 +98,7 @@ class StartsAnywhere:
 
     def __post_init__(self) -> None:
         config: Any = self
+        config.output_dir = None if config.output_dir is None else str(expanded(config.output_dir))
         as_launched(config)
         if not torch.cuda.is_available():
             config.use_cpu = True
