@@ -100,3 +100,10 @@ def test_emoji_and_chinese_in_sheets_are_escaped_and_said_once(
     assert [record.message for record in caplog.records if "font" in record.message] == [
         r"the font of sheets lacks characters of the captions, which are drawn as \u732b, \U0001f984"
     ]
+
+
+def test_what_an_untrained_model_says_can_be_drawn() -> None:
+    """Ends of paragraphs and of records, on which Pillow's layout fails, and other control characters."""
+    said = "move \x85 \u2029 \x1c \x00\u0301\u200d\ufffd the \u0645\u0631 red \x7f \u00e9"
+    picture = np.zeros((8, 8, 3), np.uint8)
+    assert sheet([[(picture, said), (picture, said[::-1])]]).width > 200

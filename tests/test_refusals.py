@@ -111,10 +111,10 @@ MODEL_FLAGS = [
         "--model_name_or_path gpt2",
         "is not used: the model is given by its folder: use --base",
     ),
-    ("--load_in_4bit", "--load_in_4bit true is not used: bases are opened in float32, not quantised"),
-    ("--load_in_8bit", "--load_in_8bit true is not used"),
-    ("--attn_implementation eager", "--attn_implementation eager is not used"),
-    ("--dtype bfloat16", "--dtype bfloat16 is not used: bases are opened in float32: use --bf16 true"),
+    ("--load_in_4bit", "quantization '4bit' needs bitsandbytes"),  # which is not installed here
+    ("--load_in_4bit --load_in_8bit", "You can't use 8 bit and 4 bit precision at the same time"),
+    ("--bnb_4bit_quant_type fp4", "--bnb_4bit_quant_type fp4 is not used: four bits are NF4"),
+    ("--dtype float8", "dtype must be one of auto, float32, bfloat16, float16, not 'float8'"),
     ("--lora_r 0", "--lora_r must be 1 or more, not 0"),
     ("--lora_dropout 1.5", "--lora_dropout must lie from 0 to below 1, not be 1.5"),
     ("--lora_modules_to_save lm_head", "the head stays frozen"),
@@ -189,7 +189,7 @@ def test_what_only_a_gpu_has_is_refused_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("script", ["train_idm", "train_grpo"])
 def test_a_script_says_it_in_one_sentence(script: str, tmp_path: Path) -> None:
-    wrong = {"train_idm": ["--load_in_4bit"], "train_grpo": ["--fdm", "none", "--use_vllm"]}[script]
+    wrong = {"train_idm": ["--packing"], "train_grpo": ["--fdm", "none", "--use_vllm"]}[script]
     done = start(f"scripts/{script}.py", "--triplets", "none.json", *wrong, "--output_dir", tmp_path / "out")
     assert (done.returncode, "Traceback" in done.stderr, (tmp_path / "out").exists()) == (2, False, False)
     assert [line.startswith("error: --") for line in done.stderr.splitlines() if "not used" in line] == [True]

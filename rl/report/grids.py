@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import string
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def _font(size: int, captions: Iterable[str]) -> tuple[ImageFont.FreeTypeFont | 
 
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"  # more alphabets than Pillow's own
     known = FT2Font(str(file)).get_charmap()
-    missing = sorted(character for character in used if ord(character) not in known and not character.isspace())
+    # What is no character to print, such as the end of a paragraph, an untrained model says too; no layout draws it.
+    missing = sorted(c for c in used if c not in string.whitespace and (ord(c) not in known or not c.isprintable()))
     lacks = {ord(character): character.encode("unicode_escape").decode() for character in missing}
     if lacks and not _said:
         _said.update(lacks.values())

@@ -92,9 +92,7 @@ class LoraModelConfig(ModelConfig):
         """How the base is opened; its image tokenizer stays in float32.
 
         Raises:
-            RewindError: a type that there is not, both quantisations, or bitsandbytes is missing.
+            RewindError: a type that there is not, or bitsandbytes is missing.
         """
-        if self.load_in_4bit and self.load_in_8bit:
-            raise RewindError("give --load_in_4bit or --load_in_8bit, not both")
         quantization = "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
         return Settings(self.dtype, self.attn_implementation, quantization)
