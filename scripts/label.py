@@ -51,7 +51,7 @@ def main() -> None:
     output = claim(
         arguments.output,
         "label.py",
-        plain(vars(arguments)) | for_resume(left_out),
+        plain(vars(arguments)) | for_resume(left_out, [arguments.pairs]),
         inputs=[arguments.idm, arguments.pairs],
         resume=arguments.resume,
         overwrite=arguments.overwrite,

@@ -94,6 +94,7 @@ def main() -> None:
         raise RewindError("--use_targets needs --triplets with true targets ('output'), and there are none")
     take_own_gpu()
     fdm = load_fdm(a.fdm, **opening(a))
+    fdm.backbone.check_can_draw()
     fdm.check(a.num_candidates, a.temperature, seed=a.seed)
     idm = None
     if a.idm is not None:
@@ -113,7 +114,7 @@ def main() -> None:
     output = claim(
         a.output / f"shard-{shard[0]}-of-{shard[1]}" if shard else a.output,
         "rerank.py",
-        plain(vars(a)) | for_resume(left_out),
+        plain(vars(a)) | for_resume(left_out, [a.triplets]),
         inputs=[a.fdm, a.idm, a.source, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,

@@ -63,6 +63,7 @@ def main() -> None:
     else:
         triplets = read_triplets(arguments.triplets, arguments.limit, **reading(arguments), left_out=left_out)
     fdm = load_fdm(arguments.fdm, **opening(arguments))
+    fdm.backbone.check_can_draw()
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
     settings = {name: getattr(arguments, name) for name in names}
     fdm.check(**settings)

@@ -250,7 +250,9 @@ def test_the_same_file_by_another_path(tmp_path: Path, monkeypatch: pytest.Monke
 def test_differences() -> None:
     assert differences({"a": 1, "output": "x"}, {"a": 1.0, "output": "y", "resume": True}) == {}
     assert differences({"a": {"b": 1}}, {"a": {"b": 2}}) == {"a": ({"b": 1}, {"b": 2})}
-    assert differences({"a": ["x"]}, {"a": ["x", "y"], "c": False}) == {"a": (["x"], ["x", "y"]), "c": (None, False)}
+    assert differences({"a": ["x"]}, {"a": ["x", "y"], "c": True}) == {"a": (["x"], ["x", "y"]), "c": (None, True)}
+    assert differences({"a": 1}, {"a": 1, "c": False, "d": None, "e": []}) == {}  # not there yet when the run began
+    assert differences({"a": 1, "c": False}, {"a": 1}) == {"c": (False, None)}
 
 
 def test_the_harmless_arguments_are_arguments(tmp_path: Path) -> None:

@@ -282,7 +282,9 @@ def test_rewards_that_ask_get_the_true_target(tiny: ChameleonVLM) -> None:
             rollout(fdm, pictures[0], [ACTION] * 2, target_image=wrong)
     with pytest.raises(RewindError, match="give one target_image for one source"):
         rerank(fdm, None, pictures[0], ACTION, 2, [asks], target_image=[truth])
-    with pytest.raises(RewindError, match="2 sources, 2 actions, 2 tasks and 1 targets do not fit together"):
+    with pytest.raises(
+        RewindError, match="2 sources, 2 actions, 2 tasks, 1 targets and 2 rows of further columns do not fit together"
+    ):
         rerank(fdm, None, pictures[:2], [ACTION] * 2, 2, [asks], target_image=[truth])
 
 

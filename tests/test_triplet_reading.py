@@ -213,12 +213,21 @@ def test_a_resumed_run_needs_the_same_entries(spoilt: Path, tmp_path: Path) -> N
         claim(
             tmp_path / f"run-{len(before)}", "label.py", for_resume(before), resume=True
         )  # there is nothing to resume yet
+        (tmp_path / f"run-{len(before)}" / "triplets.jsonl").write_text("{}\n")  # else it is taken over
         claim(tmp_path / f"run-{len(before)}", "label.py", for_resume(after), resume=True)
     for number, after in ((5, left[:4]), (5, [*left[:4], left[0]]), (5, []), (0, left)):
         with pytest.raises(RewindError, match=r"begun with other .*left_out"):
             claim(tmp_path / f"run-{number}", "label.py", for_resume(after), resume=True)
     list_left_out(tmp_path / "other", [])
     assert not (tmp_path / "other").exists()
+    data = tmp_path / "pairs.json"
+    data.write_text("[1]")
+    claim(tmp_path / "changed", "label.py", for_resume([], [data, None]), resume=True)
+    (tmp_path / "changed" / "words.jsonl").write_text("{}\n")
+    claim(tmp_path / "changed", "label.py", for_resume([], [data]), resume=True)
+    data.write_text("[2]")  # other pairs under the same name would get the words of these
+    with pytest.raises(RewindError, match=r"begun with other .*contents_of_data"):
+        claim(tmp_path / "changed", "label.py", for_resume([], [data]), resume=True)
 
 
 def test_scripts_leave_out_list_and_refuse(spoilt: Path, tmp_path: Path) -> None:

@@ -146,6 +146,9 @@ def test_the_recipes_evaluate_on_held_out_triplets(tmp_path: Path) -> None:
         assert row["eval_loss"] == pytest.approx(row["eval_loss_fdm"] + row["eval_loss_idm"])
         assert {"eval_mean_token_accuracy_fdm", "eval_mean_token_accuracy_idm"} <= row.keys()
     assert pictures(both) == {"validation_fdm": 2, "validation_idm": 2}
+    (tmp_path / "base" / "decoder.safetensors").unlink()  # measured all the same; there is nothing to draw
+    blind = run("fdm", *task, *each, "--output_dir", tmp_path / "blind")
+    assert (len(rows_of(blind, "eval_loss")), pictures(blind)) == (2, {})
 
 
 def test_dpo_evaluates_on_pairs_that_are_drawn_once(tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rl.errors import RewindError
+from rl.paths import expanded
 from rl.running.files import write_whole
 
 LEFT_OUT_FILE = "left_out.jsonl"
@@ -48,14 +49,21 @@ def check(path: Path, total: int, left_out: Sequence[LeftOut], strict: bool) -> 
     _logger.warning("%s: %d of %d entries are left out (%s); the first: %s", path, len(left_out), total, counts, first)
 
 
-def for_resume(left_out: Sequence[LeftOut]) -> dict[str, str]:
-    """For the config of a run that can be resumed: how many are left out, and which; empty if none.
+def for_resume(left_out: Sequence[LeftOut], files: Iterable[str | Path | None] = ()) -> dict[str, str]:
+    """For the config of a run that can be resumed: what its files of data hold, and which entries are left out of them.
 
     What a run counts by the order of its entries would be mixed up if it went on with others, so `claim` compares this.
+    Pictures are not looked at.
     """
+    found = hashlib.sha256()
+    given = [expanded(file) for file in files if file is not None]
+    for file in given:
+        found.update(file.read_bytes())
+    contents = {"contents_of_data": found.hexdigest()[:16]} if given else {}
     which = json.dumps([(one.entry, one.key) for one in left_out])
     digest = hashlib.sha256(which.encode()).hexdigest()[:8]
-    return {"left_out": f"{len(left_out)} entries of the data ({digest})"} if left_out else {}
+    which_out = {"left_out": f"{len(left_out)} entries of the data ({digest})"} if left_out else {}
+    return contents | which_out
 
 
 def list_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:

@@ -60,6 +60,10 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
             f"{name_or_folder} is in Meta's own layout: convert it once, python scripts/convert.py --from "
             f"{name_or_folder} --output BASE, and open BASE"
         )
+    if adapter_folder(folder) is not None:
+        raise RewindError(
+            f"{name_or_folder} is a run and no base: give the base that it stands on, or merge it first (export.py)"
+        )
     if not (folder / "config.json").is_file():
         raise RewindError(
             f"there is no base '{name_or_folder}': give a folder with config.json and safetensors weights, a Hub "
@@ -140,12 +144,18 @@ def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
 def load_idm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, **opening: Any) -> InverseDynamics:
     """An inverse model on the weights of a backbone if it stands on the same base, else opened by itself.
 
-    `opening` is what `load_idm` takes beside the name; it says how to open one that stands alone.
+    `opening` is what `load_idm` takes beside the name, as it was given for the forward model. An inverse model of
+    another base takes its `base` and `vq` only where it does not open without them.
     """
     base = opening.get("base")
     if vlm is not None and (shares_base(base_or_run, vlm) if base is None else same_base(base, vlm.name)):
         return load_idm(base_or_run, vlm, base=base)
-    return load_idm(base_or_run, **opening)
+    try:
+        return load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
+    except RewindError:
+        if base is None and "vq" not in opening:
+            raise
+        return load_idm(base_or_run, **opening)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -156,8 +166,14 @@ def _settings(given: dict[str, Any]) -> Settings:
     return Settings(**given)
 
 
+def _check_name(given: object) -> None:
+    if not isinstance(given, str | Path):
+        raise RewindError(f"a base or run is given by name or path (str or Path), not as a {type(given).__name__}")
+
+
 def _local(base_or_run: str | Path) -> str | Path:
     """What a name stands for on this machine, where an adapter may lie; a Hub id is fetched."""
+    _check_name(base_or_run)
     return folder_of(base_or_run) if is_hub_id(base_or_run) else base_or_run
 
 
@@ -169,9 +185,8 @@ def _open(
     vq: str | Path | None,
     settings: Settings,
 ) -> tuple[UnifiedVLM, str | None]:
-    for given in (base_or_run,) if base is None else (base_or_run, base):
-        if not isinstance(given, str | Path):
-            raise RewindError(f"a base or run is given by name or path (str or Path), not as a {type(given).__name__}")
+    if base is not None:
+        _check_name(base)
     if backbone is not None and not isinstance(backbone, UnifiedVLM):
         raise RewindError(f"backbone= takes a loaded backbone, e.g. fdm.backbone, not a {type(backbone).__name__}")
     if backbone is not None and (vq is not None or settings.changes_weights):

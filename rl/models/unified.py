@@ -152,6 +152,14 @@ class UnifiedVLM(ABC):
             del seen[key]
         return [found[key] for key in keys]
 
+    def check_can_draw(self) -> None:
+        """Raise a `RewindError` if there is no decoder for pictures."""
+        if not self.can_draw:
+            raise RewindError(
+                f"{self.name} has no VQ decoder, so its pictures cannot be drawn: name a folder or Hub id that has "
+                "one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
+            )
+
     def decode(self, ids_BK: Tensor | np.ndarray, batch_size: int | None = None) -> np.ndarray:
         """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]; `batch_size` at once, or what is quick on the device."""
         if batch_size is None:

@@ -87,7 +87,8 @@ def begin_run(
     """
     stage_asked_for()
     folder = Path(str(config.output_dir))
-    values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out)}
+    data = [file for name in ("triplets", "synthetic", "validation") for file in getattr(arguments, name, [])]
+    values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out, data)}
 
     def take() -> Path:
         claimed = claim(

@@ -42,6 +42,8 @@ def show_role(
     shown = [triplet for triplet in triplets[:GRID_ROWS] if triplet.target is not None]
     if not shown or not any(isinstance(c, TensorBoardCallback) for c in trainer.callback_handler.callbacks):
         return
+    if role == "fdm" and not vlm.can_draw:  # which was said when the base was opened
+        return
     with gathered(trainer):
         if not trainer.is_world_process_zero():
             return

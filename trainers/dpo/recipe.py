@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl import DPOConfig
 
-from rewards import Reward
+from rewards import Reward, scorers
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from rl.models.roles import ForwardDynamics
@@ -45,7 +45,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     vlm = fdm.backbone
     held_out = read_files(arguments, arguments.validation, left_out)
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
-    output = begin_run("train_dpo.py", arguments, config, inputs, left_out)
+    output = begin_run("train_dpo.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
     eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)

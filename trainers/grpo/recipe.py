@@ -14,7 +14,7 @@ from rl.data.chains import chains
 from rl.data.left_out import LeftOut
 from rl.data.store import CandidateStore, scorer_key
 from rl.errors import RewindError
-from rl.models.opening import load_idm
+from rl.models.opening import load_idm_beside
 from trainers.common.adapters import save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
@@ -79,9 +79,13 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         importance_advantages=kind,
     )
     with whole_weights():
-        judge = load_idm(arguments.judge_idm, **arguments.opening()) if arguments.judge_idm is not None else None
+        judge = (
+            load_idm_beside(arguments.judge_idm, None, **arguments.opening())
+            if arguments.judge_idm is not None
+            else None
+        )
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
-    output = begin_run("train_grpo.py", arguments, config, inputs, left_out)
+    output = begin_run("train_grpo.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"

@@ -156,7 +156,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         """TRL's evaluation on the validation rows, always with the same noise; a grid of candidates beside it."""
         found: dict[str, float] = super().evaluate(*arguments, **settings)
         shown, self._validated = self._validated[:GRID_ROWS], []
-        show_validation(self, [candidate_row(triplet, group) for triplet, group in shown])
+        if self.vlm.can_draw:
+            show_validation(self, [candidate_row(triplet, group) for triplet, group in shown])
         return found
 
     # ---- rollouts and rewards

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 from transformers import ChameleonVQVAE
 
-from rl.errors import RewindError
 from rl.models.families.vqgan_files import write_decoder
 from rl.models.layout import TokenLayout
 from rl.models.unified import UnifiedVLM
@@ -54,11 +53,8 @@ class VQGANBackbone(UnifiedVLM):
         return self.layout.image_ids_V.to(codes.device)[codes]
 
     def decode_ids(self, ids_BK: Tensor) -> Tensor:
-        if self.decoder is None:
-            raise RewindError(
-                f"{self.name} has no VQ decoder, so its pictures cannot be drawn: name a folder or Hub id "
-                "that has one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
-            )
+        self.check_can_draw()
+        assert self.decoder is not None
         self.vqmodel.to(self.device)
         self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
         codes, rows = codes_of(ids_BK, self.layout.image_ids_V), self.layout.grammar.grid.rows

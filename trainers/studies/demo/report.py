@@ -57,7 +57,7 @@ def how_sure(
     entry: Sequence[float], unit: str = "points of success", times: float = 100.0, less_is_better: bool = False
 ) -> str:
     """A paired difference in words that fit it."""
-    difference, low, high = (times * value for value in entry)
+    difference, low, high = (times * value if abs(value) > 1e-9 else 0.0 for value in entry)  # less is rounding
     amount = f"{difference:+.1f} {unit} (95 % interval {low:+.1f} to {high:+.1f})"
     if low <= 0 <= high:
         return f"no difference shown: {amount}"
