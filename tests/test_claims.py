@@ -21,7 +21,7 @@ from rl.errors import RewindError
 from rl.running import lock
 from rl.running.resumption import differences
 from rl.running.run_folder import claim, move_finished
-from trainers.common.runs import HARMLESS, SCHEDULE, _first_rollout, harmless
+from trainers.common.runs import HARMLESS, SCHEDULE, _first_rollout, harmless, processes
 from trainers.dpo.arguments import DPOArguments
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.sft.arguments import RoleConfig
@@ -262,3 +262,11 @@ def test_the_harmless_arguments_are_arguments(tmp_path: Path) -> None:
     assert not {"learning_rate", "seed", "per_device_train_batch_size", "triplets", "optim"} & {*harmless(config)}
     assert SCHEDULE in harmless(config)["max_steps"]  # cosine
     assert SCHEDULE not in harmless(RoleConfig(output_dir=str(tmp_path), lr_scheduler_type="constant"))["max_steps"]
+
+
+def test_another_number_of_processes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = processes()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert differences(alone, processes()) == {"num_processes": (None, 2)}
+    assert differences(processes(), alone) == {"num_processes": (2, None)}
+    assert "num_processes" not in HARMLESS

@@ -51,6 +51,7 @@ HARMLESS = {
     **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"), _SPEED),
     **dict.fromkeys(("activation_checkpointing", "activation_checkpointing_kwargs"), _SPEED),  # its new name
     **dict.fromkeys(("skip_memory_metrics", "max_rows"), _SPEED),
+    "ddp_backend": "processes talk in another way; how many they are is compared by itself",
 }
 """Arguments that may differ when a run is resumed, and what that means: the steps that are left stay as they were.
 `harmless` adds the number of steps itself.
@@ -88,7 +89,7 @@ def begin_run(
     stage_asked_for()
     folder = Path(str(config.output_dir))
     data = [file for name in ("triplets", "synthetic", "validation") for file in getattr(arguments, name, [])]
-    values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out, data)}
+    values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out, data), **processes()}
 
     def take() -> Path:
         claimed = claim(
@@ -108,6 +109,12 @@ def begin_run(
     output = on_main(take)
     _log_to(output / "tensorboard")
     return output
+
+
+def processes() -> dict[str, int]:
+    """How many processes share the batches, if there are several: with another number a step sees other rows."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return {"num_processes": count} if count > 1 else {}
 
 
 def harmless(config: TrainingArguments) -> dict[str, str]:
