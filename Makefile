@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (7 minutes on 2 cores, up to 12 where others use them)
+demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (5 to 7 minutes on 2 cores, up to 12 where others use them)
 	$(BIN)/python scripts/demo.py --output runs/demo --resume
 
 reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (46 to 49 minutes of one core a seed; finished ones are reused); writes docs/results.md
