@@ -1,4 +1,4 @@
-"""Lumina-mGPT, WorldVLA and RynnVLA-002: Chameleon's classes and VQGAN, pictures that tell their size and their rows.
+"""Lumina-mGPT (and what keeps its form): Chameleon's classes and VQGAN, pictures that tell their size and their rows.
 
 A picture is begin, height, width, then each row and its end (arXiv 2408.02657); a size token counts cells of 32 pixels,
 two codes. The checkpoints hold no VQ weights: name Meta's `vqgan.ckpt`, or a folder that has them, as `vq`.
@@ -27,7 +27,7 @@ IDM_QUESTION = "Name the action that leads from the first image to the second."
 
 
 class LuminaVLM(ChameleonVLM):
-    """Lumina-mGPT and the robot models that stand on it, with one camera and actions in words."""
+    """Lumina-mGPT. Robot models that stand on it have heads for actions besides, which are not read yet."""
 
     family = "lumina"
 
