@@ -83,7 +83,7 @@ class Batch:
         return [candidate.ids.tolist() for candidate in self.candidates]
 
     @cached_property
-    def source_ids(self) -> list[list[int]]:
+    def source_ids(self) -> Sequence[list[int]]:
         """Image-token ids of the sources in the candidates' backbone; each picture is encoded once."""
         if not self.candidates:
             return []
@@ -116,9 +116,10 @@ def scorers(rewards: Sequence[Reward]) -> dict[str, str]:
 def pictures_of(candidates: Sequence[Candidate]) -> list[Image.Image]:
     """The pictures of candidates of one backbone; those that nobody has looked at are decoded together."""
     fresh = [candidate for candidate in candidates if "image" not in vars(candidate)]
-    if fresh:
-        decoded = fresh[0].backbone.decode(np.stack([candidate.ids for candidate in fresh]))
-        for candidate, array in zip(fresh, decoded, strict=True):
+    for grid in dict.fromkeys(candidate.grid for candidate in fresh):
+        same = [candidate for candidate in fresh if candidate.grid == grid]
+        decoded = same[0].backbone.decode(np.stack([candidate.ids for candidate in same]), grid=grid)
+        for candidate, array in zip(same, decoded, strict=True):
             vars(candidate)["image"] = Image.fromarray(array)  # where `Candidate.image` keeps it, too
     return [candidate.image for candidate in candidates]
 

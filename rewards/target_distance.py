@@ -11,7 +11,7 @@ import torch
 from rewards.contract import pictures_of
 from rl.errors import RewindError
 from rl.models.inputs import token_ids
-from rl.pictures import Picture, to_array
+from rl.pictures import Picture
 from rl.triplets import Candidate
 
 MEASURES = ("tokens", "pixels", "features")
@@ -44,12 +44,18 @@ class TargetDistance:
 
     def _distances(self, candidates: Sequence[Candidate], targets: Sequence[Picture]) -> np.ndarray:
         """Float [N]."""
-        vlm = candidates[0].backbone
+        vlm, sizes = candidates[0].backbone, [candidate.codes for candidate in candidates]
         if self.measure == "tokens":
-            drawn_NK = np.stack([candidate.ids for candidate in candidates])
-            return (drawn_NK != np.array(token_ids(vlm, targets))).mean(1)
+            true_ids = token_ids(vlm, targets, sizes)
+            return np.array([(np.array(a) != np.array(b)).mean() for a, b in zip(sizes, true_ids, strict=True)])
         drawn = pictures_of(candidates)
         if self.measure == "pixels":
-            truth_NHWC = np.stack([to_array(target, vlm.image_size) for target in targets]).astype(float)
-            return np.abs(np.stack([np.asarray(image) for image in drawn]) - truth_NHWC).mean((1, 2, 3)) / 255
-        return torch.linalg.vector_norm(vlm.features(drawn) - vlm.features(targets), dim=-1).mean(1).cpu().numpy()
+            truth = [vlm.to_array(target, ids.grid) for target, ids in zip(targets, sizes, strict=True)]
+            return np.array(
+                [
+                    np.abs(np.asarray(image) - right.astype(float)).mean() / 255
+                    for image, right in zip(drawn, truth, strict=True)
+                ]
+            )
+        pairs = zip(vlm.features_of(drawn, sizes), vlm.features_of(targets, sizes), strict=True)
+        return np.array([float(torch.linalg.vector_norm(a - b, dim=-1).mean()) for a, b in pairs])

@@ -139,12 +139,13 @@ def rerank(  # type: ignore[misc]
     whole = num_candidates - num_candidates // 2 if refine else num_candidates
     found = rerank_candidates(draw, judge, len(sources), whole, **rules, totals=totals)
     if refine:
+        source_ids = [np.array(ids) for ids in token_ids(fdm.backbone, sources)]
         found = refine_candidates(
             _draw_rest(fdm, sources, actions, sampling),
             judge,
             found,
-            [np.array(ids) for ids in token_ids(fdm.backbone, sources)],
-            (num_candidates - whole) * fdm.backbone.layout.tokens_per_image,
+            source_ids,
+            [(num_candidates - whole) * len(ids) for ids in source_ids],
             rounds=refine,
             max_candidates=num_candidates,
             **rules,

@@ -28,6 +28,7 @@ from rl.errors import RewindError
 from rl.paths import as_written, expanded
 
 SIZE_RULE = "the centre square is cut out and scaled"
+SHAPE_RULE = "the centre of that shape is cut out and scaled"
 _UNREADABLE = (  # what decoders raise at broken files
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError),
     *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
@@ -35,7 +36,7 @@ _UNREADABLE = (  # what decoders raise at broken files
 _DEEP = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _logger = logging.getLogger("rl")
 _said: set[Hashable] = set()
-_said_sizes: dict[int, list[tuple[int, int]]] = {}
+_said_sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +133,32 @@ def pixels(picture: PictureLike) -> np.ndarray:
     return array
 
 
-def to_array(image: PictureLike, size: int) -> np.ndarray:
-    """A picture of any kind as uint8 RGB [size, size, 3]; another size is changed by `SIZE_RULE`.
+def to_array(image: PictureLike, size: int | tuple[int, int]) -> np.ndarray:
+    """A picture of any kind as uint8 RGB [size, size, 3], or [H, W, 3] for a size (H, W).
 
-    That is said for the first size that occurs, and once for all others.
+    Another shape is changed by `SIZE_RULE` or `SHAPE_RULE`. That is said for the first size that occurs, and once for
+    all others.
 
     Raises:
         RewindError: as for `to_image`.
     """
-    array = pixels(image)
+    array, (rows, columns) = pixels(image), (size, size) if isinstance(size, int) else size
     height, width = array.shape[:2]
-    if (height, width) == (size, size):
+    if (height, width) == (rows, columns):
         return array
-    _say_size(width, height, size)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(array[top : top + side, left : left + side])
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+    _say_size(width, height, rows, columns)
+    high, wide = min(height, round(width * rows / columns)), min(width, round(height * columns / rows))
+    top, left = (height - high) // 2, (width - wide) // 2
+    part = Image.fromarray(array[top : top + max(high, 1), left : left + max(wide, 1)])
+    return np.asarray(part.resize((columns, rows), Image.Resampling.LANCZOS))
+
+
+def size_of(picture: PictureLike) -> tuple[int, int]:
+    """Height and width of a picture in pixels, upright; a file that was looked at before is not decoded for it."""
+    if isinstance(picture, PictureFile):
+        return picture.size[1], picture.size[0]
+    height, width = pixels(picture).shape[:2]
+    return height, width
 
 
 def from_path(given: Any) -> Any:
@@ -224,9 +234,10 @@ def _say_once(key: Hashable, text: str) -> None:
         _logger.warning(text)
 
 
-def _say_size(width: int, height: int, size: int) -> None:
-    said = _said_sizes.setdefault(size, [])  # the first size, and one of all others
+def _say_size(width: int, height: int, rows: int, columns: int) -> None:
+    said = _said_sizes.setdefault((rows, columns), [])  # the first size, and one of all others
     if len(said) < 2 and (width, height) not in said:
         said.append((width, height))
         which = "pictures of other sizes" if len(said) == 2 else f"pictures of {width}x{height}"
-        _logger.warning("%s: %s to %dx%d", which, SIZE_RULE, size, size)
+        rule = SIZE_RULE if rows == columns else SHAPE_RULE
+        _logger.warning("%s: %s to %dx%d", which, rule, columns, rows)

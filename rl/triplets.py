@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.pictures import Picture, from_path
 
@@ -56,21 +57,28 @@ class Candidate:
     `ids` int64 [K] are image tokens of the vocabulary, `logprobs` float32 [K] their log-probabilities under the
     distribution that they were drawn from (natural logarithm; 0 at temperature 0). `backbone` is the model whose
     vocabulary the ids belong to: another one reads `image`, which is decoded when first read. A pickle leaves the model
-    out; `dataclasses.replace(candidate, backbone=...)` gives one back.
+    out; `dataclasses.replace(candidate, backbone=...)` gives one back. `grid` says how the ids lie in the picture; None
+    is the backbone's usual one.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
     backbone: UnifiedVLM = field(repr=False)
+    grid: Grid | None = field(default=None, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Candidate, (self.ids, self.logprobs, None)
+        return Candidate, (self.ids, self.logprobs, None, self.grid)
 
     def __copy__(self) -> Candidate:
-        return Candidate(self.ids, self.logprobs, self.backbone)
+        return Candidate(self.ids, self.logprobs, self.backbone, self.grid)
 
     def __deepcopy__(self, _: Any) -> Candidate:
-        return Candidate(self.ids.copy(), self.logprobs.copy(), self.backbone)
+        return Candidate(self.ids.copy(), self.logprobs.copy(), self.backbone, self.grid)
+
+    @property
+    def codes(self) -> Codes:
+        """The ids with their grid."""
+        return Codes(self.ids.tolist(), self.grid or self.backbone.layout.grammar.grid)
 
     @cached_property
     def image(self) -> Image.Image:
@@ -84,7 +92,7 @@ class Candidate:
                 "this candidate comes from a pickle, which leaves its model out, so it cannot be decoded: "
                 "use dataclasses.replace(candidate, backbone=fdm.backbone)"
             )
-        return Image.fromarray(self.backbone.decode(self.ids[None])[0])
+        return Image.fromarray(self.backbone.decode(self.ids[None], grid=self.grid)[0])
 
     @property
     def logprob(self) -> float:

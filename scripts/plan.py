@@ -16,6 +16,7 @@ from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS, MAX_ROWS
 from rl.running.command_line import parse_with_config, run
 from rl.running.files import write_whole
+from rl.running.model_flags import SIZE_HELP
 from trainers.plan.arithmetic import Job, plan
 from trainers.plan.shapes import Shape, adapter_of, shape_of
 
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     switch: Any = {"action": argparse.BooleanOptionalAction, "default": True}
     p.add_argument("--base", help="chameleon-7b, chameleon-30b, emu3-8b, liquid-7b, or a base by name or folder")
     p.add_argument("--fdm", help="run folder of the model to improve: its base, rank and target modules")
+    p.add_argument("--image_size", help=SIZE_HELP)
     p.add_argument("--algorithm", choices=ALGORITHMS, help="told from the config's keys if not given")
     p.add_argument("--lora_r", type=int, help="rank of the adapters (16); 0 is full fine-tuning")
     p.add_argument("--lora_target_modules", nargs="+", help="the layers with adapters (all linear ones)")
@@ -84,7 +86,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         action_tokens=arguments.action_tokens,
         gather=arguments.ds3_gather_for_generation,
     )
-    return algorithm, shape_of(base), job
+    return algorithm, shape_of(base, arguments.image_size), job
 
 
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "cache", "training", "rollout", "peak", "host", "sent")

@@ -42,6 +42,8 @@ SHOWN_ROWS, SHOWN_SAMPLES = 8, 4
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    import numpy as np
+
     from rl import RewindError, Triplet, load_fdm
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
@@ -79,9 +81,10 @@ def main() -> None:
                 row = {"triplet": number, "action": triplet.action, "image": name, "logprob": candidate.logprob}
                 file.write(json.dumps({**row, "ids": candidate.ids.tolist()}) + "\n")
     backbone = fdm.backbone
-    seen = backbone.decode(backbone.encode([t.source for t in triplets[:SHOWN_ROWS]]))
+    seen = backbone.codes([t.source for t in triplets[:SHOWN_ROWS]])
     rows = []
-    for triplet, again, group in zip(triplets, seen, groups, strict=False):
+    for triplet, codes, group in zip(triplets, seen, groups, strict=False):
+        again = backbone.decode(np.array([codes]), grid=codes.grid)[0]
         cells = [(triplet.source, triplet.action), (again, "as the model sees it")]
         cells += [(triplet.target, "true target")] if triplet.target is not None else []
         cells += [(c.image, f"log-probability {c.logprob:.1f}") for c in group[:SHOWN_SAMPLES]]

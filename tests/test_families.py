@@ -22,6 +22,7 @@ from rl.models.noise import Noise, prompt_key
 from rl.models.opening import load_base, save_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.models.settings import Settings
+from rl.models.sizes import PictureSize
 from rl.triplets import Scored, Triplet
 from trainers.dpo.arguments import RewindDPOConfig
 from trainers.dpo.trainer import Preference, WorldModelDPOTrainer, preference_rows
@@ -276,7 +277,7 @@ def test_emu3_by_the_published_numbers() -> None:
     assert asked.endswith("<|image end|>Name the action that leads from the first image to the second. ASSISTANT:")
     assert drawn.startswith(f"<|extra_203|>{text}")
     assert drawn.endswith(f"<|image end|>{ACTION} masterpiece, film grained, best quality.{text}")
-    usual = emu3_layout(config, vlm.tokenizer, "it", 512).grammar
+    usual = emu3_layout(config, vlm.tokenizer, "it", PictureSize.of(512)).grammar
     assert len(usual.picture(range(64 * 64))) == 4169
-    with pytest.raises(RewindError, match="multiples of 8 pixels and of which two fit into 9216 positions, not 20"):
-        emu3_layout(config, vlm.tokenizer, "it", 20)
+    with pytest.raises(RewindError, match="multiples of 8 pixels, differ"):
+        emu3_layout(config, vlm.tokenizer, "it", PictureSize.of(20))

@@ -18,10 +18,11 @@ from test_sampler import slow_sample
 from transformers import set_seed
 
 from rewards import Reward
+from rl.codes import Grid
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM
-from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.grammar import PictureGrammar, Template
 from rl.models.known import LINEAR_LAYERS
 from rl.models.noise import Noise
 from rl.models.roles import ForwardDynamics, InverseDynamics

@@ -72,7 +72,7 @@ def test_sampler_and_loss_see_one_distribution(tmp_path: Path) -> None:
 
 
 def test_a_gap_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import trainers.grpo.trajectories as module
+    import rl.models.drawing as module
 
     run = trainer(tmp_path, [Reward.of(low_tokens)])
     draw = module.sample_tokens

@@ -66,7 +66,7 @@ def test_candidates_decode_when_looked_at() -> None:
     calls = []
 
     class Backbone:
-        def decode(self, ids_BK: np.ndarray) -> list[np.ndarray]:
+        def decode(self, ids_BK: np.ndarray, grid: None) -> list[np.ndarray]:
             calls.append(ids_BK)
             return [noise(8, 8, 3)]
 

@@ -148,15 +148,15 @@ def test_refinement_keeps_what_the_total_needs_and_draws_the_rest() -> None:
         return [[row([0, 5, 0, 3]), row([0, 5, 0, 6]), row([0, 5, 9, 9])][: counts[0]]]
 
     limits = {"rounds": 2, "max_candidates": 3}
-    (found,) = refine(draw_rest, judge, [start], [source], 16, **limits)  # type: ignore[arg-type]
+    (found,) = refine(draw_rest, judge, [start], [source], [16], **limits)  # type: ignore[arg-type]
     assert found.best.candidate.ids.tolist() == truth.tolist()
     # 16 // 2 rounds // 2 free places = 4, at most 3; then both right changes stay.
     assert kept == [[1, 0, 5, -1, -1, 3], [2, 0, 5, -1, 6, 3]]
     assert found.sampled_tokens == 8 + 3 * 2 + 3 * 1
     assert len(found.candidates) == 2 + 3 + 3
-    again = refine(draw_rest, judge, [start], [source], 16, good_enough=-1.0, **limits)  # type: ignore[arg-type]
+    again = refine(draw_rest, judge, [start], [source], [16], good_enough=-1.0, **limits)  # type: ignore[arg-type]
     assert again == [start]
-    assert refine(draw_rest, judge, [start], [source], 1, **limits) == [start]  # type: ignore[arg-type]
+    assert refine(draw_rest, judge, [start], [source], [1], **limits) == [start]  # type: ignore[arg-type]
 
 
 def test_the_estimate_is_the_mean_over_all_subsets() -> None:

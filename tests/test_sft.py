@@ -185,13 +185,17 @@ def test_the_head_is_shared(tmp_path: Path) -> None:
 def test_importance_by_hand() -> None:
     distance = torch.tensor([[0.0, 1.0], [4.0, 25.0]])
     none = Importance("none", floor=1.0, cap=10.0).weights(distance)
-    assert torch.allclose(none, torch.tensor([[1.0, 2.0], [5.0, 11.0]]) / 4.75)
+    assert torch.allclose(torch.stack(none), torch.tensor([[1.0, 2.0], [5.0, 11.0]]) / 4.75)
     sample = Importance("sample", floor=0.0, cap=9.0).weights(distance)
-    assert torch.allclose(sample, torch.tensor([[0.0, 2.0], [8 / 29, 50 / 29]]))
+    assert torch.allclose(torch.stack(sample), torch.tensor([[0.0, 2.0], [8 / 29, 50 / 29]]))
     data = Importance("dataset", floor=0.5, cap=2.0).weights(distance)
     raw = torch.tensor([[0.0, 1 / 7.5], [4 / 7.5, 2.0]]) + 0.5
-    assert torch.allclose(data, raw / raw.mean())
-    assert torch.equal(Importance("none", floor=0.0).weights(torch.zeros(2, 2)), torch.ones(2, 2))
+    assert torch.allclose(torch.stack(data), raw / raw.mean())
+    still = Importance("none", floor=0.0).weights(torch.zeros(2, 2))
+    assert torch.equal(torch.stack(still), torch.ones(2, 2))
+    ragged = Importance("dataset", floor=0.5, cap=2.0).weights([distance[0], distance[1], torch.tensor([7.5])])
+    assert [len(weights) for weights in ragged] == [2, 2, 1]  # pictures of different sizes
+    assert torch.cat(ragged).mean().item() == pytest.approx(1.0)
     for wrong in ({"normalise": "batch"}, {"floor": -1.0}, {"cap": 0.0}):
         with pytest.raises(RewindError):
             Importance(**wrong)  # type: ignore[arg-type]
@@ -201,7 +205,7 @@ def test_distances_are_those_of_the_features(tiny: ChameleonVLM) -> None:
     data = triplets(3)
     sources, targets = [t.source for t in data], [t.target for t in data if t.target is not None]
     expected = (tiny.features(sources) - tiny.features(targets)).pow(2).sum(-1)
-    assert torch.allclose(feature_distances(tiny, sources, targets, chunk=2), expected, rtol=1e-4)
+    assert torch.allclose(torch.stack(feature_distances(tiny, sources, targets, chunk=2)), expected, rtol=1e-4)
 
 
 def test_weighted_nll() -> None:

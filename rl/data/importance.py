@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Importance:
-    """How squared feature distances d [N, K] become weights.
+    """How squared feature distances d, [K] a pair, become weights.
 
     w = floor + min(d / scale, cap), then everything is divided by its mean over the data, so that a learning rate means
     the same with and without weights. `scale` is the mean of d over the data set (`dataset`: pairs with much motion
@@ -48,25 +48,30 @@ class Importance:
         if self.floor < 0 or not self.cap > 0:
             raise RewindError(f"the floor must be 0 or more and the cap above 0, not {self.floor} and {self.cap}")
 
-    def weights(self, distance_NK: Tensor) -> Tensor:
-        """Weights float32 [N, K], mean 1 over the data, from `feature_distances` [N, K] of all of it."""
-        distance = distance_NK
+    def weights(self, distances: Sequence[Tensor]) -> list[Tensor]:
+        """Weights float32 [K] of each pair, mean 1 over the data, from `feature_distances` of all of it."""
+        if self.normalise == "sample":
+            distances = [distance_K / distance_K.mean().clamp(min=1e-12) for distance_K in distances]
+        flat = torch.cat(list(distances))
         if self.normalise == "dataset":
-            distance = distance / distance.mean().clamp(min=1e-12)
-        elif self.normalise == "sample":
-            distance = distance / distance.mean(1, keepdim=True).clamp(min=1e-12)
-        weights = self.floor + distance.clamp(max=self.cap)
+            flat = flat / flat.mean().clamp(min=1e-12)
+        weights = self.floor + flat.clamp(max=self.cap)
         mean = weights.mean()
-        return weights / mean if float(mean) > 0 else torch.ones_like(weights)
+        weights = weights / mean if float(mean) > 0 else torch.ones_like(weights)
+        return list(weights.split([len(distance_K) for distance_K in distances]))
 
 
 def feature_distances(
     vlm: UnifiedVLM, sources: Sequence[Picture], targets: Sequence[Picture], chunk: int = 64
-) -> Tensor:
-    """|| z_source,l - z_target,l ||^2, float32 [N, K], a chunk at a time: the features themselves are far larger."""
-    found = []
+) -> list[Tensor]:
+    """|| z_source,l - z_target,l ||^2, float32 [K] a pair, a chunk at a time: the features themselves are far larger.
+
+    Where pictures keep their own sizes, a target gets its source's.
+    """
+    found: list[Tensor] = []
     for start in range(0, len(sources), chunk):
         part = slice(start, start + chunk)
-        before, after = vlm.features(sources[part]), vlm.features(targets[part])
-        found.append((before.float() - after.float()).pow(2).sum(-1).cpu())
-    return torch.cat(found)
+        sizes = vlm.codes(sources[part]) if vlm.picture_size.own else None
+        before, after = vlm.features_of(sources[part]), vlm.features_of(targets[part], sizes)
+        found += [(a.float() - b.float()).pow(2).sum(-1).cpu() for a, b in zip(before, after, strict=True)]
+    return found

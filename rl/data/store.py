@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl.codes import Grid
 from rl.data.columns import columns_text
 from rl.errors import RewindError
 from rl.paths import expanded
@@ -55,9 +56,10 @@ SCHEMA = pa.schema(
         ("total", pa.float64()),
         ("scorers", pa.list_(pa.string())),  # what each score comes from where the reward's name does not say it
         ("more", pa.string()),  # further columns of the data as JSON, null if there are none
+        ("grid", pa.list_(pa.int64())),  # rows and columns of the ids, null for the base's usual grid
     ]
 )
-LATER = ("scorers", "more")
+LATER = ("scorers", "more", "grid")
 """Columns that earlier stores lack. Without `scorers`, scores of a reward of one's own, or of a judge, match none."""
 
 
@@ -201,6 +203,7 @@ class CandidateStore:
                 "total": scored.total,
                 "scorers": [self.scorers.get(name, "") for name in scored.scores],
                 "more": more,
+                "grid": None if candidate.grid is None else [candidate.grid.rows, candidate.grid.columns],
             }
 
     def _keep(self, picture: Picture) -> str:
@@ -245,7 +248,8 @@ def _with_columns(action: str, more: str | None) -> str:
 def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
     ids, logprobs = np.array(row["ids"], dtype=np.int64), np.array(row["logprobs"], dtype=np.float32)
     scores = dict(zip(row["rewards"], row["scores"], strict=True))
-    return Scored(Candidate(ids, logprobs, backbone), scores, row["total"])
+    grid = None if row["grid"] is None else Grid(*row["grid"])
+    return Scored(Candidate(ids, logprobs, backbone, grid), scores, row["total"])
 
 
 def _same(first: str, second: str) -> bool:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from rl.codes import Codes
 from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
-from rl.pictures import to_array
 from rl.triplets import Candidate, Triplet
 
 Rows = list[dict[str, float]]
@@ -48,19 +48,23 @@ def compare(
             if without
             else "there is no triplet to evaluate on"
         )
-    vlm, size = fdm.backbone, fdm.backbone.image_size
+    vlm = fdm.backbone
     sources, actions = [t.source for t in triplets], [t.action for t in triplets]
     drawn = [group[0] for group in fdm.sample(sources, actions, 1, temperature=temperature, seed=seed)]
-    targets = [to_array(t.target, size) for t in triplets]  # type: ignore[arg-type]
-    source_ids, target_ids = vlm.encode(sources).cpu().numpy(), vlm.encode(targets).cpu().numpy()
+    source_ids = vlm.codes(sources)
+    targets = [vlm.to_array(t.target, ids.grid) for t, ids in zip(triplets, source_ids, strict=True)]  # type: ignore[arg-type]
+    target_ids = vlm.codes(targets, source_ids)
 
-    def measured(pictures: Sequence[Any], ids: np.ndarray) -> Rows:
-        images = [to_array(getattr(picture, "image", picture), size) for picture in pictures]
+    def measured(pictures: Sequence[Any], ids: Sequence[Codes]) -> Rows:
+        images = [
+            vlm.to_array(getattr(picture, "image", picture), one.grid)
+            for picture, one in zip(pictures, ids, strict=True)
+        ]
         rows = [
             {
                 "l1": float(np.abs(image.astype(float) - target).mean() / 255),
-                "token_accuracy": float((mine == right).mean()),
-                "copy_rate": float((mine == source).all()),
+                "token_accuracy": float(np.mean(np.array(mine) == np.array(right))),
+                "copy_rate": float(mine == source),
             }
             for image, target, mine, right, source in zip(images, targets, ids, target_ids, source_ids, strict=True)
         ]
@@ -72,8 +76,8 @@ def compare(
         return rows
 
     found = {
-        "tasks": _by_task(triplets, measured(drawn, np.stack([candidate.ids for candidate in drawn]))),
-        "copy": _by_task(triplets, measured([to_array(source, size) for source in sources], source_ids)),
+        "tasks": _by_task(triplets, measured(drawn, [candidate.codes for candidate in drawn])),
+        "copy": _by_task(triplets, measured([vlm.to_array(source) for source in sources], source_ids)),
     }
     if idm is not None:
         found["truth"] = _by_task(triplets, measured(targets, target_ids))
@@ -93,11 +97,13 @@ def add_rewards(found: dict[str, Any], triplets: Sequence[Triplet], drawn: Seque
         rate: asks the rewards.
     """
     vlm = drawn[0].backbone
-    pictures = [t.source for t in triplets], [to_array(t.target, vlm.image_size) for t in triplets]  # type: ignore[arg-type]
-    ids = [vlm.encode(row).cpu().numpy() for row in pictures]
-    # Nobody drew these, so a reward that asks for their likelihood finds none.
-    unlikely = np.zeros(vlm.layout.tokens_per_image, np.float32)
-    copies, truths = ([Candidate(one, unlikely, vlm) for one in row] for row in ids)
+    source_ids = vlm.codes([t.source for t in triplets])
+    target_ids = vlm.codes([t.target for t in triplets], source_ids)  # type: ignore[misc]
+    copies, truths = (
+        # Nobody drew these, so a reward that asks for their likelihood finds none.
+        [Candidate(np.array(one), np.zeros(len(one), np.float32), vlm, one.grid) for one in row]
+        for row in (source_ids, target_ids)
+    )
     groups = list(zip(triplets, zip(drawn, copies, truths, strict=True), strict=True))
     rated = rate(groups)
     for place, key in enumerate(("tasks", "copy", "truth")):

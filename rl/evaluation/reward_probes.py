@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from rl.errors import RewindError
-from rl.pictures import Picture, to_array
+from rl.pictures import Picture
 from rl.triplets import Triplet
 from rl.words import words_of
 
@@ -78,8 +78,7 @@ def build(
     if len(triplets) < 2 or any(t.target is None for t in triplets):
         raise RewindError("an audit needs at least two triplets, and a true target ('output') in each")
     rng = np.random.default_rng(seed)
-    size = vlm.image_size
-    targets = [to_array(t.target, size) for t in triplets]  # type: ignore[arg-type]
+    targets = [vlm.to_array(t.target) for t in triplets]  # type: ignore[arg-type]
     source_BK = vlm.encode([t.source for t in triplets]).cpu().numpy()
     target_BK = vlm.encode(targets).cpu().numpy()
     other_B = rng.permutation(len(triplets))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rl.pictures import Picture, to_array
+from rl.codes import by_grid
+from rl.pictures import Picture
 from rl.triplets import Candidate, Scored, Triplet
 
 PICTURES = 64
@@ -33,44 +34,59 @@ def measure(
         action, read from the decoded picture.
     """
     candidates = [s.candidate for s in scored]
-    vlm = candidates[0].backbone
-    ids_BK = np.stack([c.ids for c in candidates])
-    source_BK = _source_ids(vlm, [row.source for row in rows])
+    vlm, ids = candidates[0].backbone, [c.ids for c in candidates]
+    source_ids = _source_ids(vlm, [row.source for row in rows])
     starts = range(0, len(rows), group)
     distinct = [len({c.ids.tobytes() for c in candidates[start : start + group]}) for start in starts]
     shown = np.unique(np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int))
-    images = vlm.decode(ids_BK[shown])
-    before = np.stack([to_array(_picture(rows[n].source), vlm.image_size) for n in shown])
-    again_BK = vlm.quantise(vlm.features_pixels(torch.from_numpy(images).to(vlm.device))).cpu().numpy()
+    images, look = _look(vlm, [rows[n] for n in shown], [candidates[n] for n in shown])
     found = {
-        "copy_rate": float((ids_BK == source_BK).all(1).mean()),
+        "copy_rate": float(np.mean([np.array_equal(a, b) for a, b in zip(ids, source_ids, strict=True)])),
         "duplicates": 1 - sum(distinct) / len(rows),
         "entropy": -float(np.mean([c.logprobs.mean() for c in candidates])),
-        "code_usage": _perplexity(ids_BK) / _perplexity(source_BK),
-        "brightness": (float(images.mean()) - float(before.mean())) / 255,
-        "sharpness": _steps(images) / max(_steps(before), 1e-6),
-        "colour": _saturation(images) - _saturation(before),
-        "survival": float((again_BK == ids_BK[shown]).mean()),
+        "code_usage": _perplexity(np.concatenate(ids)) / _perplexity(np.concatenate(source_ids)),
+        **look,
     }
     if judge is not None:
-        pictures, sources = list(images), [rows[n].source for n in shown]
-        found["judge_idm"] = float(np.mean(judge.score(sources, pictures, [rows[n].action for n in shown])))
+        sources, actions = [rows[n].source for n in shown], [rows[n].action for n in shown]
+        found["judge_idm"] = float(np.mean(judge.score(sources, images, actions)))
     return found
 
 
-def _source_ids(vlm: Any, sources: Sequence[Picture | Candidate]) -> np.ndarray:
-    """Image-token ids int64 [B, K]."""
+def _look(
+    vlm: Any, rows: Sequence[Triplet], candidates: Sequence[Candidate]
+) -> tuple[list[np.ndarray], dict[str, float]]:
+    """Candidates as pictures uint8 [H, W, 3], and what their pixels say beside their sources'."""
+    images: dict[int, np.ndarray] = {}
+    sums = dict.fromkeys(("brightness", "sharp", "sharp_before", "colour", "survival"), 0.0)
+    for grid, numbers in by_grid(candidate.codes for candidate in candidates).items():
+        ids_BK, share = np.stack([candidates[n].ids for n in numbers]), len(numbers) / len(candidates)
+        drawn = vlm.decode(ids_BK, grid=grid)
+        before = np.stack([vlm.to_array(_picture(rows[n].source), grid) for n in numbers])
+        again_BK = vlm.quantise(vlm.features_pixels(torch.from_numpy(drawn).to(vlm.device))).cpu().numpy()
+        sums["brightness"] += share * (float(drawn.mean()) - float(before.mean())) / 255
+        sums["sharp"] += share * _steps(drawn)
+        sums["sharp_before"] += share * _steps(before)
+        sums["colour"] += share * (_saturation(drawn) - _saturation(before))
+        sums["survival"] += share * float((again_BK == ids_BK).mean())
+        images |= dict(zip(numbers, drawn, strict=True))
+    sharpness = sums.pop("sharp") / max(sums.pop("sharp_before"), 1e-6)
+    return [images[n] for n in range(len(candidates))], {**sums, "sharpness": sharpness}
+
+
+def _source_ids(vlm: Any, sources: Sequence[Picture | Candidate]) -> list[np.ndarray]:
+    """Image-token ids int64 [K] each."""
     pictures = [source for source in sources if not isinstance(source, Candidate)]
-    encoded = iter(vlm.encode(pictures).cpu().numpy() if pictures else ())
-    return np.stack([source.ids if isinstance(source, Candidate) else next(encoded) for source in sources])
+    encoded = iter(vlm.codes(pictures) if pictures else ())
+    return [source.ids if isinstance(source, Candidate) else np.array(next(encoded)) for source in sources]
 
 
 def _picture(source: Picture | Candidate) -> Picture:
     return source.image if isinstance(source, Candidate) else source
 
 
-def _perplexity(ids_BK: np.ndarray) -> float:
-    _, counts = np.unique(ids_BK, return_counts=True)
+def _perplexity(ids_N: np.ndarray) -> float:
+    _, counts = np.unique(ids_N, return_counts=True)
     shares = counts / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 

@@ -26,6 +26,7 @@ from rl.models.hub import META_FILES, folder_of
 from rl.models.opening import load_base, save_base, write_card
 from rl.models.settings import Settings
 from rl.models.shards import write_shards
+from rl.models.sizes import PictureSize
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2}  # others: 1
@@ -113,7 +114,7 @@ def _from_meta(
     config = meta.config(tokenizer, vq, wanted)
     decoder = decoder_of(config.vq_config, vq, vq.where if vq.where.is_dir() else vq.where.parent)
     check_encoder(config.vq_config, vq)
-    ChameleonVLM.layout_of(config, tokenizer, str(meta.models), config.vq_config.resolution)
+    ChameleonVLM.layout_of(config, tokenizer, str(meta.models), PictureSize.of(config.vq_config.resolution))
     needed = sum(t.numel() for part in meta.parts for t in part.values()) * wanted.itemsize
     needed += sum(t.nbytes for part in (vq.encoder, vq.decoder) for t in part.values())
     _check_disk(output, needed)

@@ -7,37 +7,26 @@ in loss, KL or entropy. A prompt is a list of segments that a family's template 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from rl.codes import Grid
 from rl.errors import RewindError
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Codes of a picture: `rows` x `columns`, row by row."""
-
-    rows: int
-    columns: int
-
-    @property
-    def codes(self) -> int:
-        """How many codes there are (K)."""
-        return self.rows * self.columns
-
-
-@dataclass(frozen=True)
 class PictureGrammar:
-    """The tokens around a picture's codes; all pictures of a base have one grid.
+    """The tokens around a picture's codes.
 
     Args:
-        grid: of every picture.
+        grid: of the picture; `of` gives the grammar of another one.
         header: ids before the first code, the size among them where a family writes it.
         trailer: ids after the last row.
         row_end: an id after each row; None where rows are not told apart.
         row_end_last: whether the last row has it too.
+        header_of: the header of any grid, for families that write the size.
     """
 
     grid: Grid
@@ -45,6 +34,20 @@ class PictureGrammar:
     trailer: tuple[int, ...]
     row_end: int | None = None
     row_end_last: bool = True
+    header_of: Callable[[Grid], tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
+
+    def of(self, grid: Grid) -> PictureGrammar:
+        """The grammar of pictures of another grid."""
+        if grid == self.grid:
+            return self
+        if grid not in self._others:
+            header = self.header if self.header_of is None else self.header_of(grid)
+            self._others[grid] = replace(self, grid=grid, header=header)
+        return self._others[grid]
+
+    @cached_property
+    def _others(self) -> dict[Grid, PictureGrammar]:
+        return {}
 
     @cached_property
     def after(self) -> tuple[tuple[int, ...], ...]:

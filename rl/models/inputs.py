@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
 from rl.pictures import PictureFile, PictureLike
@@ -37,15 +38,29 @@ def as_list(name: str, given: Any) -> Any:
     return given
 
 
-def token_ids(vlm: UnifiedVLM, pictures: Sequence[PictureLike | Candidate]) -> list[list[int]]:
-    """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded."""
-    fresh = {  # a picture that stands there many times, such as the source of a group, is encoded once
-        id(picture): picture.image if isinstance(picture, Candidate) else picture
-        for picture in pictures
-        if not (isinstance(picture, Candidate) and picture.backbone is vlm)
-    }
-    encoded = dict(zip(fresh, vlm.encode(list(fresh.values())).tolist(), strict=True)) if fresh else {}
-    return [encoded[id(p)] if id(p) in encoded else p.ids.tolist() for p in pictures]  # type: ignore[union-attr]
+def token_ids(
+    vlm: UnifiedVLM,
+    pictures: Sequence[PictureLike | Candidate],
+    like: Sequence[Sequence[int]] | None = None,
+) -> list[Codes]:
+    """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded.
+
+    `like`: ids of the pictures whose sizes they get where pictures keep their own, one each.
+    """
+    fresh: dict[tuple[int, Grid | None], tuple[Any, Sequence[int] | None]] = {}
+    keys: list[tuple[int, Grid | None]] = []
+    for number, picture in enumerate(pictures):
+        size = None if like is None else like[number]
+        # a picture that stands there many times, such as the source of a group, is encoded once
+        keys.append((id(picture), None if size is None else vlm.layout.grammar_of(size).grid))
+        if not (isinstance(picture, Candidate) and picture.backbone is vlm):
+            fresh[keys[-1]] = picture.image if isinstance(picture, Candidate) else picture, size
+    encoded: dict[tuple[int, Grid | None], Codes] = {}
+    if fresh:
+        images = [image for image, _ in fresh.values()]
+        sizes = None if like is None else [size for _, size in fresh.values() if size is not None]
+        encoded = dict(zip(fresh, vlm.codes(images, sizes), strict=True))
+    return [encoded.get(key) or p.codes for key, p in zip(keys, pictures, strict=True)]  # type: ignore[union-attr]
 
 
 def rows_of(
@@ -53,7 +68,7 @@ def rows_of(
     source: PictureLike | Sequence[PictureLike],
     targets: Sequence[PictureLike | Candidate],
     action: str | Sequence[str],
-) -> tuple[list[list[int]], list[list[int]], list[str]]:
+) -> tuple[list[Codes], list[Codes], list[str]]:
     """Source ids, target ids and actions of equal length from one source (or action) for all targets or one each."""
     many = isinstance(source, list | tuple)
     sources: Any = source if many else [source]
@@ -66,4 +81,4 @@ def rows_of(
     if not len(targets):
         return [], [], []
     source_ids = token_ids(vlm, sources) * (1 if many else count)
-    return source_ids, token_ids(vlm, targets), actions
+    return source_ids, token_ids(vlm, targets, source_ids), actions

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from rl.checks import check_whole
+from rl.codes import by_grid
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.drawing import sampled_pictures
 from rl.models.inputs import as_list, check_actions, rows_of, token_ids
 from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
@@ -124,29 +126,23 @@ class ForwardDynamics(_Role):
             raise RewindError("there is no picture to start from")
         vlm = self.backbone
         source_ids = token_ids(vlm, sources)
-        kept_PT = None if kept is None else torch.from_numpy(np.stack(kept))
-        if kept_PT is not None and kept_PT.shape != (len(sources), vlm.layout.tokens_per_image):
-            raise RewindError(f"'kept' must hold {vlm.layout.tokens_per_image} ids (or -1) for each source")
+        for number, ids in enumerate(kept or ()):
+            if len(kept or ()) != len(sources) or np.shape(ids) != (len(source_ids[number]),):
+                raise RewindError(f"'kept' must hold {len(source_ids[number])} ids (or -1) for each source")
         distribution = self.distribution(temperature, guidance)
         with vlm.using(self.adapter, merged=True):
-            drawn = sample_tokens(
+            groups = sampled_pictures(
                 vlm,
-                [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)],
+                source_ids,
+                actions,
                 distribution,
                 num_samples=num_samples,
-                max_tokens=vlm.layout.tokens_per_image,
                 noise=Noise(seed, step),
-                unconditional=[vlm.fdm_prompt(ids, "") for ids in source_ids] if distribution.guided else None,
                 truncation=Truncation(top_k, top_p) if top_k is not None or top_p is not None else None,
                 max_rows=max_rows,
                 first=first,
-                kept_PT=kept_PT,
-                after=vlm.layout.grammar.after,
+                kept=kept,
             )
-        groups = [
-            [Candidate(ids, logprobs, vlm) for ids, logprobs in zip(*group, strict=True)]
-            for group in zip(drawn.ids_PGT.cpu().numpy(), drawn.logprobs_PGT.cpu().numpy(), strict=True)
-        ]
         return groups[0] if single else groups
 
     def score(
@@ -170,17 +166,20 @@ class ForwardDynamics(_Role):
         """Log-probability of each image token of each target, float32 [K], under the same distribution as `sample`."""
         vlm = self.backbone
         source_ids, target_ids, actions = rows_of(vlm, source, targets, action)
-        prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)]
+        distribution = self.distribution(temperature)
+        found: dict[int, np.ndarray] = {}
         with vlm.using(self.adapter, merged=True):
-            found = span_log_probs(
-                vlm,
-                prompts,
-                [vlm.target_span(ids) for ids in target_ids],
-                self.distribution(temperature),
-                max_rows=self.max_rows,
-                free=vlm.layout.grammar.free,
-            )
-        return [x.cpu().numpy() for x in found]
+            for grid, numbers in by_grid(target_ids).items():
+                scores = span_log_probs(
+                    vlm,
+                    [vlm.fdm_prompt(source_ids[n], actions[n]) for n in numbers],
+                    [vlm.target_span(target_ids[n]) for n in numbers],
+                    distribution,
+                    max_rows=self.max_rows,
+                    free=vlm.layout.grammar.of(grid).free,
+                )
+                found |= {n: x.cpu().numpy() for n, x in zip(numbers, scores, strict=True)}
+        return [found[n] for n in range(len(target_ids))]
 
 
 class InverseDynamics(_Role):
@@ -248,7 +247,8 @@ class InverseDynamics(_Role):
         targets: Any = [target] if single else as_list("targets", target)
         if len(sources) != len(targets):
             raise RewindError(f"{len(sources)} sources and {len(targets)} targets: give one target a source")
-        pairs = zip(token_ids(vlm, sources), token_ids(vlm, targets), strict=True)
+        source_ids = token_ids(vlm, sources)
+        pairs = zip(source_ids, token_ids(vlm, targets, source_ids), strict=True)
         with vlm.using(self.adapter, merged=True):
             drawn = sample_tokens(
                 vlm,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rl.errors import RewindError
+from rl.models.sizes import PictureSize, SizeLike
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
@@ -22,7 +23,7 @@ class Settings:
         attn_implementation: 'sdpa', 'eager', 'flash_attention_2', ...; None is transformers' choice.
         quantization: '4bit' or '8bit' through bitsandbytes, which has to be installed; None for none.
         device: where the weights go; None is the GPU if there is one.
-        image_size: side of the pictures in pixels, for families that know several; None is the family's usual one.
+        image_size: of pictures, as `sizes.PictureSize.of` reads it, for families that know several; None is the usual.
 
     Raises:
         RewindError: a name that is none of these, or bitsandbytes is missing.
@@ -32,7 +33,7 @@ class Settings:
     attn_implementation: str | None = None
     quantization: str | None = None
     device: str | torch.device | None = None
-    image_size: int | None = None
+    image_size: SizeLike | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
@@ -44,10 +45,17 @@ class Settings:
 
             if not is_bitsandbytes_available():
                 raise RewindError(f"quantization '{self.quantization}' needs bitsandbytes: pip install bitsandbytes")
+        if self.image_size is not None:
+            PictureSize.of(self.image_size)
         try:
             torch.device(self.device or "cpu")
         except (RuntimeError, TypeError) as error:
             raise RewindError(f"'{self.device}' is no device: write cpu, cuda or cuda:0") from error
+
+    @property
+    def picture_size(self) -> PictureSize | None:
+        """`image_size` as it was read."""
+        return None if self.image_size is None else PictureSize.of(self.image_size)
 
     @property
     def changes_weights(self) -> bool:

@@ -6,16 +6,13 @@ names or modules. Axis letters: _B sample, _T token, _K image token, _D feature,
 
 from __future__ import annotations
 
-import hashlib
-import threading
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,12 +20,11 @@ from rl.errors import RewindError
 from rl.models import adapters
 from rl.models.bases import lasting_name
 from rl.models.grammar import Template
-from rl.models.layout import TokenLayout
-from rl.pictures import PictureLike, to_array
+from rl.models.picture_tokens import PictureTokens
 from rl.words import words_of
 
 
-class UnifiedVLM(ABC):
+class UnifiedVLM(PictureTokens):
     """A backbone that reads and writes text and pictures as one sequence of tokens.
 
     Threads may share it: encoding, decoding and whatever runs `using` an adapter wait for one another, since an adapter
@@ -36,42 +32,20 @@ class UnifiedVLM(ABC):
 
     Attributes:
         family: name of the adapter, e.g. 'chameleon'.
-        name: the base's name or folder, for run folders and messages.
         model: the transformers model; wrapped by peft as soon as an adapter is attached.
         tokenizer: a `PreTrainedTokenizerFast` for the text.
-        image_size: side of the square pictures in pixels.
-        layout: ids of image tokens and markers, and the grammar of a picture.
         template: the order of a prompt's segments. The default puts the words first: then the two pictures stand next
             to each other, so what stays is copied from a fixed distance, as in pretraining, however long the words are.
         known_words: words of the base's training text, if it says which.
-        can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
-        remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
-        remembered_features: the most floats that a picture's features may have for being kept too.
     """
 
     family: str
-    name: str
     model: nn.Module
     tokenizer: Any
-    image_size: int
-    layout: TokenLayout
     known_words: frozenset[str] | None = None
-    can_draw: bool = True
-    remembered_pictures: int = 50_000
-    remembered_features: int = 1024
     template: Template = Template()
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
-    _seen: dict[bytes, tuple[Tensor, Tensor | None]] | None = None
-    _lock: threading.RLock
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        vlm = super().__new__(cls)
-        vlm._lock = threading.RLock()  # re-entrant, since one role may be used inside another
-        return vlm
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}  # a copy has a lock of its own
 
     @property
     def lasting_name(self) -> str:
@@ -79,18 +53,6 @@ class UnifiedVLM(ABC):
         return lasting_name(self.name)
 
     # ---- what a family must provide
-
-    @abstractmethod
-    def decode_ids(self, ids_BK: Tensor) -> Tensor:
-        """Vocabulary ids [B, K] -> uint8 [B, H, W, 3]."""
-
-    @abstractmethod
-    def features_pixels(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float [B, K, D] of the image encoder before quantisation."""
-
-    @abstractmethod
-    def quantise(self, features_BKD: Tensor) -> Tensor:
-        """Features before quantisation -> vocabulary ids [B, K]."""
 
     @abstractmethod
     def transformer(self) -> nn.Module:
@@ -105,73 +67,6 @@ class UnifiedVLM(ABC):
         """Write a base folder that `load_base` opens: safetensors in files of at most `max_shard_size` (bytes, or as
         transformers reads it), configs and the text tokenizer.
         """
-
-    # ---- pictures
-
-    def encode(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
-        """Pictures (uint8 RGB [H, W, 3], PIL or files, any size) -> vocabulary ids, int64 [B, K].
-
-        The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
-        for the same pictures again and again, and encoding one costs more than reading its action.
-        """
-        return torch.stack([ids for ids, _ in self._encoded(images, batch_size, False)]).to(self.device)
-
-    def features(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
-        """Pictures -> features before quantisation, float [B, K, D]; small ones are remembered like ids."""
-        found = [features for _, features in self._encoded(images, batch_size, True) if features is not None]
-        return torch.stack(found).to(self.device)
-
-    def _encoded(
-        self, images: Sequence[PictureLike], batch_size: int, with_features: bool
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """Ids int64 [K] and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
-        if not len(images):
-            raise RewindError("there is no picture to encode")
-        arrays = [to_array(image, self.image_size) for image in images]
-        with self._lock:
-            return self._remembered(arrays, batch_size, with_features)
-
-    def _remembered(
-        self, arrays: Sequence[np.ndarray], batch_size: int, with_features: bool
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        seen = self._seen = {} if self._seen is None else self._seen
-        keys = [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in arrays]
-        found = {key: seen[key] for key in keys if key in seen and not (with_features and seen[key][1] is None)}
-        fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in found}
-        for start in range(0, len(fresh), batch_size):
-            part = list(fresh)[start : start + batch_size]
-            with torch.no_grad():
-                pixels = torch.from_numpy(np.stack([fresh[key] for key in part]))
-                features = self.features_pixels(pixels.to(self.device))
-                ids = self.quantise(features).cpu()
-            small = features[0].numel() <= self.remembered_features
-            kept = features.cpu() if small or with_features else [None] * len(part)
-            found |= {key: (i, f) for key, i, f in zip(part, ids, kept, strict=True)}
-            seen |= {key: (i, f if small else None) for key, i, f in zip(part, ids, kept, strict=True)}
-        for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
-            del seen[key]
-        return [found[key] for key in keys]
-
-    def check_can_draw(self) -> None:
-        """Raise a `RewindError` if there is no decoder for pictures."""
-        if not self.can_draw:
-            raise RewindError(
-                f"{self.name} has no VQ decoder, so its pictures cannot be drawn: name a folder or Hub id that has "
-                "one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
-            )
-
-    def decode(self, ids_BK: Tensor | np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]; `batch_size` at once, or what is quick on the device."""
-        if batch_size is None:
-            batch_size = 16 if self.device.type == "cpu" else 64  # 64 no longer fit a CPU's cache: a quarter slower
-        ids_BK = torch.as_tensor(ids_BK).to(self.device)
-        allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
-        if not bool(allowed.all()):
-            raise RewindError(
-                f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
-            )
-        with torch.no_grad(), self._lock:
-            return torch.cat([self.decode_ids(chunk).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
 
     # ---- words
 
@@ -208,10 +103,11 @@ class UnifiedVLM(ABC):
         for segment in segments:
             if segment == "{action}":
                 ids += self.text_ids(action)
-            elif segment == "{header}":
-                ids += layout.grammar.header
+            elif segment == "{header}":  # the picture to be drawn has the source's size
+                ids += layout.grammar_of(pictures["source"]).header
             elif segment in ("{source}", "{target}"):
-                ids += layout.grammar.picture(pictures[segment[1:-1]])
+                picture = pictures[segment[1:-1]]
+                ids += layout.grammar_of(picture).picture(picture)
             elif segment in markers:
                 ids.append(markers[segment])
             else:
@@ -220,11 +116,11 @@ class UnifiedVLM(ABC):
 
     def image_span(self, ids_K: Sequence[int]) -> list[int]:
         """A picture's ids between their markers."""
-        return self.layout.grammar.picture(ids_K)
+        return self.layout.grammar_of(ids_K).picture(ids_K)
 
     def target_span(self, ids_K: Sequence[int]) -> list[int]:
         """A target's codes with what its family forces between them, T ids: what follows an FDM's prompt."""
-        return self.layout.grammar.target(ids_K)
+        return self.layout.grammar_of(ids_K).target(ids_K)
 
     def fdm_prompt(self, source_ids_K: Sequence[int], action: str) -> list[int]:
         """Everything before the first code of the target.
@@ -242,10 +138,12 @@ class UnifiedVLM(ABC):
         anew along the mask.
 
         Raises:
-            RewindError: a template that does not put the words first.
+            RewindError: a template that does not put the words first, or pictures of different sizes.
         """
         if not self.template.words_first:
             raise RewindError(f"{self.name} does not put the action first, so guidance is for sampling alone here")
+        if self.picture_size.own:
+            raise RewindError(f"guidance in training needs pictures of one size, not image_size {self.image_size}")
         grammar = self.layout.grammar
         codes = [int(self.layout.image_ids_V[0])] * grammar.grid.codes
         behind = len(self.fdm_prompt(codes, "")) - 1 + len(grammar.free)  # all but the words and the begin of the text

@@ -20,7 +20,7 @@ _said: set[str] = set()
 
 
 def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], cell: int = 128) -> Image.Image:
-    """Rows of (picture, caption) as one image; each is scaled to `cell` pixels, small ones unsmoothed.
+    """Rows of (picture, caption) as one image; each is scaled to `cell` pixels a side, small ones unsmoothed.
 
     A character that no font here has, as of Chinese or most emoji, is drawn as its escape (`\\u732b`), which is logged.
     """
@@ -38,7 +38,9 @@ def sheet(rows: Sequence[Sequence[tuple[Picture, str]]], cell: int = 128) -> Ima
             left = 6 + column * (cell + 6)
             image = to_image(picture)
             smooth = Image.Resampling.LANCZOS if max(image.size) > cell else Image.Resampling.NEAREST
-            page.paste(image.resize((cell, cell), smooth), (left, top))
+            scale = cell / max(image.size)
+            wide, high = (max(1, round(side * scale)) for side in image.size)
+            page.paste(image.resize((wide, high), smooth), (left + (cell - wide) // 2, top + (cell - high) // 2))
             for number, text in enumerate(words):
                 pen.text((left, top + cell + 2 + number * line), text, fill="black", font=font)
         top += height

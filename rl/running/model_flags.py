@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-NAMES = ("base", "vq", "dtype", "attn_implementation", "quantization", "device")
+NAMES = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device")
+
+SIZE_HELP = (
+    "of pictures, for families that take several: 512 (square), 384x672 (height x width), own:512 (each keeps its "
+    "shape, at the area of 512x512)"
+)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +18,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how models are opened")
     group.add_argument("--base", help="the base of the run, where the one that it names has been moved")
     group.add_argument("--vq", help="a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part")
+    group.add_argument("--image_size", help=SIZE_HELP)
     group.add_argument("--dtype", help="of the language model: auto, float32, bfloat16 or float16 (default: its own)")
     group.add_argument("--attn_implementation", help="sdpa, eager, flash_attention_2 (default: transformers' choice)")
     group.add_argument("--quantization", help="4bit or 8bit, through bitsandbytes (default: none)")

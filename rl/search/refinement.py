@@ -32,7 +32,7 @@ def refine(
     judge: Judge,
     starts: Sequence[Reranked],
     sources_NK: Sequence[np.ndarray],
-    tokens: int,
+    tokens: Sequence[int],
     *,
     rounds: int,
     max_candidates: int,
@@ -49,7 +49,7 @@ def refine(
         judge: scores candidates, as for `rerank`.
         starts: each source's candidates, scored.
         sources_NK: int64 [K] each, the sources' image tokens.
-        tokens: how many tokens may be sampled for a source in all rounds; each round takes an equal share of the rest.
+        tokens: how many tokens may be sampled for each source in all rounds; a round takes an equal share of the rest.
         rounds: the most rounds; a source has fewer if nothing is left to draw.
         max_candidates: the most candidates a round, which bounds the time: kept tokens cost a step of the model too.
         min_score, min_lead, good_enough: as for `rerank`; what is good enough is left as it is.
@@ -62,7 +62,7 @@ def refine(
     """
     if rounds < 0:
         raise RewindError(f"the rounds of refinement must be 0 or more, not {rounds}")
-    found, left = list(starts), [tokens] * len(starts)
+    found, left = list(starts), list(tokens)
     running = list(range(len(found)))
     for number in range(1, rounds + 1):
         running = [n for n in running if not found[n].reaches(good_enough)]
@@ -113,4 +113,4 @@ def _put_back(candidate: Candidate, block_B: np.ndarray, source_K: np.ndarray) -
     """A candidate with the source's tokens in some places; its log-probabilities mean nothing."""
     ids_K = candidate.ids.copy()
     ids_K[block_B] = source_K[block_B]
-    return Candidate(ids_K, np.zeros_like(candidate.logprobs), candidate.backbone)
+    return Candidate(ids_K, np.zeros_like(candidate.logprobs), candidate.backbone, candidate.grid)

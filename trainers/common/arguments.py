@@ -17,6 +17,7 @@ from rl.errors import RewindError
 from rl.models.known import MAX_ROWS
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
+from rl.running.model_flags import SIZE_HELP
 from trainers.common.sharding import as_launched, without_compiler
 
 VQ_HELP = "a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part"
@@ -54,6 +55,7 @@ class ImproveArguments(RunArguments):
     dtype: str | None = field(
         default=None, metadata={"help": "of the base's weights: auto, float32, bfloat16 or float16 (default: its own)"}
     )
+    image_size: str | None = field(default=None, metadata={"help": SIZE_HELP})
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, eager, flash_attention_2, ..."})
     quantization: str | None = field(default=None, metadata={"help": "4bit or 8bit, through bitsandbytes"})
     rewards: list[str] = field(
@@ -70,7 +72,7 @@ class ImproveArguments(RunArguments):
 
     def opening(self) -> dict[str, Any]:
         """How the models are opened, as arguments of `load_fdm`."""
-        names = ("base", "vq", "dtype", "attn_implementation", "quantization")
+        names = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

@@ -101,11 +101,11 @@ def scored_groups(
         return
     numbers = range(state.process_index, len(triplets), state.num_processes)
     plain = [
-        (number, [(s.candidate.ids, s.candidate.logprobs, s.scores, s.total) for s in group])
+        (number, [(s.candidate.ids, s.candidate.logprobs, s.candidate.grid, s.scores, s.total) for s in group])
         for number, group in zip(numbers, share(), strict=True)
     ]
     for number, group in sorted(gather_object(plain), key=lambda pair: pair[0]):
-        yield triplets[number], [Scored(Candidate(a, b, fdm.backbone), c, d) for a, b, c, d in group]
+        yield triplets[number], [Scored(Candidate(a, b, fdm.backbone, g), c, d) for a, b, g, c, d in group]
 
 
 def stored_groups(

@@ -82,8 +82,8 @@ def preference_rows(vlm: UnifiedVLM, preferences: list[Preference]) -> Dataset:
     return Dataset.from_dict(
         {
             "prompt_ids": [vlm.fdm_prompt(ids, p.triplet.action) for ids, p in zip(sources, preferences, strict=True)],
-            "chosen_ids": [vlm.target_span(p.chosen.candidate.ids.tolist()) for p in preferences],
-            "rejected_ids": [vlm.target_span(p.rejected.candidate.ids.tolist()) for p in preferences],
+            "chosen_ids": [vlm.target_span(p.chosen.candidate.codes) for p in preferences],
+            "rejected_ids": [vlm.target_span(p.rejected.candidate.codes) for p in preferences],
         }
     )
 

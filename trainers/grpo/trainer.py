@@ -22,8 +22,10 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Reward
+from rl.codes import Codes, by_grid
 from rl.data.chains import chains
 from rl.data.store import CandidateStore
+from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
@@ -109,6 +111,10 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         columns = columns_of([*triplets, *validation])
         given, rewards = (args.reward_weights, args.max_completion_length), weighted(rewards, args.reward_weights)
         rewards = [reward.on(columns) for reward in rewards]
+        if importance_advantages != "none" and vlm.picture_size.own:
+            raise RewindError(
+                f"importance_advantages needs pictures of one size, not image_size {vlm.image_size}: give a fixed one"
+            )
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
         self.spread_floor = spread_floor
@@ -119,7 +125,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.last_rows: list[ScoredRow] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
-        args.max_completion_length = len(vlm.layout.grammar.free)
+        grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
+        args.max_completion_length = max(len(vlm.layout.grammar.of(grid).free) for grid in grids)
         args.remove_unused_columns = False
         args.disable_dropout = True  # else the loss sees another policy than the sampler
         args.reward_weights = [reward.weight for reward in rewards]
@@ -190,15 +197,20 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             # The same source and action in both is the same draw, for noise goes by content: it is kept once.
             kept = [*([row for row in part if row.step == 0] for part in replaced), *firsts]
             keep(self.store, kept, seed=self.args.seed, step=self.state.global_step)
-        grammar = self.vlm.layout.grammar
+        free = [self.vlm.layout.grammar_of(row.source_ids).free for row in self.last_rows]
         drawn: dict[str, list[Any]] = {
             "prompt_ids": [row.prompt_ids() for row in self.last_rows],
-            "completion_ids": [grammar.target(row.candidate.ids.tolist()) for row in self.last_rows],
-            "logprobs": [grammar.spread(row.candidate.logprobs.tolist(), 0.0) for row in self.last_rows],
+            "completion_ids": [self.vlm.target_span(row.candidate.codes) for row in self.last_rows],
+            "logprobs": self._logprobs_drawn(),
         }
-        if not all(grammar.free):  # forced tokens are read and count nowhere, not in the mean over tokens either
-            drawn["env_mask"] = [[int(is_code) for is_code in grammar.free] for _ in self.last_rows]
+        if not all(map(all, free)):  # forced tokens are read and count nowhere, not in the mean over tokens either
+            drawn["env_mask"] = [[int(is_code) for is_code in row] for row in free]
         return drawn
+
+    def _logprobs_drawn(self) -> list[list[float]]:
+        """Log-probabilities of the last rollout's tokens when they were drawn, 0 where one is forced."""
+        rows = self.last_rows
+        return [self.vlm.layout.grammar_of(row.source_ids).spread(row.candidate.logprobs.tolist(), 0.0) for row in rows]
 
     def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
         """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
@@ -252,6 +264,7 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             labels = torch.full_like(ids, IGNORED)
             labels[:, -logits_to_keep:] = ids[:, -logits_to_keep:]
+            labels[labels == self.vlm.layout.pad] = IGNORED  # behind pictures that are smaller than others
             with self.accelerator.autocast():
                 scores = model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True
@@ -303,9 +316,6 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         keep = output["completion_ids"].shape[1]
         with torch.no_grad():
             ours, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
-        spread = self.vlm.layout.grammar.spread
-        drawn = torch.tensor(
-            [spread(row.candidate.logprobs.tolist(), 0.0) for row in self.last_rows], device=ours.device
-        )
+        drawn = torch.tensor([[*row, *[0.0] * (keep - len(row))] for row in self._logprobs_drawn()], device=ours.device)
         exact = self.vlm.head_weight().dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
         self.sampler_trainer_gap = checked_gap(ours, drawn, exact)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl.codes import Codes
 from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
+from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids
 from rl.models.noise import Noise
-from rl.models.sampling import Drawn, sample_tokens
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet
 
@@ -43,7 +44,7 @@ class Row:
     member: int
     step: int
     triplet: Triplet
-    source_ids: list[int]
+    source_ids: Codes
     candidate: Candidate
 
     def prompt_ids(self) -> list[int]:
@@ -71,7 +72,7 @@ class Trajectories:
     def __init__(self, vlm: UnifiedVLM, distribution: TokenDistribution, chains: Sequence[Sequence[Triplet]]) -> None:
         self.vlm, self.distribution, self.chains = vlm, distribution, chains
         self.steps = len(chains[0])
-        self.source_ids = vlm.encode([chain[0].source for chain in chains]).tolist()
+        self.source_ids = vlm.codes([chain[0].source for chain in chains])
 
     def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
         """Every prediction of the parts, ordered by part, trajectory and step."""
@@ -107,7 +108,7 @@ class Trajectories:
         triplets = [
             replace(self.chains[row.number][step], source=source) for row, source in zip(rows, sources, strict=True)
         ]
-        ids = [source.ids.tolist() for source in sources]
+        ids = [source.codes for source in sources]
         found = self._sample(ids, [t.action for t in triplets], 1, [row.member for row in rows], noise, max_rows)
         return [
             Row(row.number, row.member, step, triplet, known, one)
@@ -116,27 +117,15 @@ class Trajectories:
 
     def _sample(
         self,
-        sources: list[list[int]],
+        sources: list[Codes],
         actions: list[str],
         count: int,
         first: int | list[int],
         noise: Noise,
         max_rows: int,
     ) -> list[list[Candidate]]:
-        found: Drawn = sample_tokens(
-            self.vlm,
-            [self.vlm.fdm_prompt(ids, action) for ids, action in zip(sources, actions, strict=True)],
-            self.distribution,
-            num_samples=count,
-            first=first,
-            max_tokens=self.vlm.layout.tokens_per_image,
-            noise=noise,
-            unconditional=[self.vlm.fdm_prompt(ids, "") for ids in sources],  # for guidance, if it is on
-            max_rows=max_rows,
-            after=self.vlm.layout.grammar.after,
-        )
-        groups = zip(found.ids_PGT.cpu().numpy(), found.logprobs_PGT.cpu().numpy(), strict=True)
-        return [[Candidate(a, b, self.vlm) for a, b in zip(*group, strict=True)] for group in groups]
+        how: Any = {"num_samples": count, "first": first, "noise": noise, "max_rows": max_rows}
+        return sampled_pictures(self.vlm, sources, actions, self.distribution, **how)
 
 
 def step_means(rows: Sequence[ScoredRow], steps: int) -> dict[int, float]:
@@ -151,7 +140,8 @@ def changed_tokens(vlm: UnifiedVLM, rows: Sequence[ScoredRow], true: bool) -> Te
     sources = torch.tensor([row.source_ids for row in rows])
     if true:
         targets = [row.triplet.target for row in rows]
-        return torch.tensor(token_ids(vlm, [target for target in targets if target is not None])) != sources
+        known = [target for target in targets if target is not None]
+        return torch.tensor(token_ids(vlm, known, [row.source_ids for row in rows])) != sources
     return torch.tensor(np.stack([row.candidate.ids for row in rows])) != sources
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from rl.codes import Grid
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture, pixels
 from rl.triplets import Candidate, Scored, Triplet
@@ -22,8 +23,11 @@ def write_waiting(file: Path, rows: Sequence[Triplet], scored: Sequence[Scored])
     place = {key: number for number, key in enumerate(sources)}
     tensors = {f"source-{place[key]}": _array(source) for key, source in sources.items()}
     tensors["source_of_row"] = np.array([place[id(row.source)] for row in rows])
-    tensors["ids"] = np.stack([s.candidate.ids for s in scored])
-    tensors["logprobs"] = np.stack([s.candidate.logprobs for s in scored])
+    candidates = [s.candidate for s in scored]
+    width = max(len(c.ids) for c in candidates)  # pictures that keep their own sizes have more or fewer
+    tensors["ids"] = np.stack([np.pad(c.ids, (0, width - len(c.ids)), constant_values=-1) for c in candidates])
+    tensors["logprobs"] = np.stack([np.pad(c.logprobs, (0, width - len(c.ids))) for c in candidates])
+    tensors["grids"] = np.array([(c.codes.grid.rows, c.codes.grid.columns) for c in candidates])
     save_file(tensors, file, metadata={"actions": json.dumps([row.action for row in rows])})
 
 
@@ -33,10 +37,11 @@ def read_waiting(file: Path, backbone: UnifiedVLM) -> tuple[list[Triplet], list[
     with safe_open(file, framework="numpy") as opened:
         actions = json.loads(opened.metadata()["actions"])
     numbers = tensors["source_of_row"].tolist()
-    sources = {number: _source(tensors[f"source-{number}"], backbone) for number in set(numbers)}
+    grids = [Grid(rows, columns) for rows, columns in tensors["grids"].tolist()]
+    sources = {n: _source(tensors[f"source-{n}"], backbone, grids[numbers.index(n)]) for n in set(numbers)}
     rows = [Triplet(sources[number], action) for number, action in zip(numbers, actions, strict=True)]
-    drawn = zip(tensors["ids"], tensors["logprobs"], strict=True)
-    return rows, [Scored(Candidate(ids, logprobs, backbone), {}, None) for ids, logprobs in drawn]
+    drawn = zip(tensors["ids"], tensors["logprobs"], grids, strict=True)
+    return rows, [Scored(Candidate(i[: g.codes], p[: g.codes], backbone, g), {}, None) for i, p, g in drawn]
 
 
 def _array(source: Picture | Candidate) -> np.ndarray:
@@ -46,5 +51,5 @@ def _array(source: Picture | Candidate) -> np.ndarray:
     return np.ascontiguousarray(pixels(source))
 
 
-def _source(array: np.ndarray, backbone: UnifiedVLM) -> Any:
-    return array if array.ndim == 3 else Candidate(array, np.zeros(len(array), np.float32), backbone)
+def _source(array: np.ndarray, backbone: UnifiedVLM, grid: Grid) -> Any:
+    return array if array.ndim == 3 else Candidate(array, np.zeros(len(array), np.float32), backbone, grid)

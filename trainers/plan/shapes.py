@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
 from rl.models.bases import adapter_folder, base_of_adapter
 from rl.models.known import LINEAR_LAYERS, SHIPPED
+from rl.models.sizes import PictureSize
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -127,28 +128,32 @@ PUBLISHED = {
 """Names on the Hub of checkpoints with these shapes."""
 
 
-def shape_of(name_or_folder: str) -> Shape:
+def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
     """A known shape (by its name here or on the Hub), or that of a base as its `config.json` states it.
+
+    `image_size` as for `load_fdm`; None is the base's own.
 
     Raises:
         RewindError: neither; a `config.json` that lacks a size.
     """
     published = PUBLISHED.get(name_or_folder.partition("@")[0], name_or_folder)
     if published in KNOWN:
-        return KNOWN[published]
+        known, emu = KNOWN[published], published == "emu3-8b"
+        tokens = known.tokens_per_image if image_size is None else _tokens(image_size, 8 if emu else 16, row_ends=emu)
+        return replace(known, tokens_per_image=tokens)
     file = SHIPPED.get(name_or_folder, Path(name_or_folder)) / "config.json"
     if not file.is_file():
         names = ", ".join([*KNOWN, *SHIPPED])
         raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")
     config, card = _read_json(file), file.with_name("rewind.json")
-    size = _read_json(card).get("image_size") if card.is_file() else None
+    size = image_size or (_read_json(card).get("image_size") if card.is_file() else None)
     try:
         return _from_config(name_or_folder, config, size)
     except KeyError as error:
         raise RewindError(f"{file} does not state {error}, which the arithmetic needs") from error
 
 
-def _from_config(name: str, config: dict[str, Any], size: int | None) -> Shape:
+def _from_config(name: str, config: dict[str, Any], size: int | str | None) -> Shape:
     kind, text = config.get("model_type"), config.get("text_config", config)
     if kind == "emu3":  # the published config leaves them to the defaults of transformers' class
         usual = KNOWN["emu3-8b"]
@@ -179,18 +184,23 @@ def _from_config(name: str, config: dict[str, Any], size: int | None) -> Shape:
     )
 
 
-def _pictures(config: dict[str, Any], size: int | None) -> tuple[int, int]:
-    """How many codes there are, and how many tokens a picture has (of `size` pixels, or of the usual ones)."""
+def _pictures(config: dict[str, Any], size: int | str | None) -> tuple[int, int]:
+    """How many codes there are, and how many tokens a picture has (of a size, or of the usual one)."""
     kind, vq = config.get("model_type"), config.get("vq_config") or {}
     if kind == "gemma":  # Liquid, whose config says nothing of pictures
-        return config["vocab_size"] - LIQUID_WORDS, ((size or 512) // 16) ** 2
+        return config["vocab_size"] - LIQUID_WORDS, _tokens(size or 512, 16, row_ends=False)
     if kind == "emu3":
-        side = (size or 512) // 8
-        return vq.get("codebook_size", KNOWN["emu3-8b"].image_codes), side * (side + 1)
+        return vq.get("codebook_size", KNOWN["emu3-8b"].image_codes), _tokens(size or 512, 8, row_ends=True)
     levels = len(vq["ch_mult"] if "ch_mult" in vq else vq["channel_multiplier"])  # Lumina has the old names
-    side = (size or vq["resolution"]) // 2 ** (levels - 1)
-    ends = side if "mask_image_logits" in config else 0
-    return vq["n_embed"] if "n_embed" in vq else vq["num_embeddings"], side * side + ends
+    tokens = _tokens(size or vq["resolution"], 2 ** (levels - 1), row_ends="mask_image_logits" in config)
+    return vq["n_embed"] if "n_embed" in vq else vq["num_embeddings"], tokens
+
+
+def _tokens(size: int | str, cell: int, row_ends: bool) -> int:
+    """Tokens of a picture, of the tallest where each keeps its own shape: it has the most ends of rows."""
+    picture = PictureSize.of(size)
+    rows, columns = picture.height // cell, picture.width // cell
+    return rows * columns + (picture.longest // cell if picture.own else rows) * row_ends
 
 
 def adapter_of(run: str) -> tuple[str, int, list[str]] | None:

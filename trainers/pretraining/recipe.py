@@ -43,8 +43,8 @@ def make_base(arguments: argparse.Namespace) -> Path:
     image_size = world.image_size if world is not None else base.image_size if base is not None else a.image_size
     if base is not None and base.image_size != image_size:
         raise RewindError(f"{a.base} sees {base.image_size} pixels and the world {a.world} draws {image_size}")
-    if image_size % 16 or image_size < 32:
-        raise RewindError(f"the image size must be a multiple of 16 and at least 32, not {image_size}")
+    if not isinstance(image_size, int) or image_size % 16 or image_size < 32:
+        raise RewindError(f"the image size must be a multiple of 16 and at least 32 (square), not {image_size}")
     smallest = 256 + len(SPECIAL_TOKENS)
     if a.text_vocabulary < smallest:
         raise RewindError(f"--text_vocabulary must be at least {smallest} (bytes and markers), not {a.text_vocabulary}")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from rl.codes import Grid
 from rl.errors import RewindError
 from rl.models.sampling import chunks
 from rl.models.unified import UnifiedVLM
@@ -85,6 +86,8 @@ def _keep(output: Path, file: TextIO, number: int, triplet: Triplet, found: Rera
     for rank, scored in enumerate(found.candidates):
         row: dict[str, Any] = {"triplet": number, "action": triplet.action, "rank": rank, "total": scored.total}
         row |= {"scores": scored.scores, "logprob": scored.candidate.logprob, "ids": scored.candidate.ids.tolist()}
+        if scored.candidate.backbone.picture_size.own:
+            row["grid"] = [scored.candidate.codes.grid.rows, scored.candidate.codes.grid.columns]
         row |= {"image": best if rank == 0 else None}
         if rank == 0:
             row |= {"candidates": len(found.candidates), "lead": found.lead, "abstained": found.abstained}
@@ -147,7 +150,8 @@ def summary(output: Path, triplets: Sequence[Triplet], backbone: UnifiedVLM) -> 
             drawn += 1
             firsts += [row] if row["rank"] == 0 else []
             if (number in cells or len(cells) < SHOWN_TRIPLETS) and row["rank"] < SHOWN_CANDIDATES:
-                picture = backbone.decode(np.array([row["ids"]]))[0]
+                grid = Grid(*row["grid"]) if "grid" in row else None
+                picture = backbone.decode(np.array([row["ids"]]), grid=grid)[0]
                 cells.setdefault(number, []).append((picture, caption(row["total"], row["scores"])))
     rows = []
     for number, shown in cells.items():

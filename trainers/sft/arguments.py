@@ -8,6 +8,7 @@ from trl import ModelConfig, SFTConfig
 
 from rl.errors import RewindError
 from rl.models.settings import Settings
+from rl.running.model_flags import SIZE_HELP
 from trainers.common.arguments import VQ_HELP, RunArguments, StartsAnywhere
 
 
@@ -17,6 +18,7 @@ class IDMArguments(RunArguments):
 
     base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name, folder or Hub id"})
     vq: str | None = field(default=None, metadata={"help": VQ_HELP})
+    image_size: str | None = field(default=None, metadata={"help": SIZE_HELP})
     triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists in AURORA's format"})
     validation: list[str] = field(
         default_factory=list,

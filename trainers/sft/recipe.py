@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
 from rl.models.opening import load_base
 from rl.models.roles import IDM_ADAPTER, Role
+from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.running.run_folder import CONFIG_FILE
 from trainers.common.adapters import add_adapter, lora_config, save_adapter
@@ -55,7 +56,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     held_out = read_files(arguments, arguments.validation, left_out, with_targets=True)
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
-        vlm = load_base(arguments.base, model_config.settings(), arguments.vq)
+        vlm = load_base(arguments.base, _opening(arguments, model_config), arguments.vq)
         rows = role_rows(vlm, role, triplets, importance)
         eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
         if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:
@@ -96,9 +97,14 @@ def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelC
     check_training(config, SFT, arguments)
     check_validation(config, arguments.validation, METRICS)
     refuse_ignored(model_config, MODEL)
-    model_config.settings()
+    _opening(arguments, model_config)
     if with_idm:
         check_both(arguments, config)
+
+
+def _opening(arguments: IDMArguments, model_config: LoraModelConfig) -> Settings:
+    """How the base is opened; raises a `RewindError` for settings that there are not."""
+    return replace(model_config.settings(), image_size=arguments.image_size)
 
 
 def check_both(arguments: IDMArguments, config: RoleConfig) -> None:

@@ -46,27 +46,29 @@ def role_rows(
     targets: Sequence[Picture | Candidate] = candidates or [
         triplet.target for triplet in triplets if triplet.target is not None
     ]
-    source_ids, target_ids = token_ids(vlm, sources), token_ids(vlm, targets)
-    weights = None
+    source_ids = token_ids(vlm, sources)
+    target_ids = token_ids(vlm, targets, source_ids)
+    weights: list[list[float]] | None = None
     if importance is not None:
         pictures = [target.image if isinstance(target, Candidate) else target for target in targets]
-        weights = importance.weights(feature_distances(vlm, sources, pictures)).tolist()
+        weights = [row.tolist() for row in importance.weights(feature_distances(vlm, sources, pictures))]
     if row_weights is not None:
         if importance is not None:
             raise RewindError("give either importance weights or a weight a row")
         weights = [[weight] * len(ids) for weight, ids in zip(row_weights, target_ids, strict=True)]
     rows: dict[str, list[Any]] = {"input_ids": [], "labels": []} | ({"weights": []} if weights else {})
     for number, triplet in enumerate(triplets):
+        grammar = vlm.layout.grammar_of(target_ids[number])
         if role == "fdm":
             prompt, span = vlm.fdm_prompt(source_ids[number], triplet.action), vlm.target_span(target_ids[number])
-            learned = vlm.layout.grammar.spread(target_ids[number], IGNORED)
+            learned = grammar.spread(target_ids[number], IGNORED)
         else:
             prompt = vlm.idm_prompt(source_ids[number], target_ids[number])
             span = learned = vlm.action_ids(triplet.action)
         rows["input_ids"].append(prompt + span)
         rows["labels"].append([IGNORED] * len(prompt) + learned)
         if weights is not None:
-            given = weights[number] if role == "idm" else vlm.layout.grammar.spread(weights[number], 0.0)
+            given = weights[number] if role == "idm" else grammar.spread(weights[number], 0.0)
             rows["weights"].append([0.0] * len(prompt) + given)
     return Dataset.from_dict(rows)
 

@@ -22,13 +22,15 @@ from transformers import (
 )
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
+from rl.codes import Grid
 from rl.errors import RewindError
 from rl.models.families.chameleon_files import open_folder, open_tokenizer
-from rl.models.families.vqgan import VQGANBackbone
+from rl.models.families.vqgan import VQGANBackbone, cell_of
 from rl.models.families.vqgan_files import quiet_transformers
-from rl.models.grammar import Grid, PictureGrammar
+from rl.models.grammar import PictureGrammar
 from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
+from rl.models.sizes import PictureSize
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
 from rl.models.vq import (
     DecoderConfig,
@@ -56,12 +58,12 @@ class ChameleonVLM(VQGANBackbone):
         tokenizer: PreTrainedTokenizerFast,
         name: str,
         known_words: Sequence[str] | None = None,
-        image_size: int | None = None,
+        picture_size: PictureSize | None = None,
     ) -> None:
         self.model = self._chameleon = model  # `_chameleon` stays the transformers model when peft wraps `self.model`
         vqmodel = model.model.vqmodel
         del model.model.vqmodel
-        size = image_size or model.config.vq_config.resolution
+        size = picture_size or PictureSize.of(model.config.vq_config.resolution)
         layout = self.layout_of(model.config, tokenizer, name, size)
         self._set_up(tokenizer, name, layout, (vqmodel, decoder), size, known_words)
 
@@ -99,7 +101,7 @@ class ChameleonVLM(VQGANBackbone):
         """
         settings = settings or Settings()
         model, decoder = open_folder(folder, settings, vq_folder)
-        size = cls.side_of(settings.image_size, model.config.vq_config.resolution, name)
+        size = cls.size_of(settings.picture_size, model.config.vq_config.resolution, name)
         tokenizer = open_tokenizer(folder, vq_folder)
         for config in (model.config, model.generation_config):  # published ones say 1, 2 and nothing
             config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -112,30 +114,32 @@ class ChameleonVLM(VQGANBackbone):
         return config.get("model_type") == "chameleon"
 
     @staticmethod
-    def side_of(asked: int | None, own: int, name: str) -> int:
-        """The side of a picture in pixels.
+    def size_of(asked: PictureSize | None, usual: int, name: str) -> PictureSize:
+        """The size of pictures.
 
         Raises:
             RewindError: another size than the family knows.
         """
-        if asked not in (None, own):
-            raise RewindError(f"{name} knows pictures of {own} pixels alone: leave out image_size {asked}")
-        return own
+        if asked not in (None, PictureSize.of(usual)):
+            raise RewindError(f"{name} knows pictures of {usual} x {usual} alone: leave out image_size {asked.written}")
+        return PictureSize.of(usual)
 
     @staticmethod
-    def layout_of(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
-        """Where things are in a checkpoint's vocabulary, for pictures of `size` pixels.
+    def layout_of(
+        config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: PictureSize
+    ) -> TokenLayout:
+        """Where things are in a checkpoint's vocabulary, for pictures of a size.
 
         Raises:
             RewindError: markers or codes are missing in it.
         """
         vocabulary, image_ids = vocabulary_of(config, name)
-        side = size // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+        cell = cell_of(config.vq_config)
         begin, end = vocabulary[BEGIN_IMAGE], vocabulary[END_IMAGE]
         return TokenLayout(
             image_ids_V=image_ids,
             text_ids_V=words_of_vocabulary(config, tokenizer, vocabulary, image_ids),
-            grammar=PictureGrammar(Grid(side, side), (begin,), (end,)),
+            grammar=PictureGrammar(Grid(size.height // cell, size.width // cell), (begin,), (end,)),
             begin_text=tokenizer.bos_token_id,
             end_text=tokenizer.eos_token_id,
             pad=tokenizer.pad_token_id,

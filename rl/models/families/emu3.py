@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE, PreTrainedTokenizerFast
 
+from rl.codes import Grid
 from rl.errors import RewindError
+from rl.models.families.vqgan import cell_of
 from rl.models.families.vqgan_files import key_of, put, quiet_transformers, vq_weights
-from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.grammar import PictureGrammar, Template
 from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
+from rl.models.sizes import PictureSize
 from rl.models.unified import UnifiedVLM
 from rl.models.vq import codes_of, to_pixels, to_uint8
 
-USUAL_SIZE = 512
+USUAL_SIZE = PictureSize.of(512)
 CODE_NAME = re.compile(r"<\|visual token (\d+)\|>")
 NO_WORD = re.compile(r"<\|.*\|>|<image>")
 ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
@@ -61,13 +65,14 @@ class Emu3VLM(UnifiedVLM):
         tokenizer: PreTrainedTokenizerFast,
         name: str,
         layout: TokenLayout,
-        image_size: int = USUAL_SIZE,
+        picture_size: PictureSize = USUAL_SIZE,
         known_words: Sequence[str] | None = None,
     ) -> None:
         self.model = self._emu = model  # `_emu` stays the transformers model when peft wraps `self.model`
         self.vqmodel = vqmodel.float().eval().requires_grad_(False)
         del model.model.vqmodel
-        self.tokenizer, self.name, self.layout, self.image_size = tokenizer, name, layout, image_size
+        self.tokenizer, self.name, self.layout, self.picture_size = tokenizer, name, layout, picture_size
+        self.cell = self.unit = cell_of(self.vqmodel.config)
         self.known_words = frozenset(known_words) if known_words is not None else None
 
     def transformer(self) -> nn.Module:
@@ -80,26 +85,22 @@ class Emu3VLM(UnifiedVLM):
         vq = self.vqmodel.to(self.device)
         frames = vq.config.temporal_downsample_factor
         found = []
-        for images in images_BHWC.split(self._at_once):
+        for images in images_BHWC.split(_at_once(images_BHWC.shape[1] * images_BHWC.shape[2])):
             video_BTCHW = to_pixels(images)[:, None].repeat(1, frames, 1, 1, 1)
             latents_BDTHW = vq.quant_conv(vq.encoder(video_BTCHW).transpose(1, 2))
             found.append(latents_BDTHW[:, :, 0].flatten(2).transpose(1, 2))
         return torch.cat(found)
 
     def quantise(self, features_BKD: Tensor) -> Tensor:
-        parts = features_BKD.transpose(1, 2)[:, None, :, :, None].split(self._at_once)
+        at_once = _at_once(features_BKD.shape[1] * self.cell**2)
+        parts = features_BKD.transpose(1, 2)[:, None, :, :, None].split(at_once)
         codes = torch.cat([self.vqmodel.quantize(part) for part in parts]).flatten(1)
         return self.layout.image_ids_V.to(codes.device)[codes]
 
-    def decode_ids(self, ids_BK: Tensor) -> Tensor:
-        vq, grid = self.vqmodel.to(self.device), self.layout.grammar.grid
+    def decode_ids(self, ids_BK: Tensor, grid: Grid) -> Tensor:
+        vq = self.vqmodel.to(self.device)
         codes = codes_of(ids_BK, self.layout.image_ids_V).unflatten(1, (grid.rows, grid.columns))
-        return torch.cat([to_uint8(vq.decode(part)) for part in codes.split(self._at_once)])
-
-    @property
-    def _at_once(self) -> int:
-        """Pictures that the VQ tokenizer takes at once."""
-        return max(1, PIXELS_AT_ONCE // self.image_size**2)
+        return torch.cat([to_uint8(vq.decode(part)) for part in codes.split(_at_once(grid.codes * self.cell**2))])
 
     def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ class Emu3VLM(UnifiedVLM):
         config = Emu3Config.from_pretrained(folder, local_files_only=True)
         config.text_config.attention_dropout = 0.0
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        size = settings.image_size or USUAL_SIZE
+        size = settings.picture_size or USUAL_SIZE
         layout = _layout(config, tokenizer, name, size)
         found = vq_weights(folder, vq_folder, "BAAI/Emu3-Gen-hf")
         vqmodel = Emu3VQVAE(config.vq_config)
@@ -164,7 +165,12 @@ class Emu3VLM(UnifiedVLM):
         return cls(model.eval(), vqmodel, tokenizer, name, layout, size, known_words)
 
 
-def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+def _at_once(pixels: int) -> int:
+    """Pictures of so many pixels that the VQ tokenizer takes at once."""
+    return max(1, PIXELS_AT_ONCE // pixels)
+
+
+def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, size: PictureSize) -> TokenLayout:
     vocabulary: dict[str, int] = config.vocabulary_map
     if missing := [token for token in _MARKERS if token not in vocabulary]:
         raise RewindError(f"the vocabulary map of {name} lacks {', '.join(missing)}: this is no Emu3 checkpoint")
@@ -174,26 +180,33 @@ def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, s
             f"the vocabulary map of {name} names {len(ids_by_code)} image codes, and the VQ tokenizer has "
             f"{config.vq_config.codebook_size}"
         )
-    cell = 2 ** (len(config.vq_config.channel_multiplier) - 1)
-    side, most = size // cell, config.text_config.max_position_embeddings
-    header = (BEGIN_IMAGE, *f"{side}*{side}", IMAGE_TOKEN)
-    tokens = 2 * (len(header) + side * (side + 1) + 2)
-    if size < cell or size % cell or tokens > most:
+    cell, most = cell_of(config.vq_config), config.text_config.max_position_embeddings
+    size.check(name, cell, most * cell)  # the area is bounded by the positions alone
+    grid = Grid(size.height // cell, size.width // cell)
+    header_of = partial(_header, {token: vocabulary[token] for token in _MARKERS})
+    rows = size.longest // cell if size.own else grid.rows  # the tallest has the most ends of rows
+    tokens = 2 * (len(header_of(grid)) + grid.codes + rows + 2)
+    if tokens > most:
         raise RewindError(
-            f"{name} takes pictures whose sides are multiples of {cell} pixels and of which two fit into {most} "
-            f"positions, not {size} ({tokens} tokens)"
+            f"{name} takes pictures of which two fit into {most} positions, not {size.written} ({tokens} tokens)"
         )
     words = [i for word, i in vocabulary.items() if not NO_WORD.fullmatch(word)]
     return TokenLayout(
         image_ids_V=torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))]),
         text_ids_V=torch.tensor(sorted({*words, tokenizer.eos_token_id})),
         grammar=PictureGrammar(
-            Grid(side, side),
-            tuple(vocabulary[token] for token in header),
+            grid,
+            header_of(grid),
             (vocabulary[FRAME_END], vocabulary[END_IMAGE]),
             vocabulary[ROW_END],
+            header_of=header_of,
         ),
         begin_text=tokenizer.bos_token_id,
         end_text=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
     )
+
+
+def _header(markers: dict[str, int], grid: Grid) -> tuple[int, ...]:
+    """The begin of a picture, its size in digits, and the image token."""
+    return tuple(markers[token] for token in (BEGIN_IMAGE, *f"{grid.rows}*{grid.columns}", IMAGE_TOKEN))

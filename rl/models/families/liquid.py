@@ -17,12 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
+from rl.codes import Grid
 from rl.errors import RewindError
-from rl.models.families.vqgan import VQGANBackbone
+from rl.models.families.vqgan import VQGANBackbone, cell_of
 from rl.models.families.vqgan_files import decoder_of, key_of, put, quiet_transformers, vq_weights
-from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.grammar import PictureGrammar, Template
 from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
+from rl.models.sizes import PictureSize
 from rl.models.vq import VQDecoder
 from rl.models.vq_files import VQ_FILE, write_vq_config
 
@@ -45,7 +47,7 @@ class LiquidVLM(VQGANBackbone):
         known_words: Sequence[str] | None = None,
     ) -> None:
         self.model = self._gemma = model  # `_gemma` stays the transformers model when peft wraps `self.model`
-        size = vq[0].config.resolution
+        size = PictureSize.of(vq[0].config.resolution)
         self._set_up(tokenizer, name, _layout(model, vq[0].config, tokenizer, name), vq, size, known_words)
         self.template = Template(  # source first, as the models of arXiv 2602.06130 are trained
             fdm=("<bos>", "{source}", "\n", "Generate the next image after this action: ", "{action}", "{header}"),
@@ -95,7 +97,7 @@ class LiquidVLM(VQGANBackbone):
         found = vq_weights(folder, vq_folder)
         vqmodel = ChameleonVQVAE(ChameleonVQVAEConfig(**found.config)).eval()
         put(vqmodel, found.encoder, f"the VQ tokenizer in {found.where}")
-        if settings.image_size not in (None, vqmodel.config.resolution):
+        if settings.picture_size not in (None, PictureSize.of(vqmodel.config.resolution)):
             raise RewindError(
                 f"{name} knows pictures of {vqmodel.config.resolution} pixels alone: leave image_size out"
             )
@@ -123,7 +125,7 @@ def _layout(
             f"{name} has {model.config.vocab_size - first} ids behind its words and the VQ tokenizer {codes} codes: "
             "they do not belong together"
         )
-    side = vq_config.resolution // 2 ** (len(vq_config.channel_multiplier) - 1)
+    side = vq_config.resolution // cell_of(vq_config)
     no_text = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, BEGIN_IMAGE, END_IMAGE}
     no_text |= {number for word, number in tokenizer.get_vocab().items() if UNUSED.fullmatch(word)}
     return TokenLayout(

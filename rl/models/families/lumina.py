@@ -7,21 +7,25 @@ two codes. The checkpoints hold no VQ weights: name Meta's `vqgan.ckpt`, or a fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
+from rl.codes import Grid
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM, vocabulary_of, words_of_vocabulary
-from rl.models.grammar import Grid, PictureGrammar, Template
+from rl.models.families.vqgan import cell_of
+from rl.models.grammar import PictureGrammar, Template
 from rl.models.layout import TokenLayout
+from rl.models.sizes import PictureSize
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE
 from rl.models.vq import VQDecoder
 
 ROW_END, SEPARATOR, FIRST_SIZE = 8799, 8706, 8800
 """Numbers of the reserved tokens: the end of a row, the end of a turn, the size of 0 cells."""
-CELL = 32
+CELL, MOST = 32, 1024
 FDM_QUESTION = "Generate the next image based on the provided sequence of historical images and corresponding actions."
 IDM_QUESTION = "Name the action that leads from the first image to the second."
 
@@ -38,9 +42,10 @@ class LuminaVLM(ChameleonVLM):
         tokenizer: PreTrainedTokenizerFast,
         name: str,
         known_words: Sequence[str] | None = None,
-        image_size: int | None = None,
+        picture_size: PictureSize | None = None,
     ) -> None:
-        super().__init__(model, decoder, tokenizer, name, known_words, image_size)
+        super().__init__(model, decoder, tokenizer, name, known_words, picture_size)
+        self.unit = CELL
         self.template = Template(
             fdm=("<bos>", FDM_QUESTION, "{source}", "{action}", "<sep>", "{header}"),
             fdm_free=("{header}",),  # as these models are guided: from the begin of the picture on
@@ -56,31 +61,39 @@ class LuminaVLM(ChameleonVLM):
         )
 
     @staticmethod
-    def side_of(asked: int | None, own: int, name: str) -> int:
-        side = own if asked is None else asked
-        if side % CELL or not CELL <= side <= 1024:
-            raise RewindError(f"{name} takes pictures whose sides are multiples of {CELL} up to 1024, not {side}")
-        return side
+    def size_of(asked: PictureSize | None, usual: int, name: str) -> PictureSize:
+        size = PictureSize.of(usual) if asked is None else asked
+        size.check(name, CELL, MOST)
+        return size
 
     @staticmethod
-    def layout_of(config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+    def layout_of(
+        config: ChameleonConfig, tokenizer: PreTrainedTokenizerFast, name: str, size: PictureSize
+    ) -> TokenLayout:
         vocabulary, image_ids = vocabulary_of(config, name)
-        side = size // 2 ** (len(config.vq_config.channel_multiplier) - 1)
+        cell = cell_of(config.vq_config)
+        longest = size.longest // CELL
         try:
-            row_end, separator, cells = (
-                vocabulary[f"<reserved{number:05d}>"] for number in (ROW_END, SEPARATOR, FIRST_SIZE + size // CELL)
+            row_end, separator, *cells = (
+                vocabulary[f"<reserved{number:05d}>"]
+                for number in (ROW_END, SEPARATOR, *range(FIRST_SIZE, FIRST_SIZE + longest + 1))
             )
         except KeyError as error:
             raise RewindError(f"the vocabulary map of {name} lacks {error}: this is no checkpoint of Lumina") from error
         words = words_of_vocabulary(config, tokenizer, vocabulary, image_ids)
         words = words[words != tokenizer.eos_token_id]
+        header_of = partial(_header, vocabulary[BEGIN_IMAGE], cells, CELL // cell)
+        grid = Grid(size.height // cell, size.width // cell)
         return TokenLayout(
             image_ids_V=image_ids,
             text_ids_V=torch.cat([words, torch.tensor([separator])]).sort().values,
-            grammar=PictureGrammar(
-                Grid(side, side), (vocabulary[BEGIN_IMAGE], cells, cells), (vocabulary[END_IMAGE],), row_end
-            ),
+            grammar=PictureGrammar(grid, header_of(grid), (vocabulary[END_IMAGE],), row_end, header_of=header_of),
             begin_text=tokenizer.bos_token_id,
             end_text=separator,  # these models end an answer so, and never with </s>
             pad=tokenizer.pad_token_id,
         )
+
+
+def _header(begin: int, sizes: Sequence[int], codes_a_cell: int, grid: Grid) -> tuple[int, ...]:
+    """The begin of a picture, and the tokens of its height and width."""
+    return begin, sizes[grid.rows // codes_a_cell], sizes[grid.columns // codes_a_cell]

@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor
 from transformers import ChameleonVQVAE
 
+from rl.codes import Grid
 from rl.models.families.vqgan_files import write_decoder
 from rl.models.layout import TokenLayout
+from rl.models.sizes import PictureSize
 from rl.models.unified import UnifiedVLM
 from rl.models.vq import (
     VQDecoder,
@@ -21,6 +23,11 @@ from rl.models.vq import (
     to_pixels,
     to_uint8,
 )
+
+
+def cell_of(config: Any) -> int:
+    """Pixels along the side of a square that one code of a VQ tokenizer stands for."""
+    return int(2 ** (len(config.channel_multiplier) - 1))
 
 
 class VQGANBackbone(UnifiedVLM):
@@ -38,12 +45,13 @@ class VQGANBackbone(UnifiedVLM):
         name: str,
         layout: TokenLayout,
         vq: tuple[ChameleonVQVAE, VQDecoder | None],
-        image_size: int,
+        picture_size: PictureSize,
         known_words: Sequence[str] | None,
     ) -> None:
         """What a family's constructor has found out."""
-        self.tokenizer, self.name, self.layout, self.image_size = tokenizer, name, layout, image_size
+        self.tokenizer, self.name, self.layout, self.picture_size = tokenizer, name, layout, picture_size
         self.vqmodel, decoder = vq[0].requires_grad_(False), vq[1]
+        self.cell = self.unit = cell_of(self.vqmodel.config)
         self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
         self.can_draw = decoder is not None
         self.known_words = frozenset(known_words) if known_words is not None else None
@@ -52,13 +60,13 @@ class VQGANBackbone(UnifiedVLM):
         codes = nearest_codes(features_BKD, self._codebook)
         return self.layout.image_ids_V.to(codes.device)[codes]
 
-    def decode_ids(self, ids_BK: Tensor) -> Tensor:
+    def decode_ids(self, ids_BK: Tensor, grid: Grid) -> Tensor:
         self.check_can_draw()
         assert self.decoder is not None
         self.vqmodel.to(self.device)
         self.decoder.to(self._codebook.device, self._codebook.dtype)  # follows the backbone wherever that was moved
-        codes, rows = codes_of(ids_BK, self.layout.image_ids_V), self.layout.grammar.grid.rows
-        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes, rows))
+        codes = codes_of(ids_BK, self.layout.image_ids_V)
+        return to_uint8(decode_codes(self.vqmodel, self.decoder, codes, grid.rows))
 
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
         self.vqmodel.to(self.device)  # follows the decoder stack wherever a trainer moves that

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from rl.data.importance import Importance, feature_distances
 from rl.data.keyframes import Mining, flow_magnitudes
@@ -134,7 +135,7 @@ def _comparisons(results: dict[str, Any]) -> str:
 def _importance(story: Story, test: Cases) -> list[str]:
     tasks = test.tasks[:6]
     distances = feature_distances(story.vlm, [t.source for t in tasks], [t.target for t in tasks])
-    weights = Importance().weights(distances)
+    weights = torch.stack(Importance().weights(distances))
     side = round(weights.shape[1] ** 0.5)
     shades = (weights / weights.max()).reshape(-1, side, side).numpy()
     heat = [np.stack([255 * s, 90 * s, 40 * (1 - s)], -1).astype(np.uint8) for s in shades]

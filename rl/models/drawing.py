@@ -1,0 +1,59 @@
+"""Pictures drawn after prompts: what forward models and GRPO share of the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rl.codes import Codes, by_grid
+from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.known import MAX_ROWS
+from rl.models.noise import Noise
+from rl.models.sampling import sample_tokens
+from rl.models.unified import UnifiedVLM
+from rl.triplets import Candidate
+
+
+def sampled_pictures(
+    vlm: UnifiedVLM,
+    sources: Sequence[Codes],
+    actions: Sequence[str],
+    distribution: TokenDistribution,
+    *,
+    num_samples: int,
+    noise: Noise,
+    truncation: Truncation | None = None,
+    max_rows: int = MAX_ROWS,
+    first: int | Sequence[int] = 0,
+    kept: Sequence[np.ndarray] | None = None,
+) -> list[list[Candidate]]:
+    """Draw `num_samples` targets of each source and action under the active adapter, in the source's size.
+
+    Sources of one size are drawn together; a candidate does not depend on what is drawn beside it. The other arguments
+    are those of `sample_tokens`, `kept` int64 [K] a source.
+    """
+    found: dict[int, list[Candidate]] = {}
+    for grid, numbers in by_grid(sources).items():
+        given = [sources[n] for n in numbers]
+        drawn = sample_tokens(
+            vlm,
+            [vlm.fdm_prompt(sources[n], actions[n]) for n in numbers],
+            distribution,
+            num_samples=num_samples,
+            max_tokens=grid.codes,
+            noise=noise,
+            unconditional=[vlm.fdm_prompt(ids, "") for ids in given] if distribution.guided else None,
+            truncation=truncation,
+            max_rows=max_rows,
+            first=first if isinstance(first, int) else [first[n] for n in numbers],
+            kept_PT=None if kept is None else torch.from_numpy(np.stack([kept[n] for n in numbers])),
+            after=vlm.layout.grammar.of(grid).after,
+        )
+        groups = zip(drawn.ids_PGT.cpu().numpy(), drawn.logprobs_PGT.cpu().numpy(), strict=True)
+        found |= {
+            n: [Candidate(ids, logprobs, vlm, grid) for ids, logprobs in zip(*group, strict=True)]
+            for n, group in zip(numbers, groups, strict=True)
+        }
+    return [found[n] for n in range(len(sources))]

@@ -1,0 +1,179 @@
+"""The half of a unified model that turns pictures into ids and back: its VQ image tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl.codes import Codes, Grid, by_grid
+from rl.errors import RewindError
+from rl.models.layout import TokenLayout
+from rl.models.sizes import PictureSize
+from rl.pictures import PictureLike, size_of, to_array
+
+
+class PictureTokens(ABC):
+    """Encodes and decodes pictures; each is encoded once. Threads may share it.
+
+    Attributes:
+        name: the base's name or folder, for run folders and messages.
+        layout: ids of image tokens and markers, and the grammar of a picture.
+        picture_size: of the pictures in pixels, or how each gets its own.
+        cell: pixels along the side of a square that one code stands for.
+        unit: sides of pictures are multiples of so many pixels.
+        can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
+        remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
+        remembered_features: the most floats that a picture's features may have for being kept too.
+    """
+
+    name: str
+    layout: TokenLayout
+    picture_size: PictureSize
+    cell: int
+    unit: int
+    can_draw: bool = True
+    remembered_pictures: int = 50_000
+    remembered_features: int = 1024
+    _seen: dict[tuple[int, bytes], tuple[Tensor, Tensor | None]] | None = None
+    _lock: threading.RLock
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        vlm = super().__new__(cls)
+        vlm._lock = threading.RLock()  # re-entrant, since one role may be used inside another
+        return vlm
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_lock"}  # a copy has a lock of its own
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    @abstractmethod
+    def decode_ids(self, ids_BK: Tensor, grid: Grid) -> Tensor:
+        """Vocabulary ids [B, K] of pictures of one grid -> uint8 [B, H, W, 3]."""
+
+    @abstractmethod
+    def features_pixels(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float [B, K, D] of the image encoder before quantisation."""
+
+    @abstractmethod
+    def quantise(self, features_BKD: Tensor) -> Tensor:
+        """Features before quantisation -> vocabulary ids [B, K]."""
+
+    @property
+    def image_size(self) -> int | str:
+        """The size of pictures as a setting: 512 (square), '384x672' (height x width) or 'own:512' (own shapes)."""
+        return self.picture_size.written
+
+    def to_array(self, picture: PictureLike, like: Grid | None = None) -> np.ndarray:
+        """A picture of any kind as uint8 RGB [H, W, 3] of the model's size, or of the size of grid `like`."""
+        size = self.picture_size
+        if not size.own:
+            return to_array(picture, (size.height, size.width))
+        if like is not None:
+            return to_array(picture, (like.rows * self.cell, like.columns * self.cell))
+        return to_array(picture, size.shape(*size_of(picture), self.unit))
+
+    def encode(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+        """Pictures (uint8 RGB [H, W, 3], PIL or files, any size) -> vocabulary ids, int64 [B, K].
+
+        The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
+        for the same pictures again and again, and encoding one costs more than reading its action.
+
+        Raises:
+            RewindError: pictures that keep their own shape, which is not the usual one: `codes` takes them.
+        """
+        found = self.codes(images, batch_size=batch_size)
+        if {*by_grid(found)} != {self.layout.grammar.grid}:
+            raise RewindError(
+                f"this needs pictures of one size: open the model with a fixed one, not image_size {self.image_size}"
+            )
+        return torch.tensor(found, device=self.device)
+
+    def codes(
+        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None = None, batch_size: int = 64
+    ) -> list[Codes]:
+        """Pictures -> the ids of each, with its grid; `like`: pictures whose sizes they get, one each."""
+        return [codes for codes, _ in self._encoded(images, like, batch_size, False)]
+
+    def features(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+        """Pictures of one size -> features before quantisation, float [B, K, D]; small ones are remembered like ids."""
+        return torch.stack(self.features_of(images, batch_size=batch_size)).to(self.device)
+
+    def features_of(
+        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None = None, batch_size: int = 64
+    ) -> list[Tensor]:
+        """Pictures -> features before quantisation of each, float [K, D]; `like` as for `codes`."""
+        found = self._encoded(images, like, batch_size, True)
+        return [features for _, features in found if features is not None]
+
+    def _encoded(
+        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None, batch_size: int, with_features: bool
+    ) -> list[tuple[Codes, Tensor | None]]:
+        """Ids and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
+        if not len(images):
+            raise RewindError("there is no picture to encode")
+        grids = [None] * len(images) if like is None else [self.layout.grammar_of(ids).grid for ids in like]
+        arrays = [self.to_array(image, grid) for image, grid in zip(images, grids, strict=True)]
+        with self._lock:
+            return self._remembered(arrays, batch_size, with_features)
+
+    def _remembered(
+        self, arrays: Sequence[np.ndarray], batch_size: int, with_features: bool
+    ) -> list[tuple[Codes, Tensor | None]]:
+        seen = self._seen = {} if self._seen is None else self._seen
+        keys = [(a.shape[0], hashlib.blake2b(a.tobytes(), digest_size=16).digest()) for a in arrays]
+        found = {key: seen[key] for key in keys if key in seen and not (with_features and seen[key][1] is None)}
+        fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in found}
+        for shape in dict.fromkeys(array.shape for array in fresh.values()):
+            same = [key for key, array in fresh.items() if array.shape == shape]
+            for start in range(0, len(same), batch_size):
+                part = same[start : start + batch_size]
+                with torch.no_grad():
+                    pixels = torch.from_numpy(np.stack([fresh[key] for key in part]))
+                    features = self.features_pixels(pixels.to(self.device))
+                    ids = self.quantise(features).cpu()
+                small = features[0].numel() <= self.remembered_features
+                kept = features.cpu() if small or with_features else [None] * len(part)
+                found |= {key: (i, f) for key, i, f in zip(part, ids, kept, strict=True)}
+                seen |= {key: (i, f if small else None) for key, i, f in zip(part, ids, kept, strict=True)}
+        for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
+            del seen[key]
+        grids = [Grid(array.shape[0] // self.cell, array.shape[1] // self.cell) for array in arrays]
+        return [(Codes(found[key][0].tolist(), grid), found[key][1]) for key, grid in zip(keys, grids, strict=True)]
+
+    def check_can_draw(self) -> None:
+        """Raise a `RewindError` if there is no decoder for pictures."""
+        if not self.can_draw:
+            raise RewindError(
+                f"{self.name} has no VQ decoder, so its pictures cannot be drawn: name a folder or Hub id that has "
+                "one, --vq FOLDER (Meta's vqgan.ckpt, or an Anole checkpoint)"
+            )
+
+    def decode(
+        self, ids_BK: Tensor | np.ndarray, batch_size: int | None = None, grid: Grid | None = None
+    ) -> np.ndarray:
+        """Vocabulary ids [B, K] of pictures of one grid (None: the usual) -> uint8 RGB [B, H, W, 3].
+
+        `batch_size` at once, or what is quick on the device.
+        """
+        if batch_size is None:
+            batch_size = 16 if self.device.type == "cpu" else 64  # 64 no longer fit a CPU's cache: a quarter slower
+        ids_BK = torch.as_tensor(ids_BK).to(self.device)
+        allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
+        if not bool(allowed.all()):
+            raise RewindError(
+                f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
+            )
+        grid = self.layout.grammar.grid if grid is None else grid
+        with torch.no_grad(), self._lock:
+            return torch.cat([self.decode_ids(chunk, grid).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
