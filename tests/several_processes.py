@@ -177,6 +177,18 @@ def trajectories(folder: Path) -> dict[str, Any]:
     return finish(trainer, vlm, folder) | {"gap": trainer.sampler_trainer_gap}
 
 
+def half_precision(folder: Path) -> dict[str, Any]:
+    """GRPO in bfloat16."""
+    vlm = backbone()
+    settings = {"max_steps": 3, "num_generations": 4, "per_device_train_batch_size": 8 // WORLD, "bf16": True}
+    config = RewindGRPOConfig(output_dir=str(folder), seed=3, **{**COMMON, **settings})
+    trainer = WorldModelGRPOTrainer(vlm, triplets(12), [Reward.of(even)], config)
+    found = finish(trainer, vlm, folder)
+    logs = [row for row in trainer.state.log_history if "grad_norm" in row]
+    names = ("sampling/sampling_logp_difference/mean", "sampling/kl", "sampling/importance_sampling_ratio/mean")
+    return found | {"gaps": [[row.get(name) for name in names] for row in logs], "cap": trainer.correction_cap}
+
+
 def dpo(folder: Path) -> dict[str, Any]:
     vlm = backbone()
     groups = list(scored_groups(ForwardDynamics(vlm, "default"), [Reward.of(even)], triplets(16), 4))
@@ -195,6 +207,7 @@ SCENARIOS = {
     "spanning": lambda folder: grpo(folder, spanning=True),
     "trajectories": trajectories,
     "dpo": dpo,
+    "half_precision": half_precision,
 }
 
 

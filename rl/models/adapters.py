@@ -100,6 +100,8 @@ def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
 
     def possible(layer: Any) -> bool:
         weight = layer.get_base_layer().weight
+        if torch.is_autocast_enabled(weight.device.type):  # the loss adds BAx to Wx, each rounded: so must the sampler
+            return False
         whole = weight.dtype == torch.float32 and weight.dim() == 2 and not hasattr(weight, "ds_id")
         plain = type(layer) is Linear and not layer.lora_variant and not any(layer.lora_bias.values())
         return plain and whole and not layer.merged

@@ -138,7 +138,7 @@ class PictureTokens(ABC):
             same = [key for key, array in fresh.items() if array.shape == shape]
             for start in range(0, len(same), batch_size):
                 part = same[start : start + batch_size]
-                with torch.no_grad():
+                with torch.no_grad(), self._full_precision():
                     pixels = torch.from_numpy(np.stack([fresh[key] for key in part]))
                     features = self.features_pixels(pixels.to(self.device))
                     ids = self.quantise(features).cpu()
@@ -150,6 +150,10 @@ class PictureTokens(ABC):
             del seen[key]
         grids = [Grid(array.shape[0] // self.cell, array.shape[1] // self.cell) for array in arrays]
         return [(Codes(found[key][0].tolist(), grid), found[key][1]) for key, grid in zip(keys, grids, strict=True)]
+
+    def _full_precision(self) -> Any:
+        """A trainer's autocast is off: in half precision some codes change."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def check_can_draw(self) -> None:
         """Raise a `RewindError` if there is no decoder for pictures."""
@@ -175,5 +179,5 @@ class PictureTokens(ABC):
                 f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
             )
         grid = self.layout.grammar.grid if grid is None else grid
-        with torch.no_grad(), self._lock:
+        with torch.no_grad(), self._full_precision(), self._lock:
             return torch.cat([self.decode_ids(chunk, grid).cpu() for chunk in ids_BK.split(batch_size)]).numpy()

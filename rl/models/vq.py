@@ -124,6 +124,7 @@ def latents_before_quantisation(vqmodel: ChameleonVQVAE, pixels_BCHW: Tensor) ->
 
 def nearest_codes(features_BKD: Tensor, codebook_VD: Tensor) -> Tensor:
     """Indices [B, K] of the nearest codes."""
+    features_BKD, codebook_VD = features_BKD.float(), codebook_VD.float()  # half precision changes some codes
     squares = codebook_VD.pow(2).sum(-1)
     return (squares - 2 * features_BKD @ codebook_VD.T).argmin(-1)
 

@@ -53,6 +53,20 @@ class GRPOArguments(ImproveArguments):
             "choices": ["reward_to_go", "trajectory"],
         },
     )
+    max_sampler_gap: float | None = field(
+        default=None,
+        metadata={
+            "help": "stop where sampler and loss differ by more nats a token on average (its 99 %% quantile: ten times "
+            "that); 1e-4 in float32, 0.05 in half precision"
+        },
+    )
+    importance_correction: float | None = field(
+        default=None,
+        metadata={
+            "help": "weigh each token by the loss's probability over the sampler's, at most by this; 0 is off "
+            "(default: 2 in half precision, off in float32)"
+        },
+    )
     early_stop: int = field(
         default=0, metadata={"help": "stop after so many evaluations without a better one; 0 never does"}
     )

@@ -26,6 +26,7 @@ from trainers.common.sharding import whole_weights
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import check_grpo, check_options, check_trajectories
+from trainers.grpo.identity import check_correction
 from trainers.grpo.monitors import Monitors, rules_of
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 
@@ -60,6 +61,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     at_least(0, early_stop=arguments.early_stop, dead_group_retries=arguments.dead_group_retries)
     check_validation(config, arguments.validation)
     check_options(config, arguments.rewards)
+    check_correction(arguments.max_sampler_gap, arguments.importance_correction)
     check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
@@ -103,6 +105,8 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         guidance=arguments.guidance,
         rollout_steps=steps,
         rollout_credit=credit,
+        max_sampler_gap=arguments.max_sampler_gap,
+        importance_correction=arguments.importance_correction,
         monitors=monitors,
         store=CandidateStore(
             output / "candidates", scorer_key(arguments.idm, arguments.reward_arguments), scorers(rewards)

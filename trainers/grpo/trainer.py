@@ -48,12 +48,12 @@ from trainers.grpo.advantages import (
 )
 from trainers.grpo.checks import check_grpo, check_trajectories, weighted
 from trainers.grpo.groups import Groups
-from trainers.grpo.identity import checked_gap
+from trainers.grpo.identity import CAP, LIMIT, LIMIT_HALF, ComparesWithSampler, check_correction
 from trainers.grpo.monitors import Monitors
 from trainers.grpo.trajectories import Part, ScoredRow, Trajectories, changed_tokens, keep, step_means
 
 
-class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
+class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
     """GRPO of a forward dynamics model.
 
     Args:
@@ -76,6 +76,10 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             and batch sizes count predictions, of which such a group has M times as many. Store, oracle and grids get
             those of the first step, the only ones that start from a picture.
         rollout_credit: what a prediction of a trajectory is credited with (`advantages.trajectory_advantages`).
+        max_sampler_gap: the run stops where sampler and loss differ by more nats a token on average; None: 1e-4 in
+            float32, 0.05 in half precision.
+        importance_correction: cap of the importance weights that correct for that difference; 0 is off, None: 2 in half
+            precision and off in float32, where there is nothing to correct.
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
 
@@ -94,6 +98,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         guidance: float = 1.0,
         rollout_steps: int = 1,
         rollout_credit: Credit = "reward_to_go",
+        max_sampler_gap: float | None = None,
+        importance_correction: float | None = None,
         monitors: Monitors | None = None,
         store: CandidateStore | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -125,6 +131,10 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
         self.last_rows: list[ScoredRow] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
+        check_correction(max_sampler_gap, importance_correction)
+        exact = vlm.head_weight().dtype == torch.float32 and not (args.bf16 or args.fp16)
+        self.gap_limit = max_sampler_gap or (LIMIT if exact else LIMIT_HALF)
+        self.correction_cap = (0.0 if exact else CAP) if importance_correction is None else importance_correction
         grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
         args.max_completion_length = max(len(vlm.layout.grammar.of(grid).free) for grid in grids)
         args.remove_unused_columns = False
@@ -197,26 +207,25 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             # The same source and action in both is the same draw, for noise goes by content: it is kept once.
             kept = [*([row for row in part if row.step == 0] for part in replaced), *firsts]
             keep(self.store, kept, seed=self.args.seed, step=self.state.global_step)
-        free = [self.vlm.layout.grammar_of(row.source_ids).free for row in self.last_rows]
+        grammars = [self.vlm.layout.grammar_of(row.source_ids) for row in self.last_rows]
         drawn: dict[str, list[Any]] = {
             "prompt_ids": [row.prompt_ids() for row in self.last_rows],
             "completion_ids": [self.vlm.target_span(row.candidate.codes) for row in self.last_rows],
-            "logprobs": self._logprobs_drawn(),
+            "logprobs": [
+                grammar.spread(row.candidate.logprobs.tolist(), 0.0)
+                for grammar, row in zip(grammars, self.last_rows, strict=True)
+            ],
         }
-        if not all(map(all, free)):  # forced tokens are read and count nowhere, not in the mean over tokens either
-            drawn["env_mask"] = [[int(is_code) for is_code in row] for row in free]
+        if not all(all(grammar.free) for grammar in grammars):
+            # Forced tokens are read and count nowhere, not in the mean over tokens either.
+            drawn["env_mask"] = [[int(is_code) for is_code in grammar.free] for grammar in grammars]
         return drawn
-
-    def _logprobs_drawn(self) -> list[list[float]]:
-        """Log-probabilities of the last rollout's tokens when they were drawn, 0 where one is forced."""
-        rows = self.last_rows
-        return [self.vlm.layout.grammar_of(row.source_ids).spread(row.candidate.logprobs.tolist(), 0.0) for row in rows]
 
     def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
         """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
         noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
         most = max(MAX_ROWS, self.args.per_device_train_batch_size)  # the loss needs more memory
-        with self.vlm.using("default", merged=True), self.accelerator.autocast():
+        with self.accelerator.autocast(), self.vlm.using("default", merged=True):
             rows = self.groups.trajectories.draw(parts, noise, most)
         return self.groups.scored(parts, rows, self.state)
 
@@ -272,13 +281,15 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             log_probs.append(scores.log_probs[:, -logits_to_keep:])
             if compute_entropy:
                 entropies.append(scores.entropy[:, -logits_to_keep:])
-        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+        found = torch.cat(log_probs)
+        self._compare_with_sampler(found)
+        return found, torch.cat(entropies) if compute_entropy else None, None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.model.training:
             if self.state.global_step == 0:
-                self._check_identity(output)
+                self.sampler_trainer_gap = self._check_identity(output)
             self._shape_advantages(output)
         return output
 
@@ -308,14 +319,3 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
             weights[:, places] = weights_BK
         found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
         output["advantages"] = by_trajectory(found, group, steps)[part]
-
-    def _check_identity(self, output: dict[str, Any]) -> None:
-        """At step 0 the loss must see the very distribution that was sampled from, in train mode."""
-        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
-        mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
-        keep = output["completion_ids"].shape[1]
-        with torch.no_grad():
-            ours, _, _ = self._get_per_token_logps_and_entropies(self.model, ids, mask, keep)
-        drawn = torch.tensor([[*row, *[0.0] * (keep - len(row))] for row in self._logprobs_drawn()], device=ours.device)
-        exact = self.vlm.head_weight().dtype == torch.float32 and not (self.args.bf16 or self.args.fp16)
-        self.sampler_trainer_gap = checked_gap(ours, drawn, exact)
