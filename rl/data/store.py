@@ -55,9 +55,10 @@ SCHEMA = pa.schema(
         ("total", pa.float64()),
         ("scorers", pa.list_(pa.string())),  # what each score comes from where the reward's name does not say it
         ("more", pa.string()),  # further columns of the data as JSON, null if there are none
+        ("fingerprint", pa.string()),  # of the base's weights, by which it is known wherever it lies
     ]
 )
-LATER = ("scorers", "more")
+LATER = ("scorers", "more", "fingerprint")
 """Columns that earlier stores lack. Without `scorers`, scores of a reward of one's own, or of a judge, match none."""
 
 
@@ -144,7 +145,7 @@ class CandidateStore:
         """
         groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
         for row in self.rows():
-            if row["base"] != backbone.name and Path(row["base"]).resolve() != Path(backbone.name).resolve():
+            if not _same_base(row, backbone):
                 raise RewindError(
                     f"{self.folder} holds candidates of {row['base']}, whose tokens are not those of {backbone.name}"
                 )
@@ -183,6 +184,7 @@ class CandidateStore:
         prompt = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
         for number, scored in enumerate(group, first):
             candidate = scored.candidate
+            base = candidate.backbone.fingerprint
             yield {
                 "base": candidate.backbone.lasting_name,
                 "idm": self.idm,
@@ -201,6 +203,7 @@ class CandidateStore:
                 "total": scored.total,
                 "scorers": [self.scorers.get(name, "") for name in scored.scores],
                 "more": more,
+                "fingerprint": None if base is None else base.sha256,
             }
 
     def _keep(self, picture: Picture) -> str:
@@ -246,6 +249,13 @@ def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
     ids, logprobs = np.array(row["ids"], dtype=np.int64), np.array(row["logprobs"], dtype=np.float32)
     scores = dict(zip(row["rewards"], row["scores"], strict=True))
     return Scored(Candidate(ids, logprobs, backbone), scores, row["total"])
+
+
+def _same_base(row: dict[str, Any], backbone: UnifiedVLM) -> bool:
+    """Whether a candidate was drawn on a backbone's base: by its weights, or by name where one of them has no word."""
+    if row["fingerprint"] is not None and backbone.fingerprint is not None:
+        return bool(row["fingerprint"] == backbone.fingerprint.sha256)
+    return _same(row["base"], backbone.name)
 
 
 def _same(first: str, second: str) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rl.errors import RewindError
 from rl.models import adapters
 from rl.models.bases import lasting_name
+from rl.models.fingerprint import Fingerprint
 from rl.models.grammar import Template
 from rl.models.layout import TokenLayout
 from rl.pictures import PictureLike, to_array
@@ -45,6 +46,8 @@ class UnifiedVLM(ABC):
             to each other, so what stays is copied from a fixed distance, as in pretraining, however long the words are.
         known_words: words of the base's training text, if it says which.
         can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
+        fingerprint: of the files that it was opened from; None for a base that was not.
+        asked_size: `image_size` where whoever opened it asked for one, as it was given.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
         remembered_features: the most floats that a picture's features may have for being kept too.
     """
@@ -57,6 +60,8 @@ class UnifiedVLM(ABC):
     layout: TokenLayout
     known_words: frozenset[str] | None = None
     can_draw: bool = True
+    fingerprint: Fingerprint | None = None
+    asked_size: Any = None
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
     template: Template = Template()

@@ -39,7 +39,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
-    output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
+    output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         kept, totals = keep_best(vlm, groups, keep)

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from trl import ModelConfig, get_peft_config
 
 from rl.errors import RewindError
-from rl.models.adapters import DIGESTS_FILE, quiet_peft
+from rl.models.adapters import DIGESTS_FILE, quiet_peft, told_of_base
 from rl.models.bases import lasting_name
 from rl.models.known import CARD_FILE
 from rl.models.roles import FDM_ADAPTER, Role
@@ -53,8 +53,8 @@ def _check_targets(config: LoraConfig) -> None:
 def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Role | None = None) -> Path:
     """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
 
-    `role` is written beside the weights, so that a copy of the folder is not opened as the other role. Every process
-    must call it; the main one writes.
+    `role` is written beside the weights, so that a copy of the folder is not opened as the other role; so are the
+    base's fingerprint and the picture size that was asked for. Every process must call it; the main one writes.
     """
     folder = run / "adapter"
     with gathered_adapter(vlm.model):
@@ -65,8 +65,9 @@ def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Rol
 def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) -> None:
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
-        if role is not None:
-            (beside / CARD_FILE).write_text(json.dumps({"role": role}) + "\n", encoding="utf-8")
+        card = {**({} if role is None else {"role": role}), **told_of_base(vlm.fingerprint, vlm.asked_size)}
+        if card:
+            (beside / CARD_FILE).write_text(json.dumps(card) + "\n", encoding="utf-8")
         model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)
         inner = beside / name
         if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own

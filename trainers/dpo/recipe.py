@@ -45,7 +45,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     vlm = fdm.backbone
     held_out = read_files(arguments, arguments.validation, left_out)
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
-    output = begin_run("train_dpo.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
+    output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)

@@ -85,7 +85,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
             else None
         )
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
-    output = begin_run("train_grpo.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
+    output = begin_run("train_grpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"

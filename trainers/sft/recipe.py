@@ -68,7 +68,8 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
             set_seed(config.seed)  # so that it is the adapter that `train_idm.py` would draw
             add_adapter(vlm, deepcopy(lora), IDM_ADAPTER)
         inputs = [arguments.base, *arguments.triplets, *synthetic, *arguments.validation]
-        output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, model=asdict(model_config))
+        about: Any = {"vlm": vlm, "model": asdict(model_config)}
+        output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, **about)
     settings: Any = {
         "eval_dataset": eval_rows,
         "shown": held_out[:GRID_ROWS],
