@@ -27,6 +27,7 @@ from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.runs import begin_run
 from trainers.sft.arguments import IDMArguments, RoleConfig
 
+
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     save_base(make_tiny(), tmp_path / "base", {})

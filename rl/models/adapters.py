@@ -28,6 +28,11 @@ def attach(model: Any, folder: Path, name: str, base: str) -> Any:
     from peft import PeftModel
 
     weights = _adapter_weights(folder)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise RewindError(
+            f"the adapter in {folder} cannot stand on layers that are read anew at every step: give all of them places "
+            "on GPUs in device_map, or merge the run first (export.py)"
+        )
     before, training = {id(p) for p in model.parameters() if p.requires_grad}, model.training
     if name in getattr(model, "peft_config", {}):
         raise RewindError(f"{base} already has an adapter named '{name}'")

@@ -87,6 +87,10 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
     settings.place(vlm.model)
+    if vlm.head_weight().is_meta:
+        raise RewindError(
+            f"the head of {name_or_folder} is read as a matrix: give it a device in device_map, not the disk"
+        )
     vlm.fingerprint, vlm.asked_size = fingerprint(folder), asked_size
     if "template" in card:
         vlm.template = Template.of(card["template"])

@@ -278,12 +278,18 @@ class UnifiedVLM(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the head is, and with it ids, states and pictures; layers of a divided model lie elsewhere too."""
         return self.head_weight().device
 
     def hidden_states(self, input_ids_BT: Tensor, **kwargs: Any) -> Any:
-        """The transformer's output (`last_hidden_state` float [B, T, D], `past_key_values`), active adapter in."""
-        return self.transformer()(input_ids=input_ids_BT, **kwargs)
+        """The transformer's output (`last_hidden_state` float [B, T, D], `past_key_values`), active adapter in.
+
+        What goes in and comes out is on `device`, wherever a divided model has its first and last layer.
+        """
+        output = self.transformer()(input_ids=input_ids_BT, **kwargs)
+        if output.last_hidden_state.device != input_ids_BT.device:
+            output.last_hidden_state = output.last_hidden_state.to(input_ids_BT.device)
+        return output
 
     def attach_adapter(self, folder: Path, name: str) -> None:
         """Load a LoRA adapter from a folder under a name; what is trainable stays as it was.

@@ -120,9 +120,12 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
     own.add_argument("--config", type=Path)
     known, rest = own.parse_known_args(argv)
     parser = _Parser(list(types))
+    _not_ours([flag.partition("=")[0].removeprefix("--") for flag in rest if flag.startswith("--")])
     check_flags(parser, rest)
     if known.config is not None:
-        _set_defaults(parser, read_yaml(known.config), known.config)
+        values = read_yaml(known.config)
+        _not_ours(list(values))
+        _set_defaults(parser, values, known.config)
     try:
         *found, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     except (ValueError, TypeError, OSError) as error:
@@ -132,6 +135,16 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
             f"no flag takes '{' '.join(left)}': --help shows all, and a file of them is --config FILE.yaml"
         )
     return tuple(found)
+
+
+def _not_ours(names: Sequence[str]) -> None:
+    """Raise a `RewindError` for what the other scripts have and a launcher decides here."""
+    for name in ("device", "device_map"):
+        if name in names:
+            raise RewindError(
+                "where a model is trained, the launcher places the weights (accelerate launch, torchrun; "
+                f"CUDA_VISIBLE_DEVICES for one GPU): leave --{name} out"
+            )
 
 
 class _Parser(TrlParser):  # type: ignore[misc]
