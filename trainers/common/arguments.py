@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -120,11 +120,12 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
     own.add_argument("--config", type=Path)
     known, rest = own.parse_known_args(argv)
     parser = _Parser(list(types))
-    _not_ours([flag.partition("=")[0].removeprefix("--") for flag in rest if flag.startswith("--")])
+    flags = {action.dest for action in parser._actions}
+    _not_ours([flag.partition("=")[0].removeprefix("--") for flag in rest if flag.startswith("--")], flags)
     check_flags(parser, rest)
     if known.config is not None:
         values = read_yaml(known.config)
-        _not_ours(list(values))
+        _not_ours(list(values), flags)
         _set_defaults(parser, values, known.config)
     try:
         *found, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
@@ -137,8 +138,13 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
     return tuple(found)
 
 
-def _not_ours(names: Sequence[str]) -> None:
-    """Raise a `RewindError` for what the other scripts have and a launcher decides here."""
+def _not_ours(names: Sequence[str], known: Collection[str]) -> None:
+    """Raise a `RewindError` for what other scripts have: what a launcher decides here, and full fine-tuning."""
+    if "use_peft" in names and "use_peft" not in known:
+        raise RewindError(
+            "methods that learn from rewards train an adapter, beside which reference and inverse model cost next to "
+            "nothing: leave --use_peft out (train_fdm.py and train_idm.py have it)"
+        )
     for name in ("device", "device_map"):
         if name in names:
             raise RewindError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.bases import adapter_folder, base_of_adapter
+from rl.models.bases import adapter_folder, base_folder, base_of_adapter
 from rl.models.known import LINEAR_LAYERS, SHIPPED
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -136,7 +136,7 @@ def shape_of(name_or_folder: str) -> Shape:
     published = PUBLISHED.get(name_or_folder.partition("@")[0], name_or_folder)
     if published in KNOWN:
         return KNOWN[published]
-    file = SHIPPED.get(name_or_folder, Path(name_or_folder)) / "config.json"
+    file = base_folder(name_or_folder) / "config.json"
     if not file.is_file():
         names = ", ".join([*KNOWN, *SHIPPED])
         raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")
