@@ -41,6 +41,7 @@ def main() -> None:
     from rl.data.labelling import labelled, name_pairs
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.triplet_files import read_triplets, write_triplets
+    from rl.models.fingerprint import for_resume as base_for_resume
     from rl.running.run_folder import claim
 
     if arguments.chunk_size < 1 or arguments.temperature < 0:
@@ -51,7 +52,7 @@ def main() -> None:
     output = claim(
         arguments.output,
         "label.py",
-        plain(vars(arguments)) | for_resume(left_out, [arguments.pairs]),
+        plain(vars(arguments)) | for_resume(left_out, [arguments.pairs]) | base_for_resume(idm.backbone.fingerprint),
         inputs=[arguments.idm, arguments.pairs],
         resume=arguments.resume,
         overwrite=arguments.overwrite,

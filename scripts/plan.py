@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--image_size", help=SIZE_HELP)
     p.add_argument("--algorithm", choices=ALGORITHMS, help="told from the config's keys if not given")
     p.add_argument("--lora_r", type=int, help="rank of the adapters (16); 0 is full fine-tuning")
+    p.add_argument("--use_peft", type=_truth, default=True, help="false: full fine-tuning, as --lora_r 0 (SFT)")
     p.add_argument("--lora_target_modules", nargs="+", help="the layers with adapters (all linear ones)")
     p.add_argument("--per_device_train_batch_size", "--rows", type=int, default=8, help="sequences a GPU and pass")
     p.add_argument("--gradient_accumulation_steps", type=int, default=1)
@@ -54,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def _truth(text: str) -> bool:
+    """As a training script reads it."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not '{text}'")
+    return text.lower() == "true"
+
+
 def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     """The algorithm, the shape and the settings that memory depends on."""
     found = adapter_of(arguments.fdm) if arguments.fdm else None
@@ -65,6 +73,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     )
     algorithm = algorithm or ("best_of_n" if arguments.num_candidates else "sft")
     rank = arguments.lora_r if arguments.lora_r is not None else found[1] if found else 16
+    rank = rank if arguments.use_peft else 0
     targets = arguments.lora_target_modules or (found[2] if found else LINEAR_LAYERS)
     rows, drawn = arguments.per_device_train_batch_size, 0
     if algorithm == "grpo":
@@ -107,6 +116,10 @@ def text(found: dict[str, Any], algorithm: str, job: Job, gpu_gib: float) -> str
     if job.lora_r and job.frozen_adapters == 2:
         ratio = found["model_state_ratio"]
         lines.append(f"policy, reference and IDM on one backbone: {ratio:.2f} of the state of three models")
+    if not job.lora_r:
+        whole = shape["parameters"] * shape["weight_bytes"] / unit
+        beside = "counted below" if job.frozen_adapters else f"{whole:.2f} {name_of_unit} of weights more each"
+        lines.append(f"an inverse model or a reference beside it is a model of its own: {beside}")
     lines += ["", f"{name_of_unit} a GPU     " + "".join(f"{name:>12}" for name in COLUMNS)]
     for gpus, by_strategy in found["gpus"].items():
         of = found["steps"][gpus]

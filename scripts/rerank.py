@@ -64,6 +64,7 @@ def main() -> None:
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
+    from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.inputs import check_actions
     from rl.models.opening import load_idm_beside
     from rl.pictures import load_image
@@ -114,7 +115,7 @@ def main() -> None:
     output = claim(
         a.output / f"shard-{shard[0]}-of-{shard[1]}" if shard else a.output,
         "rerank.py",
-        plain(vars(a)) | for_resume(left_out, [a.triplets]),
+        plain(vars(a)) | for_resume(left_out, [a.triplets]) | base_for_resume(fdm.backbone.fingerprint),
         inputs=[a.fdm, a.idm, a.source, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,

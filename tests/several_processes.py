@@ -26,7 +26,7 @@ from rl.data.importance import Importance
 from rl.models.known import LINEAR_LAYERS
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
-from trainers.common.adapters import add_adapter, only_policy_trains, save_adapter
+from trainers.common.adapters import add_adapter, only_policy_trains, save_adapter, save_whole
 from trainers.common.candidates import scored_groups
 from trainers.dpo.arguments import RewindDPOConfig
 from trainers.dpo.trainer import Pairing, WorldModelDPOTrainer, preference_rows
@@ -108,7 +108,10 @@ def finish(trainer: Any, vlm: Any, folder: Path) -> dict[str, Any]:
     engine = trainer.model_wrapped
     deep = type(engine).__name__ == "DeepSpeedEngine"
     logs = [row for row in trainer.state.log_history if "grad_norm" in row]
-    save_adapter(vlm, folder)
+    if hasattr(vlm.model, "peft_config"):
+        save_adapter(vlm, folder)
+    else:
+        save_whole(vlm, folder, role="fdm")
     found |= {
         "engine": type(engine).__name__,
         "stage": int(engine.zero_optimization_stage()) if deep else None,
@@ -140,6 +143,19 @@ def sft(folder: Path, half_batch: bool = False) -> dict[str, Any]:
     held_out = role_rows(vlm, "fdm", triplets(29)[24:], Importance())  # 5, which no batches of two processes fit
     trainer = RoleSFTTrainer(vlm, "fdm", config, rows, eval_dataset=held_out, use_weights=True)
     return finish(trainer, vlm, folder)
+
+
+def whole(folder: Path) -> dict[str, Any]:
+    """All weights, the head among them, which is read as a matrix."""
+    set_seed(0)
+    vlm = make_tiny()
+    config = RoleConfig(
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=4 // WORLD,
+        **{**COMMON, "gradient_checkpointing": True},
+    )
+    return finish(RoleSFTTrainer(vlm, "fdm", config, role_rows(vlm, "fdm", triplets(12))), vlm, folder)
 
 
 def grpo(folder: Path, spanning: bool = False) -> dict[str, Any]:
@@ -202,6 +218,7 @@ def dpo(folder: Path) -> dict[str, Any]:
 
 SCENARIOS = {
     "sft": sft,
+    "whole": whole,
     "half": lambda folder: sft(folder, half_batch=True),
     "grpo": grpo,
     "spanning": lambda folder: grpo(folder, spanning=True),

@@ -80,8 +80,10 @@ def test_a_moved_base_is_given_by_hand(home: Path) -> None:
     fdm = load_fdm("runs/deep/er/run", base="runs/moved")
     assert fdm.backbone.name == "runs/moved"
     assert load_idm("runs/deep/er/run", fdm.backbone, base=Path("runs/moved")).adapter == "idm"
+    assert load_idm("runs/deep/er/run", fdm.backbone, "again").adapter == "again"  # the same weights, by fingerprint
+    Path("runs/deep/er/run/adapter/rewind.json").unlink()  # older adapters have none
     with pytest.raises(RewindError, match=r"belongs to .*base, not to runs/moved"):
-        load_idm("runs/deep/er/run", fdm.backbone, "again")
+        load_idm("runs/deep/er/run", fdm.backbone, "third")
     with pytest.raises(RewindError, match="there is no folder runs/none here"):
         load_fdm("runs/deep/er/run", base="runs/none")
     with pytest.raises(RewindError, match=r"'runs/moved' holds no adapter.*: leave out base="):

@@ -185,6 +185,7 @@ def test_a_saved_base_opens_as_it_was(vlm: Any, tmp_path: Path) -> None:
     assert torch.equal(again.encode(images), ids)
     assert (again.decode(ids) == vlm.decode(ids)).all()
     assert again.layout.grammar == vlm.layout.grammar
+    assert again.fingerprint == vlm.fingerprint is not None  # whatever is named or stored otherwise
     assert again.idm_prompt(ids[0].tolist(), ids[1].tolist()) == vlm.idm_prompt(ids[0].tolist(), ids[1].tolist())
     a, b = (ForwardDynamics(v).sample(images[0], ACTION, 2, seed=1) for v in (vlm, again))
     assert [c.ids.tolist() for c in a] == [c.ids.tolist() for c in b]

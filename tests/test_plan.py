@@ -87,6 +87,16 @@ def test_a_shape_by_hand() -> None:
         Job(rows=0)
 
 
+def test_full_fine_tuning() -> None:
+    """16 bytes a weight, an eighth of them on each of eight GPUs under ZeRO-3; what stands beside it is a model too."""
+    done = plan("--base", "chameleon-7b", "--use_peft", "false", "--algorithm", "sft", "--gpus", 8, "--rows", 1)
+    assert "full fine-tuning" in done.stdout
+    assert "a model of its own: 13.06 GiB of weights more each" in done.stdout
+    found = memory(KNOWN["chameleon-7b"], Job(lora_r=0, frozen_adapters=0, rollout_rows=0), "zero3", 8)
+    weights = KNOWN["chameleon-7b"].parameters()
+    assert found["weights"] + found["gradients"] + found["optimizer"] == 16 * weights / 8
+
+
 def test_real_models_are_counted() -> None:
     for vlm in (make_tiny(), load_base("tabletop-chameleon")):
         config = vlm.model.config

@@ -118,7 +118,7 @@ MODEL_FLAGS = [
     ("--lora_r 0", "--lora_r must be 1 or more, not 0"),
     ("--lora_dropout 1.5", "--lora_dropout must lie from 0 to below 1, not be 1.5"),
     ("--lora_modules_to_save lm_head", "the head stays frozen"),
-    ("--use_peft false", "leave --use_peft true"),
+    ("--use_peft false --lora_alpha 8", "--use_peft false trains all weights and no adapter: leave --lora_alpha out"),
 ]
 EVALUATION_FLAGS = [
     ("--eval_strategy steps", "give --validation held-out.json, or leave out --eval_strategy"),

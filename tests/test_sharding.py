@@ -26,7 +26,7 @@ from rl import load_fdm
 from trainers.common.sharding import unsupported
 
 SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2"]
-SCENARIOS += ["trajectories:zero2", "dpo:zero2"]
+SCENARIOS += ["trajectories:zero2", "dpo:zero2", "whole:zero2", "whole:zero3"]
 HALF = "half_precision:zero2"
 ENVIRONMENT = {
     **os.environ,
@@ -91,7 +91,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     found |= {spec: [rank[spec] for rank in ranks] for spec in [*SCENARIOS, HALF]}
     for spec in [*names, *SCENARIOS, HALF]:
         folder = (one if spec in names else two) / spec.replace(":", "-")
-        found[spec][0]["adapter"] = load_file(folder / "adapter" / "adapter_model.safetensors")
+        file = folder / "adapter" / "adapter_model.safetensors"
+        found[spec][0]["adapter"] = load_file(file if file.exists() else folder / "model" / "model.safetensors")
     return found
 
 
@@ -151,6 +152,18 @@ def test_bytes_are_divided(results: dict[str, list[dict[str, Any]]]) -> None:
         assert zero1["resident"] == zero2["resident"] == zero2["whole"]
         assert zero3["resident"] == 0
         assert zero3["shard"] == zero3["whole"] // 2
+
+
+def test_all_weights_are_divided_and_saved_whole(results: dict[str, list[dict[str, Any]]]) -> None:
+    """Full fine-tuning: also the head, which is gathered for the loss; what is saved opens (a base by itself)."""
+    for rank in range(2):
+        zero2, zero3 = (results[f"whole:zero{stage}"][rank] for stage in (2, 3))
+        assert zero3["trainable"] == zero3["whole"] == zero2["whole"]
+        assert zero3["resident"] == 0
+        assert zero3["optimizer"] == zero3["trainable"]
+    saved = results["whole:zero3"][0]["adapter"]
+    assert {"model.embed_tokens.weight", "model.vqmodel.quantize.embedding.weight"} <= saved.keys()
+    assert all(weight.numel() for weight in saved.values())
 
 
 def test_a_rollout_gathers_once(results: dict[str, list[dict[str, Any]]]) -> None:

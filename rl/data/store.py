@@ -57,9 +57,10 @@ SCHEMA = pa.schema(
         ("scorers", pa.list_(pa.string())),  # what each score comes from where the reward's name does not say it
         ("more", pa.string()),  # further columns of the data as JSON, null if there are none
         ("grid", pa.list_(pa.int64())),  # rows and columns of the ids, null for the base's usual grid
+        ("fingerprint", pa.string()),  # of the base's weights, by which it is known wherever it lies
     ]
 )
-LATER = ("scorers", "more", "grid")
+LATER = ("scorers", "more", "grid", "fingerprint")
 """Columns that earlier stores lack. Without `scorers`, scores of a reward of one's own, or of a judge, match none."""
 
 
@@ -146,7 +147,7 @@ class CandidateStore:
         """
         groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
         for row in self.rows():
-            if row["base"] != backbone.name and Path(row["base"]).resolve() != Path(backbone.name).resolve():
+            if not _same_base(row, backbone):
                 raise RewindError(
                     f"{self.folder} holds candidates of {row['base']}, whose tokens are not those of {backbone.name}"
                 )
@@ -185,6 +186,7 @@ class CandidateStore:
         prompt = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
         for number, scored in enumerate(group, first):
             candidate = scored.candidate
+            base = candidate.backbone.fingerprint
             yield {
                 "base": candidate.backbone.lasting_name,
                 "idm": self.idm,
@@ -204,6 +206,7 @@ class CandidateStore:
                 "scorers": [self.scorers.get(name, "") for name in scored.scores],
                 "more": more,
                 "grid": None if candidate.grid is None else [candidate.grid.rows, candidate.grid.columns],
+                "fingerprint": None if base is None else base.sha256,
             }
 
     def _keep(self, picture: Picture) -> str:
@@ -250,6 +253,13 @@ def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
     scores = dict(zip(row["rewards"], row["scores"], strict=True))
     grid = None if row["grid"] is None else Grid(*row["grid"])
     return Scored(Candidate(ids, logprobs, backbone, grid), scores, row["total"])
+
+
+def _same_base(row: dict[str, Any], backbone: UnifiedVLM) -> bool:
+    """Whether a candidate was drawn on a backbone's base: by its weights, or by name where one of them has no word."""
+    if row["fingerprint"] is not None and backbone.fingerprint is not None:
+        return bool(row["fingerprint"] == backbone.fingerprint.sha256)
+    return _same(row["base"], backbone.name)
 
 
 def _same(first: str, second: str) -> bool:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 from rl.errors import RewindError
+from rl.models.fingerprint import Fingerprint
+from rl.models.known import CARD_FILE
 from rl.running import seals
+from rl.running.files import read_json
 
 DIGESTS_FILE = "digests.json"
 """Beside an adapter's weights, says what they were when they were saved; older runs have none."""
@@ -25,6 +28,11 @@ def attach(model: Any, folder: Path, name: str, base: str) -> Any:
     from peft import PeftModel
 
     weights = _adapter_weights(folder)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise RewindError(
+            f"the adapter in {folder} cannot stand on layers that are read anew at every step: give all of them places "
+            "on GPUs in device_map, or merge the run first (export.py)"
+        )
     before, training = {id(p) for p in model.parameters() if p.requires_grad}, model.training
     if name in getattr(model, "peft_config", {}):
         raise RewindError(f"{base} already has an adapter named '{name}'")
@@ -122,6 +130,20 @@ def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
         for layer, weight in zip(layers, kept, strict=True):
             layer.get_base_layer().weight.data = weight
             vars(layer).pop("holds", None)
+
+
+def told_of_base(fingerprint: Fingerprint | None, asked_size: Any) -> dict[str, Any]:
+    """What an adapter's card says of the base that it was trained on, beside its name in `adapter_config.json`."""
+    told = {} if fingerprint is None else {"base": fingerprint.told()}
+    return told if asked_size is None else {**told, "image_size": asked_size}
+
+
+def base_told(folder: Path) -> tuple[Fingerprint | None, Any]:
+    """What `told_of_base` wrote: the base's fingerprint, and the picture size that was asked for; None where neither
+    was, as in older adapters.
+    """
+    card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
+    return Fingerprint.of_told(card.get("base")), card.get("image_size")
 
 
 def check_digests(folder: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from rl.errors import RewindError
 from rl.models.hub import is_hub_id
-from rl.models.known import SHIPPED, SHIPPED_RUNS
+from rl.models.known import SHIPPED, SHIPPED_RUNS, whole_model
 from rl.paths import expanded
 from rl.running.files import read_json
 
 
 def base_folder(base: str | Path) -> Path:
-    """The folder of a base, by its shipped name or its path."""
-    return SHIPPED.get(str(base), expanded(base))
+    """The folder of a base, by its shipped name, its path or that of a run that trained all weights."""
+    return SHIPPED.get(str(base)) or whole_model(expanded(base))
 
 
 def is_base(base: str | Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl.errors import RewindError
-from rl.models.known import SHIPPED, SHIPPED_RUNS
+from rl.models.known import SHIPPED, SHIPPED_RUNS, whole_model
 
 _HUB_ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
 FILES = ["*.json", "*.safetensors", "*.yaml", "*vqgan.ckpt", "*.txt", "*.model"]
@@ -19,8 +19,8 @@ META_FILES = ["*.pth"]
 def folder_of(name: str | Path, more: Sequence[str] = ()) -> Path:
     """The folder that a name stands for; files of a Hub id (`owner/name` or `owner/name@revision`) are fetched first.
 
-    A folder that exists comes before a Hub id of the same spelling. What names nothing comes back as a path. `more`
-    are patterns of files to fetch besides `FILES`.
+    A folder that exists comes before a Hub id of the same spelling; of a run that trained all weights it is that of its
+    model. What names nothing comes back as a path. `more` are patterns of files to fetch besides `FILES`.
 
     Raises:
         RewindError: a Hub id that is gated, has no such revision, or cannot be reached and is not in the cache.
@@ -32,7 +32,7 @@ def folder_of(name: str | Path, more: Sequence[str] = ()) -> Path:
     folder = Path(name).expanduser()
     found = _HUB_ID.fullmatch(text)
     if folder.exists() or found is None:
-        return folder
+        return whole_model(folder)
     return _fetched(found["repository"], found["revision"], [*FILES, *more])
 
 

@@ -14,7 +14,15 @@ JUDGES = {"tabletop-chameleon": "tabletop-chameleon-judge"}
 """The IDM that judges what stands on a base: trained on other labels, it neither rewards nor labels."""
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """All linear layers of the decoder stack; the head stays as it is, since both roles share it."""
+WHOLE = "model"
+"""In a run that trained all weights, the folder of its model, a base by itself."""
 CARD_FILE = "rewind.json"
 """What we know of a base, or of an adapter, beside its weights."""
 MAX_ROWS = 512
 """Rows decoded at once unless the caller says otherwise."""
+
+
+def whole_model(folder: Path) -> Path:
+    """The base in a folder: the folder itself, or the model of a run that trained all weights."""
+    inner = folder / WHOLE
+    return inner if not (folder / "config.json").is_file() and (inner / "config.json").is_file() else folder

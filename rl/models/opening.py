@@ -11,9 +11,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rl.errors import RewindError
+from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
+from rl.models.fingerprint import fingerprint
 from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
 from rl.models.known import CARD_FILE, SHIPPED
@@ -77,6 +79,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     if not any(file.name != DECODER_FILE for file in folder.glob("*.safetensors")):
         raise RewindError(f"{folder} has no weights in safetensors; other formats are not opened: scripts/convert.py")
     settings, vq_folder = settings or Settings(), None if vq is None else folder_of(vq)
+    asked = settings.picture_size
     settings = replace(settings, image_size=settings.image_size or card.get("image_size"))
     try:
         vlm = family.load(folder, str(name_or_folder), card.get("known_words"), settings, vq_folder)
@@ -84,6 +87,11 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
     settings.place(vlm.model)
+    if vlm.head_weight().is_meta:
+        raise RewindError(
+            f"the head of {name_or_folder} is read as a matrix: give it a device in device_map, not the disk"
+        )
+    vlm.fingerprint, vlm.asked_size = fingerprint(folder), asked.written if asked else None
     if "template" in card:
         vlm.template = Template.of(card["template"])
     if not vlm.can_draw:
@@ -138,7 +146,21 @@ def load_idm(
 def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
     """Whether a base or run stands on the weights of a backbone, so that `backbone=` can be given for it."""
     folder = adapter_folder(_local(base_or_run))
-    return same_base(base_or_run if folder is None else base_of_adapter(folder), backbone.name)
+    if folder is None:
+        return same_base(base_or_run, backbone.name)
+    return _stands_on(folder, base_of_adapter(folder), backbone)
+
+
+def _stands_on(adapter: Path, base: str | Path, backbone: UnifiedVLM) -> bool:
+    """Whether an adapter's base is a backbone's: by its fingerprint, or by name where there is none; and whether its
+    pictures have that size.
+    """
+    told, size = base_told(adapter)
+    if size not in (None, backbone.asked_size, backbone.image_size):
+        return False
+    if told is not None and backbone.fingerprint is not None:
+        return told == backbone.fingerprint
+    return same_base(base, backbone.name)
 
 
 def load_idm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, **opening: Any) -> InverseDynamics:
@@ -148,8 +170,11 @@ def load_idm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, **opening: 
     another base takes its `base` and `vq` only where it does not open without them.
     """
     base = opening.get("base")
-    if vlm is not None and (shares_base(base_or_run, vlm) if base is None else same_base(base, vlm.name)):
-        return load_idm(base_or_run, vlm, base=base)
+    run = adapter_folder(_local(base_or_run))
+    if vlm is not None and (
+        shares_base(base_or_run, vlm) if base is None or run is None else _stands_on(run, base, vlm)
+    ):
+        return load_idm(base_or_run, vlm, base=None if run is None else base)
     try:
         return load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
     except RewindError:
@@ -199,13 +224,39 @@ def _open(
             raise RewindError(f"'{base_or_run}' is no adapter for the given backbone {backbone.name}")
         return backbone or load_base(base_or_run, settings, vq), None
     stands_on = base_of_adapter(folder) if base is None else str(base)
-    if backbone is not None and not same_base(stands_on, backbone.name):
-        raise RewindError(f"the adapter in {folder} belongs to {stands_on}, not to {backbone.name}")
+    if backbone is not None and not _stands_on(folder, stands_on, backbone):
+        raise RewindError(f"the adapter in {folder} belongs to {_both(folder, stands_on, backbone)}")
     if backbone is None and base is None and not is_base(stands_on):
         raise RewindError(
             f"the adapter in {folder} stands on the base '{stands_on}', which is not there any more: give its folder "
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
-    vlm = backbone or load_base(stands_on, settings, vq)
+    vlm = backbone or _base_of(folder, stands_on, settings, vq)
     vlm.attach_adapter(folder, name)
     return vlm, name
+
+
+def _both(adapter: Path, base: str, backbone: UnifiedVLM) -> str:
+    """What an adapter stands on, and the backbone that it was to be put on, in words."""
+    told, size = base_told(adapter)
+    if told is not None and backbone.fingerprint is not None and told != backbone.fingerprint:
+        return f"{base_of_adapter(adapter)} ({told}), not to {backbone.name} ({backbone.fingerprint})"
+    if size not in (None, backbone.asked_size, backbone.image_size):
+        return f"{base} with pictures of {size} pixels, not to {backbone.name} with {backbone.image_size}"
+    return f"{base}, not to {backbone.name}"
+
+
+def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None) -> UnifiedVLM:
+    """The base that an adapter stands on, if its weights are those that it was trained on.
+
+    Raises:
+        RewindError: other weights.
+    """
+    told, size = base_told(adapter)
+    found = fingerprint(folder_of(base)) if told is not None else None
+    if found is not None and found != told:
+        raise RewindError(
+            f"the adapter in {adapter} was trained on another base than {base} is now: on {base_of_adapter(adapter)} "
+            f"({told}), and this one has {found}; give the one that it was trained on as base= (--base)"
+        )
+    return load_base(base, replace(settings, image_size=settings.image_size or size), vq)

@@ -62,7 +62,8 @@ class Stream:
         """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
         cache = DynamicCache()
         for index, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys[numbers_R], layer.values[numbers_R], index)
+            here = numbers_R.to(layer.keys.device)  # a divided model has its layers on several devices
+            cache.update(layer.keys[here], layer.values[here], index)
         return Stream(self.vlm, self.mask[numbers_R], self.hidden[numbers_R], cache)
 
     def read(self, ids_RT: Tensor) -> Tensor:

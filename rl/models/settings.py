@@ -12,6 +12,7 @@ from rl.models.sizes import PictureSize, SizeLike
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("4bit", "8bit")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Settings:
         attn_implementation: 'sdpa', 'eager', 'flash_attention_2', ...; None is transformers' choice.
         quantization: '4bit' or '8bit' through bitsandbytes, which has to be installed; None for none.
         device: where the weights go; None is the GPU if there is one.
+        device_map: how they are divided among devices instead, one of `DEVICE_MAPS`, a device, or by the names of
+            modules ({"model.layers.0": 0, ..., "lm_head": 1}). What is put on 'disk', or on 'cpu' beside a GPU, is read
+            anew at every step, and takes no adapter; the head cannot lie there.
         image_size: of pictures, as `sizes.PictureSize.of` reads it, for families that know several; None is the usual.
 
     Raises:
@@ -33,6 +37,7 @@ class Settings:
     attn_implementation: str | None = None
     quantization: str | None = None
     device: str | torch.device | None = None
+    device_map: str | dict[str, Any] | None = None
     image_size: SizeLike | None = None
 
     def __post_init__(self) -> None:
@@ -47,10 +52,17 @@ class Settings:
                 raise RewindError(f"quantization '{self.quantization}' needs bitsandbytes: pip install bitsandbytes")
         if self.image_size is not None:
             PictureSize.of(self.image_size)
-        try:
-            torch.device(self.device or "cpu")
-        except (RuntimeError, TypeError) as error:
-            raise RewindError(f"'{self.device}' is no device: write cpu, cuda or cuda:0") from error
+        _check_device(self.device or "cpu")
+        if self.device is not None and self.device_map is not None:
+            raise RewindError(
+                "device puts all weights on one device and device_map divides them: leave one of them out"
+            )
+        if isinstance(self.device_map, dict):
+            for place in self.device_map.values():
+                if place != "disk":
+                    _check_device(place)
+        elif self.device_map not in (None, *DEVICE_MAPS):
+            _check_device(self.device_map, f"neither a device nor one of {', '.join(DEVICE_MAPS)}")
 
     @property
     def picture_size(self) -> PictureSize | None:
@@ -65,6 +77,8 @@ class Settings:
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained`."""
         found: dict[str, Any] = {"dtype": "auto" if self.dtype is None else self.dtype}
+        if self.device_map is not None:
+            found["device_map"] = self.device_map
         if self.attn_implementation is not None:
             found["attn_implementation"] = self.attn_implementation
         if self.quantization is not None:
@@ -82,7 +96,14 @@ class Settings:
         return found
 
     def place(self, model: torch.nn.Module) -> None:
-        """Move a model to the device; a quantised one lies where bitsandbytes put it."""
+        """Move a model to the device; a quantised or divided one lies where it was put as it was read."""
         device = self.device or ("cuda" if torch.cuda.is_available() else None)
-        if device is not None and self.quantization is None:
+        if device is not None and self.quantization is None and self.device_map is None:
             model.to(device)
+
+
+def _check_device(device: Any, wrong: str = "no device: write cpu, cuda or cuda:0") -> None:
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise RewindError(f"'{device}' is {wrong}") from error

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rl.errors import RewindError
 from rl.models import adapters
 from rl.models.bases import lasting_name
+from rl.models.fingerprint import Fingerprint
 from rl.models.grammar import Template
 from rl.models.picture_tokens import PictureTokens
 from rl.words import words_of
@@ -37,12 +38,16 @@ class UnifiedVLM(PictureTokens):
         template: the order of a prompt's segments. The default puts the words first: then the two pictures stand next
             to each other, so what stays is copied from a fixed distance, as in pretraining, however long the words are.
         known_words: words of the base's training text, if it says which.
+        fingerprint: of the files that it was opened from; None for a base that was not.
+        asked_size: `image_size` where whoever opened it asked for one, which its runs then keep.
     """
 
     family: str
     model: nn.Module
     tokenizer: Any
     known_words: frozenset[str] | None = None
+    fingerprint: Fingerprint | None = None
+    asked_size: int | str | None = None
     template: Template = Template()
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
@@ -171,12 +176,18 @@ class UnifiedVLM(PictureTokens):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Where the head is, and with it ids, states and pictures; layers of a divided model lie elsewhere too."""
         return self.head_weight().device
 
     def hidden_states(self, input_ids_BT: Tensor, **kwargs: Any) -> Any:
-        """The transformer's output (`last_hidden_state` float [B, T, D], `past_key_values`), active adapter in."""
-        return self.transformer()(input_ids=input_ids_BT, **kwargs)
+        """The transformer's output (`last_hidden_state` float [B, T, D], `past_key_values`), active adapter in.
+
+        What goes in and comes out is on `device`, wherever a divided model has its first and last layer.
+        """
+        output = self.transformer()(input_ids=input_ids_BT, **kwargs)
+        if output.last_hidden_state.device != input_ids_BT.device:
+            output.last_hidden_state = output.last_hidden_state.to(input_ids_BT.device)
+        return output
 
     def attach_adapter(self, folder: Path, name: str) -> None:
         """Load a LoRA adapter from a folder under a name; what is trainable stays as it was.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-NAMES = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device")
+NAMES = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device", "device_map")
 
 SIZE_HELP = (
     "of pictures, for families that take several: 512 (square), 384x672 (height x width), own:512 (each keeps its "
@@ -23,8 +24,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attn_implementation", help="sdpa, eager, flash_attention_2 (default: transformers' choice)")
     group.add_argument("--quantization", help="4bit or 8bit, through bitsandbytes (default: none)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    group.add_argument(
+        "--device_map",
+        type=_device_map,
+        help="divide the weights among devices: auto, balanced, sequential, or JSON by names of modules",
+    )
 
 
 def opening(arguments: Any) -> dict[str, Any]:
     """What `add_model_flags` added and was given, as arguments of `load_fdm`."""
     return {name: value for name in NAMES if (value := getattr(arguments, name)) is not None}
+
+
+def _device_map(text: str) -> Any:
+    """A word, or a mapping in JSON."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it is no JSON ({error})") from error

@@ -10,6 +10,8 @@ from typing import Any
 SECTIONS = ("training", "model", "budget")
 """Parts of a config that hold arguments of their own."""
 NEVER_COMPARED = {"resume", "overwrite", "config", "output", "output_dir"}
+FINGERPRINT = "base_fingerprint"
+"""In a config, what the weights of `base` are: where they are the same, it may lie elsewhere."""
 _ABSENT = object()
 
 
@@ -28,6 +30,10 @@ def differences(
     old, new = dict(_flat(before)), dict(_flat(after))
     places = (directory or Path.cwd(), Path.cwd())
     changed = [key for key in {**old, **new} if not _same(old.get(key, _ABSENT), new.get(key, _ABSENT), places)]
+    if FINGERPRINT not in old:  # nobody wrote it down yet
+        changed = [key for key in changed if key != FINGERPRINT]
+    elif old[FINGERPRINT] == new.get(FINGERPRINT):
+        changed = [key for key in changed if key != "base"]
     return {key: (old.get(key), new.get(key)) for key in changed if key not in NEVER_COMPARED}
 
 

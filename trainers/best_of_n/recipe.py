@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from transformers import set_seed
@@ -20,10 +19,9 @@ from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import check_no_validation, check_training
 from trainers.common.refusals import SFT
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
+from trainers.common.sharding import tell
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
-
-logger = logging.getLogger("rl")
 
 
 def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
@@ -39,7 +37,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
-    output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
+    output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         kept, totals = keep_best(vlm, groups, keep)
@@ -49,7 +47,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
                 f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
             )
         mean = sum(totals) / len(totals)
-        logger.warning("round %d: mean total %.4f, %d kept of %d groups", number, mean, len(kept), len(groups))
+        tell("round %d: mean total %.4f, %d kept of %d groups", number, mean, len(kept), len(groups))
         config.output_dir = str(folder)
         rows = kept_rows(vlm, kept)
         weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
@@ -57,5 +55,5 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         fit(trainer, folder, arguments.resume)
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept)})
     folder = save_adapter(vlm, output, role="fdm")
-    logger.warning("%d rounds; the adapter is in %s", arguments.rounds, folder)
+    tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     return output

@@ -1,9 +1,10 @@
-"""LoRA adapters of a role as all methods use them: made, the only one that trains, saved."""
+"""What a role trains, as all methods use it: a LoRA adapter, made, the only one that trains, saved; or all weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from peft import LoraConfig, get_peft_model
 from trl import ModelConfig, get_peft_config
 
 from rl.errors import RewindError
-from rl.models.adapters import DIGESTS_FILE, quiet_peft
+from rl.models.adapters import DIGESTS_FILE, quiet_peft, told_of_base
 from rl.models.bases import lasting_name
-from rl.models.known import CARD_FILE
+from rl.models.known import CARD_FILE, WHOLE
+from rl.models.opening import save_base
 from rl.models.roles import FDM_ADAPTER, Role
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json, whole_folder
@@ -44,6 +46,17 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
     model.peft_config[name].base_model_name_or_path = lasting_name(vlm.name)
 
 
+def check_whole(model_config: ModelConfig, default: ModelConfig) -> None:
+    """Raise a `RewindError` for what belongs to an adapter or to frozen weights, where all weights are trained."""
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model_config, name):
+            raise RewindError(f"--use_peft false trains all weights, and --{name} freezes them: leave one of them out")
+    for one in fields(model_config):
+        adapters = one.name.startswith("lora_") or one.name in ("use_rslora", "use_dora")
+        if adapters and getattr(model_config, one.name) != getattr(default, one.name):
+            raise RewindError(f"--use_peft false trains all weights and no adapter: leave --{one.name} out")
+
+
 def _check_targets(config: LoraConfig) -> None:
     targets = config.target_modules
     if config.modules_to_save or (isinstance(targets, list | set) and "lm_head" in targets):
@@ -53,8 +66,8 @@ def _check_targets(config: LoraConfig) -> None:
 def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Role | None = None) -> Path:
     """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
 
-    `role` is written beside the weights, so that a copy of the folder is not opened as the other role. Every process
-    must call it; the main one writes.
+    `role` is written beside the weights, so that a copy of the folder is not opened as the other role; so are the
+    base's fingerprint and the picture size that was asked for. Every process must call it; the main one writes.
     """
     folder = run / "adapter"
     with gathered_adapter(vlm.model):
@@ -65,8 +78,9 @@ def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Rol
 def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) -> None:
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
-        if role is not None:
-            (beside / CARD_FILE).write_text(json.dumps({"role": role}) + "\n", encoding="utf-8")
+        card = {**({} if role is None else {"role": role}), **told_of_base(vlm.fingerprint, vlm.asked_size)}
+        if card:
+            (beside / CARD_FILE).write_text(json.dumps(card) + "\n", encoding="utf-8")
         model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)
         inner = beside / name
         if inner.is_dir():  # peft puts every adapter but `default` into a folder of its own
@@ -82,6 +96,23 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) 
         )  # a kill between the moves must not make new weights look damaged
 
 
+def save_whole(vlm: UnifiedVLM, run: Path, *, role: Role) -> Path:
+    """Write a model of which all weights were trained to `run/model`, a base folder; returns it.
+
+    Every process must call it, and holds the weights whole meanwhile; the main one writes.
+    """
+    folder = run / WHOLE
+    card = {"role": role, "trained": {"base": vlm.lasting_name}}
+
+    def write() -> None:
+        with whole_folder(folder, last="config.json") as beside:  # without which nothing opens it
+            save_base(vlm, beside, card)
+
+    with gathered_adapter(vlm.model):
+        on_main(write)
+    return folder
+
+
 def only_policy_trains(vlm: UnifiedVLM, adapter: str = FDM_ADAPTER) -> None:
     """Make the policy's adapter the active and only trainable one."""
     vlm.model.set_adapter(adapter)  # type: ignore[operator]
@@ -93,16 +124,14 @@ def lora_config(model_config: ModelConfig, targets: Sequence[str]) -> LoraConfig
     """The LoRA that a model config asks for, on `targets` unless it names its own.
 
     Raises:
-        RewindError: full fine-tuning, which would break the one backbone that both roles stand on; a rank, scale or
-            dropout that peft has no layer for; the head among the targets.
+        RewindError: a rank, scale or dropout that peft has no layer for; the head among the targets.
     """
     at_least(1, lora_r=model_config.lora_r)
     above_zero(lora_alpha=model_config.lora_alpha)
     if not 0 <= model_config.lora_dropout < 1:
         raise RewindError(f"--lora_dropout must lie from 0 to below 1, not be {model_config.lora_dropout:g}")
     config = get_peft_config(model_config)
-    if config is None:
-        raise RewindError("both roles stand on one backbone as adapters: leave --use_peft true")
+    assert config is not None  # use_peft is true
     if config.target_modules is None:
         config.target_modules = set(targets)
     _check_targets(config)

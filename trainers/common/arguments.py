@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -122,9 +122,13 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
     own.add_argument("--config", type=Path)
     known, rest = own.parse_known_args(argv)
     parser = _Parser(list(types))
+    flags = {action.dest for action in parser._actions}
+    _not_ours([flag.partition("=")[0].removeprefix("--") for flag in rest if flag.startswith("--")], flags)
     check_flags(parser, rest)
     if known.config is not None:
-        _set_defaults(parser, read_yaml(known.config), known.config)
+        values = read_yaml(known.config)
+        _not_ours(list(values), flags)
+        _set_defaults(parser, values, known.config)
     try:
         *found, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     except (ValueError, TypeError, OSError) as error:
@@ -134,6 +138,21 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
             f"no flag takes '{' '.join(left)}': --help shows all, and a file of them is --config FILE.yaml"
         )
     return tuple(found)
+
+
+def _not_ours(names: Sequence[str], known: Collection[str]) -> None:
+    """Raise a `RewindError` for what other scripts have: what a launcher decides here, and full fine-tuning."""
+    if "use_peft" in names and "use_peft" not in known:
+        raise RewindError(
+            "methods that learn from rewards train an adapter, beside which reference and inverse model cost next to "
+            "nothing: leave --use_peft out (train_fdm.py and train_idm.py have it)"
+        )
+    for name in ("device", "device_map"):
+        if name in names:
+            raise RewindError(
+                "where a model is trained, the launcher places the weights (accelerate launch, torchrun; "
+                f"CUDA_VISIBLE_DEVICES for one GPU): leave --{name} out"
+            )
 
 
 class _Parser(TrlParser):  # type: ignore[misc]

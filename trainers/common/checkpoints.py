@@ -4,7 +4,8 @@ A kill or a full disk may leave half a checkpoint. It has no seal, or one that d
 used. transformers keeps the older checkpoints until the new one is sealed.
 
 Seams of transformers 5.23 that it touches: `Trainer._save_checkpoint`, which writes a checkpoint and deletes old ones,
-and `Trainer._load_callback_state`, which gives callbacks back what a checkpoint holds of them. Of TRL 1.16: its
+`Trainer._save` and `Trainer._load_from_checkpoint`, which write and read its weights, and
+`Trainer._load_callback_state`, which gives callbacks back what a checkpoint holds of them. Of TRL 1.16: its
 `RepeatSampler`, which cannot be told the epoch, as transformers tells a sampler that has `set_epoch`.
 """
 
@@ -12,14 +13,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -32,7 +34,6 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
-from transformers.utils import SAFE_WEIGHTS_NAME
 from trl.trainer.utils import RepeatSampler
 
 from rl.errors import RewindError
@@ -85,6 +86,18 @@ class WholeCheckpoints:
         if trainer.args.should_save:
             best = trainer.state.best_model_checkpoint
             rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The model as transformers does it, but one without adapters under its own names: those under which a family
+        is published are not the names by which `Trainer` loads a checkpoint, and it goes on without what it misses.
+        """
+        model: Any = cast(Trainer, self).model
+        if not hasattr(model, "peft_config"):
+            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
+        finally:
+            vars(model).pop("save_pretrained", None)
 
     def _get_train_sampler(self, *arguments: Any) -> Any:
         """TRL's sampler of groups, so that a resumed run goes on with the order of the epoch that it is in."""
@@ -235,7 +248,7 @@ def _was_the_last(trainer: Trainer, checkpoint: Path) -> bool:
         if file.is_file():
             set_peft_model_state_dict(trainer.model, load_file(file), adapter_name=name)
     if not files:
-        load_model(trainer.model, folder / SAFE_WEIGHTS_NAME)
+        trainer._load_from_checkpoint(str(folder))
     trainer.state = state
     trainer._load_callback_state()
     return True

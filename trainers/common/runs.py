@@ -20,6 +20,7 @@ from rl.data.left_out import LeftOut, for_resume, list_left_out
 from rl.data.triplet_files import read_triplets
 from rl.errors import RewindError
 from rl.models.adapters import check_digests
+from rl.models.fingerprint import for_resume as base_for_resume
 from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import reading
 from rl.running.files import json_lines
@@ -79,9 +80,13 @@ def begin_run(
     config: TrainingArguments,
     inputs: Sequence[str | None],
     left_out: Sequence[LeftOut] = (),
+    *,
+    vlm: UnifiedVLM | None = None,
     **more: Any,
 ) -> Path:
     """Claim `--output_dir` once for all processes, list in it what is left out of the data, point TensorBoard into it.
+
+    A run that is resumed goes on with a base of the same weights as those of `vlm`, wherever that lies now.
 
     Raises:
         RewindError: the folder cannot be claimed, or a DeepSpeed config with options that cannot be used.
@@ -90,6 +95,7 @@ def begin_run(
     folder = Path(str(config.output_dir))
     data = [file for name in ("triplets", "synthetic", "validation") for file in getattr(arguments, name, [])]
     values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out, data), **processes()}
+    values |= base_for_resume(None if vlm is None else vlm.fingerprint)
 
     def take() -> Path:
         claimed = claim(

@@ -10,6 +10,7 @@ Seams of deepspeed 0.19, transformers 5.23 and accelerate 1.15 that it touches: 
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
 
 Result = TypeVar("Result")
+logger = logging.getLogger("rl")
 
 
 def without_compiler() -> None:
@@ -116,6 +118,12 @@ def on_main(make: Callable[[], Result]) -> Result:
     return result
 
 
+def tell(sentence: str, *values: Any) -> None:
+    """Say something once: the main process's word for all."""
+    if PartialState().is_main_process:
+        logger.warning(sentence, *values)
+
+
 def zero_stage(trainer: Trainer) -> int:
     """The stage of ZeRO that the launcher's config asks for; 0 without DeepSpeed."""
     plugin = trainer.accelerator.state.deepspeed_plugin
@@ -159,9 +167,17 @@ def unsupported(config: dict[str, Any]) -> str | None:
 def keep_head_whole(trainer: Trainer, vlm: UnifiedVLM) -> None:
     """Under ZeRO-3, give the model a copy of its output head, which is read as a matrix and not by its module.
 
-    The head is frozen, so a copy made before the weights are divided stays right.
+    A frozen head stays what it is, so a copy made before the weights are divided stays right. One that is trained is
+    gathered with the whole model's forward and backward pass instead.
     """
-    if zero_stage(trainer) == 3:
+    if zero_stage(trainer) != 3:
+        return
+    head = vlm.head_weight()
+    if head.requires_grad:
+        import deepspeed
+
+        deepspeed.zero.register_external_parameter(trainer.model, head)
+    else:
         half = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else None
         vlm.keep_head(trainer.accelerator.device, half)
 

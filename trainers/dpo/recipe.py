@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +22,11 @@ from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import check_training, check_validation
 from trainers.common.refusals import DPO
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
+from trainers.common.sharding import tell
 from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
 from trainers.dpo.checks import METRICS, check_options
 from trainers.dpo.trainer import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
-
-logger = logging.getLogger("rl")
 
 
 def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
@@ -45,7 +43,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     vlm = fdm.backbone
     held_out = read_files(arguments, arguments.validation, left_out)
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
-    output = begin_run("train_dpo.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
+    output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
@@ -54,7 +52,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         if not totals:
             raise RewindError(f"round {number}: no candidate could be scored")
         mean = sum(totals) / len(totals)
-        logger.warning("round %d: mean total %.4f, %d pairs of %d groups", number, mean, len(pairs), len(groups))
+        tell("round %d: mean total %.4f, %d pairs of %d groups", number, mean, len(pairs), len(groups))
         rows = preference_rows(vlm, pairs)
         config.output_dir = str(folder)
         only_policy_trains(vlm)
@@ -65,7 +63,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
     folder = save_adapter(vlm, output, role="fdm")
-    logger.warning("%d rounds; the adapter is in %s", arguments.rounds, folder)
+    tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     return output
 
 
@@ -97,5 +95,5 @@ def _validation_rows(
             f"no group of --validation has candidates whose totals differ by {pairing.min_gap:g}: lower --min_gap, or "
             "give more triplets"
         )
-    logger.warning("validation: %d pairs of %d groups", len(pairs), len(triplets))
+    tell("validation: %d pairs of %d groups", len(pairs), len(triplets))
     return preference_rows(fdm.backbone, pairs)

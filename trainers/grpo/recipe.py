@@ -22,7 +22,7 @@ from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import at_least, check_training, check_validation
 from trainers.common.refusals import GRPO
 from trainers.common.runs import begin_run, check_output, read_files
-from trainers.common.sharding import whole_weights
+from trainers.common.sharding import tell, whole_weights
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import check_grpo, check_options, check_trajectories
@@ -87,7 +87,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
             else None
         )
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
-    output = begin_run("train_grpo.py", arguments, config, inputs, left_out, scorers=scorers(rewards))
+    output = begin_run("train_grpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
@@ -116,5 +116,5 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     fit(trainer, output, arguments.resume)
     monitors.check(output)
     folder = save_adapter(vlm, output, role="fdm")
-    logger.warning("%d steps; the adapter is in %s", trainer.state.global_step, folder)
+    tell("%d steps; the adapter is in %s", trainer.state.global_step, folder)
     return output

@@ -146,7 +146,12 @@ def plan(shape: Shape, job: Job, gpus: Sequence[int] = (1, 4, 8, 64), max_steps:
     adapter, sequence = shape.lora_parameters(job.lora_r, job.targets), sequence_tokens(shape, job)
     cache = sequence * shape.cache_bytes()
     found: dict[str, Any] = {
-        "shape": {"name": shape.name, "source": shape.source, "parameters": shape.parameters()},
+        "shape": {
+            "name": shape.name,
+            "source": shape.source,
+            "parameters": shape.parameters(),
+            "weight_bytes": shape.weight_bytes,
+        },
         "adapter_parameters": adapter,
         "tokens": {"sequence": sequence, "image": shape.tokens_per_image, "cache_bytes_a_row": cache},
         "gpus": {n: {s: memory(shape, job, s, n) for s in strategies(n)} for n in gpus},

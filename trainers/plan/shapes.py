@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.bases import adapter_folder, base_of_adapter
+from rl.models.bases import adapter_folder, base_folder, base_of_adapter
 from rl.models.known import LINEAR_LAYERS, SHIPPED
 from rl.models.sizes import PictureSize
 
@@ -141,7 +141,7 @@ def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
         known, emu = KNOWN[published], published == "emu3-8b"
         tokens = known.tokens_per_image if image_size is None else _tokens(image_size, 8 if emu else 16, row_ends=emu)
         return replace(known, tokens_per_image=tokens)
-    file = SHIPPED.get(name_or_folder, Path(name_or_folder)) / "config.json"
+    file = base_folder(name_or_folder) / "config.json"
     if not file.is_file():
         names = ", ".join([*KNOWN, *SHIPPED])
         raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")

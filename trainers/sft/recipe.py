@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -10,6 +9,7 @@ from os import environ
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 
 from rl.data.importance import Importance
@@ -21,31 +21,30 @@ from rl.models.roles import IDM_ADAPTER, Role
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.running.run_folder import CONFIG_FILE
-from trainers.common.adapters import add_adapter, lora_config, save_adapter
+from trainers.common.adapters import add_adapter, check_whole, lora_config, save_adapter, save_whole
 from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import check_training, check_validation
 from trainers.common.refusals import MODEL, SFT, refuse_ignored
 from trainers.common.runs import begin_run, check_output, read_files
-from trainers.common.sharding import on_main, whole_weights
+from trainers.common.sharding import on_main, stage_asked_for, tell, whole_weights
 from trainers.common.validation import GRID_ROWS
 from trainers.sft.arguments import FDMArguments, IDMArguments, LoraModelConfig, RoleConfig
 from trainers.sft.both_roles import BothRolesSFTTrainer, both_rows, check_one_best
 from trainers.sft.rows import mixed, role_rows
 from trainers.sft.trainer import METRICS, RoleSFTTrainer
 
-logger = logging.getLogger("rl")
-
 
 def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_config: LoraModelConfig) -> Path:
     """Train one role, or both (`with_idm`), on files of triplets; returns the run folder.
 
-    `load_fdm` or `load_idm` opens it; with both, `load_idm` opens the folder `idm` in it.
+    `load_fdm` or `load_idm` opens it; with both, `load_idm` opens the folder `idm` in it. Without LoRA (`use_peft`) all
+    weights of the language model are trained, and the run holds a model of its own.
     """
     with_idm = isinstance(arguments, FDMArguments) and arguments.with_idm
     synthetic = getattr(arguments, "synthetic", [])
     _check(arguments, config, model_config, with_idm)
-    lora, importance = lora_config(model_config, LINEAR_LAYERS), None
+    lora, importance = lora_config(model_config, LINEAR_LAYERS) if model_config.use_peft else None, None
     if isinstance(arguments, FDMArguments) and arguments.token_weights:
         normalise: Any = arguments.importance_normalise
         importance = Importance(normalise, arguments.importance_floor, arguments.importance_cap)
@@ -64,12 +63,18 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         if with_idm:
             rows = both_rows(rows, role_rows(vlm, "idm", triplets))
             eval_rows = both_rows(eval_rows, role_rows(vlm, "idm", held_out)) if eval_rows is not None else None
-        add_adapter(vlm, lora)
-        if with_idm:
+        if lora is not None:
+            add_adapter(vlm, lora)
+        if lora is not None and with_idm:
             set_seed(config.seed)  # so that it is the adapter that `train_idm.py` would draw
             add_adapter(vlm, deepcopy(lora), IDM_ADAPTER)
         inputs = [arguments.base, *arguments.triplets, *synthetic, *arguments.validation]
-        output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, model=asdict(model_config))
+        about: Any = {"vlm": vlm, "model": asdict(model_config)}
+        output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, **about)
+    if lora is None and vlm.head_weight().dtype != torch.float32 and not stage_asked_for():
+        tell(
+            "weights in half precision lose small steps: --dtype float32 --bf16 true keeps them, or a DeepSpeed config"
+        )
     settings: Any = {
         "eval_dataset": eval_rows,
         "shown": held_out[:GRID_ROWS],
@@ -82,10 +87,11 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     else:
         trainer = RoleSFTTrainer(vlm, role, config, rows, **settings)
     fit(trainer, output, arguments.resume)
-    folder = save_adapter(vlm, output, role=role)
+    folder = save_whole(vlm, output, role=role) if lora is None else save_adapter(vlm, output, role=role)
     if with_idm:
         save_idm(vlm, output)
-    logger.warning("%d triplets, %d steps; the adapter is in %s", len(triplets), trainer.state.global_step, folder)
+    what = "model" if lora is None else "adapter"
+    tell("%d triplets, %d steps; the %s is in %s", len(triplets), trainer.state.global_step, what, folder)
     return output
 
 
@@ -98,6 +104,13 @@ def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelC
     check_validation(config, arguments.validation, METRICS)
     refuse_ignored(model_config, MODEL)
     _opening(arguments, model_config)
+    if not model_config.use_peft:
+        check_whole(model_config, LoraModelConfig())
+        if with_idm:
+            raise RewindError(
+                "--with_idm puts both roles as adapters on one backbone: leave --use_peft true, or train_fdm.py and "
+                "train_idm.py one after the other"
+            )
     if with_idm:
         check_both(arguments, config)
 
@@ -127,5 +140,5 @@ def save_idm(vlm: UnifiedVLM, output: Path) -> Path:
     folder = output / "idm"
     save_adapter(vlm, folder, IDM_ADAPTER, role="idm")
     on_main(lambda: shutil.copy(output / CONFIG_FILE, folder / CONFIG_FILE))
-    logger.warning("the inverse model's run folder is %s", folder)
+    tell("the inverse model's run folder is %s", folder)
     return folder

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from rl.errors import RewindError
-from rl.models.families.vqgan_files import decoder_of, key_of, put, quiet_transformers, vq_weights
+from rl.models.families.vqgan_files import decoder_of, encoder_of, key_of, quiet_transformers, vq_weights
 from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_TEXT, END_TEXT, IMAGE, PAD
 from rl.models.vq import VQDecoder
@@ -75,7 +75,8 @@ def open_folder(
         )
     if spread:
         _spread_head_norms(model, folder, spread)
-    put(model.model.vqmodel.float(), vq.encoder, f"the VQ tokenizer in {vq.where}")
+    # One of its own: that of a divided model may lie on the disk, and is moved to where the model has it at every call.
+    model.model.vqmodel = encoder_of(config.vq_config, vq)
     model.eval()
     return model, decoder_of(model.config.vq_config, vq, folder)
 
@@ -141,6 +142,11 @@ def _spread_head_norms(model: nn.Module, folder: Path, keys: set[str]) -> None:
         with safe_open(str(file), "pt") as found:
             for key in keys & set(found.keys()):
                 stored, place = found.get_tensor(key), places[key]
+                if place.is_meta:
+                    raise RewindError(
+                        f"{folder} stores norms once for several heads, which cannot be read from the disk at every "
+                        "step: convert it first (scripts/convert.py), or leave its layers off the disk in device_map"
+                    )
                 if stored.dim() != 2 or place.shape[0] % stored.shape[0] or place.shape[1:] != stored.shape[1:]:
                     raise RewindError(f"'{key}' in {folder} is {list(stored.shape)} and should be {list(place.shape)}")
                 with torch.no_grad():

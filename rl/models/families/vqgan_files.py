@@ -80,6 +80,15 @@ def put(module: nn.Module, weights: dict[str, Tensor], what: str) -> None:
     module.load_state_dict(weights)
 
 
+def encoder_of(vq_config: ChameleonVQVAEConfig, vq: VQWeights) -> ChameleonVQVAE:
+    """The encoder half by itself, float32, without random numbers being drawn for it."""
+    with torch.device("meta"):
+        module = ChameleonVQVAE(vq_config)
+    check_fit(module, vq.encoder, f"the VQ tokenizer in {vq.where}")
+    module.load_state_dict(vq.encoder, assign=True)
+    return module.eval()
+
+
 def check_encoder(vq_config: ChameleonVQVAEConfig, vq: VQWeights) -> None:
     """Raise a `RewindError` unless the encoder half has the shapes that a config states."""
     with torch.device("meta"):
