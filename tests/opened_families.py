@@ -16,6 +16,7 @@ import torch
 from conftest import make_tiny
 from peft import LoraConfig
 from published_families import VQ_SIZES, emu3, liquid, lumina, vqgan, vqgan_weights
+from published_robots import rynnvla
 from torch import Tensor
 from torch.nn.functional import conv2d, group_norm, interpolate, silu
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3ForConditionalGeneration, Emu3ImageProcessor
@@ -44,6 +45,7 @@ class Shelf:
     MAKERS: ClassVar[dict[str, Callable[[Path], Path]]] = {
         "chameleon": shipped_like,
         "lumina": lumina,
+        "rynnvla": rynnvla,
         "liquid": liquid,
         "emu3": emu3,
         "gemma": lambda folder: liquid(folder, words=2048),

@@ -148,12 +148,17 @@ def chameleon_names() -> dict[str, int]:
     return dict(sorted(names.items(), key=lambda item: item[1]))
 
 
-def lumina(folder: Path) -> Path:
-    """`Alpha-VLLM/Lumina-mGPT-7B-*`: the language model alone, norms of queries and keys once for all heads."""
+def lumina(
+    folder: Path, heads: dict[str, Tensor] | None = None, kind: str = "ChameleonXLLMXForConditionalGeneration"
+) -> Path:
+    """`Alpha-VLLM/Lumina-mGPT-7B-*`: the language model alone, norms of queries and keys once for all heads.
+
+    `heads` are further tensors, as the robot models have them that stand on it.
+    """
     text = tokenizer_json(chameleon_names(), FIRST_WORD, spaced=True)
     words = json.loads(text)["model"]["vocab"]
     config = {
-        "architectures": ["ChameleonXLLMXForConditionalGeneration"],
+        "architectures": [kind],
         "bos_token_id": 1,  # <pad>
         "dropout": 0.05,
         "eos_token_id": 2,
@@ -183,7 +188,7 @@ def lumina(folder: Path) -> Path:
         if ".vqmodel." not in name
     }
     assert len(tensors) == 13 * 2 + 3  # 419 with 32 layers
-    write_checkpoint(folder, config, tensors, 2)
+    write_checkpoint(folder, config, tensors | (heads or {}), 2)
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     write_tokenizer(folder, text, chameleon_names(), named | {"tokenizer_class": "LlamaTokenizer"})
     return folder

@@ -27,9 +27,12 @@ IDM_QUESTION = "Name the action that leads from the first image to the second."
 
 
 class LuminaVLM(ChameleonVLM):
-    """Lumina-mGPT. Robot models that stand on it have heads for actions besides, which are not read yet."""
+    """Lumina-mGPT, and the robot models that stand on it (WorldVLA, RynnVLA-002): their heads for actions that are no
+    tokens are left out.
+    """
 
     family = "lumina"
+    left_out = ("action_head.",)
 
     def __init__(
         self,
