@@ -1,4 +1,4 @@
-"""Emu3 (arXiv 2409.18869) in transformers' own classes: pictures that spell out their size and end each row.
+"""Emu3 (arXiv 2409.18869) in transformers' classes: pictures that spell out their size and end each row.
 
 A picture is begin, "rows*columns" a digit a token, the image token, each row and its end, the end of a frame, end. One
 code stands for 8 x 8 pixels. The VQ tokenizer is made for video: a still picture is read as so many equal frames as
@@ -9,21 +9,23 @@ in evaluation mode (it normalises by running means) and out of reach of adapters
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE, PreTrainedTokenizerFast
 
 from rl.errors import RewindError
+from rl.models.families import emu3_original as original
 from rl.models.families.vqgan_files import key_of, put, quiet_transformers, vq_weights
 from rl.models.grammar import Grid, PictureGrammar, Template
 from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.models.vq import codes_of, to_pixels, to_uint8
+from rl.running.files import read_json
 
 USUAL_SIZE = 512
 CODE_NAME = re.compile(r"<\|visual token (\d+)\|>")
@@ -42,9 +44,11 @@ BLAME = (
 
 
 class Emu3VLM(UnifiedVLM):
-    """Emu3-Gen and Emu3-Chat as transformers stores them, with whole VQ tokenizer."""
+    """Emu3-Gen and Emu3-Chat, as transformers stores them or as their own code does."""
 
     family, model_type = "emu3", "emu3"
+    usual_sizes: ClassVar[tuple[int, ...]] = (USUAL_SIZE, 384, 256)
+    """Sides of a picture in pixels, the first that fits twice into the positions unless another is asked for."""
     template = Template(
         fdm=("<bos>", "{source}", "{action}", PRAISE, "{header}"),
         fdm_free=("<bos>", "{source}", BLAME, "{header}"),
@@ -107,7 +111,7 @@ class Emu3VLM(UnifiedVLM):
         inner.vqmodel = self.vqmodel
         try:
             with quiet_transformers():
-                self._emu.save_pretrained(folder, max_shard_size=max_shard_size)
+                self._emu.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=False)
         finally:
             del inner.vqmodel
         self.tokenizer.save_pretrained(folder)
@@ -115,7 +119,23 @@ class Emu3VLM(UnifiedVLM):
     @classmethod
     def recognises(cls, config: dict[str, Any]) -> bool:
         """Whether a checkpoint's `config.json` is this family's."""
+        if config.get("model_type") == original.MODEL_TYPE:  # Emu3.5's too, which is another model
+            return config.get("vocab_size") == original.VOCABULARY and not original.for_robots(config)
         return config.get("model_type") == "emu3" and bool(config.get("vocabulary_map"))
+
+    @classmethod
+    def usual_size(cls, config: Emu3Config) -> int:
+        """The side of a picture in pixels where none is asked for."""
+        codes = config.text_config.max_position_embeddings / 2
+        fitting = [size for size in cls.usual_sizes if (size // _cell(config) + 1) ** 2 < codes]
+        return fitting[0] if fitting else cls.usual_sizes[0]
+
+    @staticmethod
+    def picture_grammar(vocabulary: Mapping[str, int], grid: Grid) -> PictureGrammar:
+        """What stands around and between the codes of a picture."""
+        header = (BEGIN_IMAGE, *f"{grid.rows}*{grid.columns}", IMAGE_TOKEN)
+        trailer = (vocabulary[FRAME_END], vocabulary[END_IMAGE])
+        return PictureGrammar(grid, tuple(vocabulary[token] for token in header), trailer, vocabulary[ROW_END])
 
     @classmethod
     def load(
@@ -126,7 +146,7 @@ class Emu3VLM(UnifiedVLM):
         settings: Settings | None = None,
         vq_folder: Path | None = None,
     ) -> Emu3VLM:
-        """Open a checkpoint folder of transformers' Emu3 classes.
+        """Open a checkpoint folder of transformers' Emu3 classes, or of Emu3's own code with its VQ tokenizer beside.
 
         The text model's `attention_dropout` is set to 0: 0.1 in the published config, it acts on every residual branch
         and is not among the dropout modules that trainers switch off, so that the loss would see another policy than
@@ -136,12 +156,18 @@ class Emu3VLM(UnifiedVLM):
             RewindError: weights that do not fit, no VQ tokenizer, a picture size that the family cannot take.
         """
         settings = settings or Settings()
-        config = Emu3Config.from_pretrained(folder, local_files_only=True)
+        found = original.renamed_vq(vq_weights(folder, vq_folder, "BAAI/Emu3-VisionTokenizer"))
+        arguments = settings.arguments()
+        if read_json(folder / "config.json").get("model_type") == original.MODEL_TYPE:
+            config, tokenizer = original.config_of(folder), original.open_tokenizer(folder)
+            config.vq_config, config.vocabulary_map = original.vq_config_in(found.where), tokenizer.get_vocab()
+            arguments["key_mapping"] = original.KEYS
+        else:
+            config = Emu3Config.from_pretrained(folder, local_files_only=True)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         config.text_config.attention_dropout = 0.0
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        size = settings.image_size or USUAL_SIZE
-        layout = _layout(config, tokenizer, name, size)
-        found = vq_weights(folder, vq_folder, "BAAI/Emu3-Gen-hf")
+        size = settings.image_size or cls.usual_size(config)
+        layout = _layout(config, tokenizer, name, size, cls.picture_grammar)
         vqmodel = Emu3VQVAE(config.vq_config)
         decoder = {f"decoder.{key}": value for key, value in found.decoder.items()}
         put(vqmodel, found.encoder | decoder, f"the VQ tokenizer in {found.where}")
@@ -153,7 +179,7 @@ class Emu3VLM(UnifiedVLM):
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                **settings.arguments(),
+                **arguments,
             )
         wrong = {key_of(key) for kind in report if kind.endswith("_keys") for key in report[kind]}
         if wrong := {key for key in wrong if "vqmodel." not in key}:
@@ -164,7 +190,13 @@ class Emu3VLM(UnifiedVLM):
         return cls(model.eval(), vqmodel, tokenizer, name, layout, size, known_words)
 
 
-def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, size: int) -> TokenLayout:
+def _layout(
+    config: Emu3Config,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    size: int,
+    grammar_of: Callable[[Mapping[str, int], Grid], PictureGrammar] = Emu3VLM.picture_grammar,
+) -> TokenLayout:
     vocabulary: dict[str, int] = config.vocabulary_map
     if missing := [token for token in _MARKERS if token not in vocabulary]:
         raise RewindError(f"the vocabulary map of {name} lacks {', '.join(missing)}: this is no Emu3 checkpoint")
@@ -174,10 +206,9 @@ def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, s
             f"the vocabulary map of {name} names {len(ids_by_code)} image codes, and the VQ tokenizer has "
             f"{config.vq_config.codebook_size}"
         )
-    cell = 2 ** (len(config.vq_config.channel_multiplier) - 1)
-    side, most = size // cell, config.text_config.max_position_embeddings
-    header = (BEGIN_IMAGE, *f"{side}*{side}", IMAGE_TOKEN)
-    tokens = 2 * (len(header) + side * (side + 1) + 2)
+    cell, most = _cell(config), config.text_config.max_position_embeddings
+    grammar = grammar_of(vocabulary, Grid(size // cell, size // cell))
+    tokens = 2 * len(grammar.picture(range(grammar.grid.codes)))
     if size < cell or size % cell or tokens > most:
         raise RewindError(
             f"{name} takes pictures whose sides are multiples of {cell} pixels and of which two fit into {most} "
@@ -187,13 +218,13 @@ def _layout(config: Emu3Config, tokenizer: PreTrainedTokenizerFast, name: str, s
     return TokenLayout(
         image_ids_V=torch.tensor([ids_by_code[code] for code in range(len(ids_by_code))]),
         text_ids_V=torch.tensor(sorted({*words, tokenizer.eos_token_id})),
-        grammar=PictureGrammar(
-            Grid(side, side),
-            tuple(vocabulary[token] for token in header),
-            (vocabulary[FRAME_END], vocabulary[END_IMAGE]),
-            vocabulary[ROW_END],
-        ),
+        grammar=grammar,
         begin_text=tokenizer.bos_token_id,
         end_text=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,
     )
+
+
+def _cell(config: Emu3Config) -> int:
+    """Pixels of a code's side."""
+    return int(2 ** (len(config.vq_config.channel_multiplier) - 1))
