@@ -54,7 +54,7 @@ def rynnvla(folder: Path) -> Path:
 
 @functools.cache
 def emu3_ranks() -> list[bytes]:
-    """The 151,643 words of `emu3.tiktoken` in their order: all bytes, what is merged of them, words that never occur."""
+    """The 151,643 words of `emu3.tiktoken` in their order: bytes, what is merged of them, words that never occur."""
     told = json.loads(train_text_tokenizer(SENTENCES * 3, 400).backend_tokenizer.to_str())["model"]["merges"]
     merged = ["".join(pair) for pair in told]
     assert all(word.isascii() or word.startswith("Ġ") for word in merged)
@@ -100,7 +100,13 @@ def emu3_original(folder: Path, **config: Any) -> Path:
 
 def univla(folder: Path) -> Path:
     """`Yuqi1997/UniVLA`: Emu3's layout, its own class, the config of a head for actions that it has not."""
-    more = {"boa_token_id": 151844, "eoa_token_id": 151845, "bov": 151854, "eov": 184621, "action_experts": False}
+    more: dict[str, Any] = {
+        "boa_token_id": 151844,
+        "eoa_token_id": 151845,
+        "bov": 151854,
+        "eov": 184621,
+        "action_experts": False,
+    }
     head = {"action_dim": 7, "hidden_size": 16, "num_hidden_layers": 2, "vision_loss_weight": 5.0}
     return emu3_original(
         folder,

@@ -7,6 +7,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import regex
 import torch
@@ -18,9 +19,11 @@ from test_families_refused import copy_with, refused
 from rl import RewindError
 from rl.models.conversion import prepare
 from rl.models.families.emu3 import Emu3VLM
+from rl.models.families.emu3_stills import latents_of_stills, pixels_of_stills
 from rl.models.families.univla import UniVLM
 from rl.models.opening import load_base
 from rl.models.settings import Settings
+from rl.models.vq import to_pixels
 
 
 def test_rynnvlas_action_head_is_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -76,7 +79,8 @@ def by_ranks(text: str) -> list[int]:
     """Byte-pair encoding from ranks as a formula: within each piece of a text, the pair of lowest rank is joined."""
     ranks = {word: rank for rank, word in enumerate(emu3_ranks())}
     pieces = regex.findall(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
         text,
     )
     found = []
@@ -121,6 +125,19 @@ def test_sizes_of_emu3s_own_layouts(tmp_path: Path) -> None:
     (broken / "emu3.tiktoken").write_text("IQ== no\n")
     refused(broken, "is no file of ranks", shelf()["emu3 vision"])
     refused(source, "does not fit the vq_config", shelf()["vqgan"], image_size=24)
+
+
+@torch.no_grad()
+def test_a_still_of_emu3_is_computed_once() -> None:
+    """With the numbers of transformers' class, which computes four equal frames."""
+    vq, images = opened("emu3").vqmodel, pictures(opened("emu3"))
+    pixels = to_pixels(torch.from_numpy(np.stack(images)))
+    slow = vq.quant_conv(vq.encoder(pixels[:, None].repeat(1, 4, 1, 1, 1)).transpose(1, 2))[:, :, 0]
+    fast = latents_of_stills(vq, pixels)
+    assert float((fast - slow).abs().max()) <= 1e-6
+    codes = vq.quantize(fast[:, None])[:, 0]
+    assert torch.equal(codes, vq.quantize(slow[:, None])[:, 0])
+    assert float((pixels_of_stills(vq, codes) - vq.decode(codes)).abs().max()) <= 1e-5
 
 
 # ---- UniVLA

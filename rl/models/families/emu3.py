@@ -1,9 +1,8 @@
 """Emu3 (arXiv 2409.18869) in transformers' classes: pictures that spell out their size and end each row.
 
 A picture is begin, "rows*columns" a digit a token, the image token, each row and its end, the end of a frame, end. One
-code stands for 8 x 8 pixels. The VQ tokenizer is made for video: a still picture is read as so many equal frames as
-make one step, and the first of those that come back is the picture. It is taken out of the model and stays in float32,
-in evaluation mode (it normalises by running means) and out of reach of adapters, which go by names that it has too.
+code stands for 8 x 8 pixels. The VQ tokenizer is made for video. It is taken out of the model and stays in float32, in
+evaluation mode (it normalises by running means) and out of reach of adapters, which go by names that it has too.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE, Pr
 
 from rl.errors import RewindError
 from rl.models.families import emu3_original as original
+from rl.models.families.emu3_stills import latents_of_stills, pixels_of_stills
 from rl.models.families.vqgan_files import key_of, put, quiet_transformers, vq_weights
 from rl.models.grammar import Grid, PictureGrammar, Template
 from rl.models.layout import TokenLayout
@@ -34,7 +34,7 @@ ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
 BEGIN_IMAGE, IMAGE_TOKEN, END_IMAGE = "<|image start|>", "<|image token|>", "<|image end|>"
 _MARKERS = (BEGIN_IMAGE, IMAGE_TOKEN, END_IMAGE, ROW_END, FRAME_END, *"0123456789*")
 PIXELS_AT_ONCE = 2**18
-"""A still of 512 x 512 is four frames of 256 channels to its encoder: a gigabyte for each layer."""
+"""A still of 512 x 512 has 256 channels in the encoder's first layers: a quarter of a gigabyte for each."""
 PRAISE = " masterpiece, film grained, best quality."
 BLAME = (
     "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, "
@@ -82,13 +82,8 @@ class Emu3VLM(UnifiedVLM):
 
     def features_pixels(self, images_BHWC: Tensor) -> Tensor:
         vq = self.vqmodel.to(self.device)
-        frames = vq.config.temporal_downsample_factor
-        found = []
-        for images in images_BHWC.split(self._at_once):
-            video_BTCHW = to_pixels(images)[:, None].repeat(1, frames, 1, 1, 1)
-            latents_BDTHW = vq.quant_conv(vq.encoder(video_BTCHW).transpose(1, 2))
-            found.append(latents_BDTHW[:, :, 0].flatten(2).transpose(1, 2))
-        return torch.cat(found)
+        parts = [latents_of_stills(vq, to_pixels(part)) for part in images_BHWC.split(self._at_once)]
+        return torch.cat(parts).flatten(2).transpose(1, 2)
 
     def quantise(self, features_BKD: Tensor) -> Tensor:
         parts = features_BKD.transpose(1, 2)[:, None, :, :, None].split(self._at_once)
@@ -98,7 +93,7 @@ class Emu3VLM(UnifiedVLM):
     def decode_ids(self, ids_BK: Tensor) -> Tensor:
         vq, grid = self.vqmodel.to(self.device), self.layout.grammar.grid
         codes = codes_of(ids_BK, self.layout.image_ids_V).unflatten(1, (grid.rows, grid.columns))
-        return torch.cat([to_uint8(vq.decode(part)) for part in codes.split(self._at_once)])
+        return torch.cat([to_uint8(pixels_of_stills(vq, part)) for part in codes.split(self._at_once)])
 
     @property
     def _at_once(self) -> int:

@@ -28,6 +28,10 @@ KEYS = {r"^model\.": "model.text_model."}
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", *(f"<|extra_{i}|>" for i in range(1, 205)))
 """What follows the words; transformers calls the first of the extra ones `<image>`."""
 _MARKERS = {"bos_token": "<|extra_203|>", "eos_token": "<|extra_204|>", "pad_token": "<|endoftext|>"}
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range"),
+)
 _WORDS = (  # how Qwen's tokenizer, whose ranks these are, cuts a text: a digit is a token
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -60,9 +64,7 @@ def config_of(folder: Path) -> Emu3Config:
     told = read_json(folder / "config.json")
     if told.get("rope_scaling"):
         raise RewindError(f"{folder}/config.json scales RoPE ({told['rope_scaling']}), which is not known of Emu3")
-    fields = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    fields += ("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range")
-    text: dict[str, Any] = {key: told[key] for key in fields if key in told}
+    text: dict[str, Any] = {key: told[key] for key in _SIZES if key in told}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": float(told.get("rope_theta", 1e6))}}
     dtype = told.get("dtype") or told.get("torch_dtype")
     return Emu3Config(text_config=text, tie_word_embeddings=bool(told.get("tie_word_embeddings")), dtype=dtype)
