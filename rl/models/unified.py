@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rl.actions import vector_of
 from rl.errors import RewindError
 from rl.models import adapters
+from rl.models.actions import SpeaksActions
 from rl.models.bases import lasting_name
 from rl.models.grammar import Template
 from rl.models.layout import TokenLayout
@@ -28,7 +30,7 @@ from rl.pictures import PictureLike, to_array
 from rl.words import words_of
 
 
-class UnifiedVLM(ABC):
+class UnifiedVLM(SpeaksActions):
     """A backbone that reads and writes text and pictures as one sequence of tokens.
 
     Threads may share it: encoding, decoding and whatever runs `using` an adapter wait for one another, since an adapter
@@ -207,7 +209,7 @@ class UnifiedVLM(ABC):
         ids: list[int] = []
         for segment in segments:
             if segment == "{action}":
-                ids += self.text_ids(action)
+                ids += self.action_segment(action)
             elif segment == "{header}":
                 ids += layout.grammar.header
             elif segment in ("{source}", "{target}"):
@@ -232,7 +234,10 @@ class UnifiedVLM(ABC):
         An empty action gives the action-free prompt that guidance compares with.
         """
         template = self.template
-        return self._rendered(template.fdm if action else template.fdm_free, action, source=source_ids_K)
+        of_vectors = template.fdm_vector if vector_of(action) is not None else ()
+        return self._rendered(
+            (of_vectors or template.fdm) if action else template.fdm_free, action, source=source_ids_K
+        )
 
     def without_words(self, mask_BT: Tensor) -> Tensor:
         """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
@@ -244,7 +249,7 @@ class UnifiedVLM(ABC):
         Raises:
             RewindError: a template that does not put the words first.
         """
-        if not self.template.words_first:
+        if not self.template.words_first or (self.actions is not None and self.template.fdm_vector):
             raise RewindError(f"{self.name} does not put the action first, so guidance is for sampling alone here")
         grammar = self.layout.grammar
         codes = [int(self.layout.image_ids_V[0])] * grammar.grid.codes
@@ -255,11 +260,8 @@ class UnifiedVLM(ABC):
 
     def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
         """Everything before the first token of the action."""
-        return self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K)
-
-    def action_ids(self, action: str) -> list[int]:
-        """The tokens of an action that an IDM predicts, the end of the text included."""
-        return [*self.text_ids(action), self.layout.end_text]
+        begin = () if self.actions is None else self.actions.tokens.begin
+        return [*self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K), *begin]
 
     # ---- the backbone and its adapters
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3VQVAE, PreTrainedTokenizerFast
 
+from rl.actions import NUM_BINS
 from rl.errors import RewindError
+from rl.models.actions import BinTokens
 from rl.models.families import emu3_original as original
 from rl.models.families.emu3_stills import latents_of_stills, pixels_of_stills
 from rl.models.families.vqgan_files import key_of, put, quiet_transformers, vq_weights
@@ -31,6 +33,7 @@ USUAL_SIZE = 512
 CODE_NAME = re.compile(r"<\|visual token (\d+)\|>")
 NO_WORD = re.compile(r"<\|.*\|>|<image>")
 ROW_END, FRAME_END = "<|extra_200|>", "<|extra_201|>"
+BEGIN_ACTION, END_ACTION = "<|extra_198|>", "<|extra_199|>"
 BEGIN_IMAGE, IMAGE_TOKEN, END_IMAGE = "<|image start|>", "<|image token|>", "<|image end|>"
 _MARKERS = (BEGIN_IMAGE, IMAGE_TOKEN, END_IMAGE, ROW_END, FRAME_END, *"0123456789*")
 PIXELS_AT_ONCE = 2**18
@@ -99,6 +102,13 @@ class Emu3VLM(UnifiedVLM):
     def _at_once(self) -> int:
         """Pictures that the VQ tokenizer takes at once."""
         return max(1, PIXELS_AT_ONCE // self.image_size**2)
+
+    def bin_tokens(self) -> BinTokens:
+        """As UniVLA's code has them: the words before the last one, backwards, between two markers."""
+        vocabulary = self._emu.config.vocabulary_map
+        last = max(number for number in self.layout.text_ids_V.tolist() if number != self.layout.end_text)
+        ids = tuple(range(last - 1, last - 1 - NUM_BINS, -1))
+        return BinTokens(ids, (vocabulary[BEGIN_ACTION],), (vocabulary[END_ACTION],))
 
     def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
+from rl.actions import NUM_BINS
 from rl.errors import RewindError
+from rl.models.actions import BinTokens
 from rl.models.families.chameleon import ChameleonVLM, vocabulary_of, words_of_vocabulary
 from rl.models.grammar import Grid, PictureGrammar, Template
 from rl.models.layout import TokenLayout
@@ -21,6 +23,7 @@ from rl.models.vq import VQDecoder
 
 ROW_END, SEPARATOR, FIRST_SIZE = 8799, 8706, 8800
 """Numbers of the reserved tokens: the end of a row, the end of a turn, the size of 0 cells."""
+BEGIN_ACTION, END_ACTION = 10000, 15000
 CELL = 32
 FDM_QUESTION = "Generate the next image based on the provided sequence of historical images and corresponding actions."
 IDM_QUESTION = "Name the action that leads from the first image to the second."
@@ -50,6 +53,13 @@ class LuminaVLM(ChameleonVLM):
             idm=("<bos>", IDM_QUESTION, "{source}", "{target}", "<sep>"),
             markers={"<sep>": self.layout.end_text},
         )
+
+    def bin_tokens(self) -> BinTokens:
+        """The ids of WorldVLA and RynnVLA-002: a begin, 256 bins, an end."""
+        vocabulary = self._chameleon.config.vocabulary_map
+        begin, end = (vocabulary[f"<reserved{number}>"] for number in (BEGIN_ACTION, END_ACTION))
+        bins = (vocabulary[f"<reserved{BEGIN_ACTION + 2 + number}>"] for number in range(NUM_BINS))
+        return BinTokens(tuple(bins), (begin,), (end,))
 
     @classmethod
     def recognises(cls, config: dict[str, Any]) -> bool:

@@ -18,7 +18,8 @@ class UniVLM(Emu3VLM):
     """UniVLA of BAAI and CASIA (not the OpenVLA of the same name), with Emu3's VQ tokenizer beside."""
 
     family = "univla"
-    template = Template()  # words, source, target: the order of its world models' training
+    # Words, source, target: the order of its world models' training; a frame, its action: that of its policies'.
+    template = Template(fdm_vector=("<bos>", "{source}", "{action}", "{header}"))
     usual_sizes = (200,)
 
     @classmethod
