@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from rl.actions import vector_of
 from rl.pictures import Picture
 from rl.words import words_of
 
@@ -51,12 +50,12 @@ def pick_rivals(
 
     Left out are empty ones, the action itself and repetitions (by their words), and what names the same outcome.
     """
-    seen: set[tuple[str, ...]] = {_key(action)}
+    seen: set[tuple[str, ...]] = {tuple(words_of(action))}
     rivals: list[str] = []
     for number, rival in enumerate(offered):
         if number >= always and len(rivals) >= count:
             break
-        key = _key(rival)
+        key = tuple(words_of(rival))
         if not key or key in seen:
             continue
         seen.add(key)
@@ -64,8 +63,3 @@ def pick_rivals(
             continue
         rivals.append(rival)
     return rivals
-
-
-def _key(action: str) -> tuple[str, ...]:
-    """What two actions have in common that are the same: their words, or a vector's numbers."""
-    return tuple(words_of(action)) if vector_of(action) is None else (action,)

@@ -26,6 +26,7 @@ from rl.data.action_vectors import ranges_of
 from rl.data.labelling import label_pairs
 from rl.data.left_out import LeftOut
 from rl.data.triplet_files import read_triplets, write_triplets
+from rl.evaluation.benchmark import compare
 from rl.models.export import save_merged
 from rl.models.opening import load_base, save_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
@@ -321,3 +322,10 @@ def test_rewards_on_vectors() -> None:
     assert all(margin is not None and margin < 0 for margin in margins)
     with pytest.raises(RewindError, match="compares words, and these actions are vectors: take idm_match"):
         IDMTokenF1(idm)(["[0.5, 0.1, 0.0]"] * 2, [source] * 2, drawn)
+    given = triplets_of(vlm)
+    found, drawn_once = compare(fdm, idm, given)
+    average = found["tasks"]["average"]
+    assert "idm_token_f1" not in average
+    texts = idm.describe([t.source for t in given], drawn_once)
+    near = [BINS.likeness(vector_of(a) or (), vector_of(t.action) or ()) for a, t in zip(texts, given, strict=True)]
+    assert average["idm_match"] == pytest.approx(np.mean(near))

@@ -112,12 +112,12 @@ class SpeaksActions(ABC):
 
     def action_ids(self, action: str) -> list[int]:
         """The tokens of an action that an IDM predicts: words and the end of the text, or the bins of a vector."""
-        self._check_action(action)
+        self.check_action(action)
         return [*self.text_ids(action), self.layout.end_text] if self.actions is None else self.actions.ids(action)
 
     def action_segment(self, action: str) -> list[int]:
         """The tokens of an action in a prompt."""
-        self._check_action(action)
+        self.check_action(action)
         if self.actions is None or vector_of(action) is None:
             return self.text_ids(action)
         return self.actions.segment(action)
@@ -126,8 +126,12 @@ class SpeaksActions(ABC):
         """What an IDM has said, from its ids: words, or a vector's text."""
         return self.text(ids) if self.actions is None else self.actions.text(ids)
 
-    def _check_action(self, action: str) -> None:
-        if self.actions is None and vector_of(action) is not None:
+    def check_action(self, action: str) -> None:
+        """Raise a `RewindError` for a vector whose ranges are not known, or of another length."""
+        vector = vector_of(action)
+        if vector is not None and self.actions is not None:
+            self.actions.bins.bins(vector)
+        elif vector is not None:
             raise RewindError(
                 f"{self.name} knows no ranges for the numbers of an action ({action[:40]}): take a run that was "
                 "trained on vectors, or train one (train_fdm.py, train_idm.py)"
