@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,27 @@ from opened_families import opened, pictures, shelf
 from published_robots import action_head, emu3_ranks
 from safetensors.torch import load_file, save_file
 from test_families_refused import copy_with, refused
+from test_scripts import start
 
-from rl import RewindError
+from rl import RewindError, rerank
 from rl.models.conversion import prepare
 from rl.models.families.emu3 import Emu3VLM
 from rl.models.families.emu3_stills import latents_of_stills, pixels_of_stills
+from rl.models.families.lumina import FDM_QUESTION
 from rl.models.families.univla import UniVLM
 from rl.models.opening import load_base
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.models.settings import Settings
 from rl.models.vq import to_pixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Convolutions this small take longer in several threads than in one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_rynnvlas_action_head_is_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -47,6 +60,25 @@ def test_rynnvlas_action_head_is_left_out_and_that_is_said(caplog: pytest.LogCap
     (other / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(RewindError, match=r"1 tensors are missing, left over or of another shape, e.g. 'value_head"):
         load_base(other, Settings(dtype="float32"), vq=shelf()["vqgan"])
+
+
+def test_rynnvla_with_the_ranges_of_its_data(tmp_path: Path) -> None:
+    """From its folder to a reranked picture: converted once with the ranges, then by a vector."""
+    (tmp_path / "ranges.json").write_text('{"q01": [-0.5, -1, 0], "q99": [0.5, 1, 1]}')
+    flags = ["--from", shelf()["rynnvla"], "--vq", shelf()["vqgan"], "--action_ranges", tmp_path / "ranges.json"]
+    done = start("scripts/convert.py", *flags, "--output", tmp_path / "base")
+    assert done.returncode == 0, done.stderr
+    assert "tensors are left out (action_head.*)" in done.stderr
+    vlm = load_base(tmp_path / "base", Settings(dtype="float32"))
+    fdm, idm, image = ForwardDynamics(vlm), InverseDynamics(vlm), pictures(vlm)[0]
+    ids = vlm.encode([image])[0].tolist()
+    question = [vlm.layout.begin_text, *vlm.text_ids(FDM_QUESTION)]
+    bins = [10006, 10006 + 127, 10006 + 255]
+    prompt = [*question, *vlm.image_span(ids), 10004, *bins, 15004, 8710, *vlm.layout.grammar.header]
+    assert vlm.fdm_prompt(ids, "[-0.5, 0.0, 1.0]") == prompt
+    action = "[-0.5, 0.0, 1.0]"
+    best = rerank(fdm, idm, image, action, 2)
+    assert best.best.score == pytest.approx(max(idm.score(image, fdm.sample(image, action, 2), action)))
 
 
 # ---- Emu3 in the layout of its own code

@@ -57,8 +57,11 @@ class LuminaVLM(ChameleonVLM):
     def bin_tokens(self) -> BinTokens:
         """The ids of WorldVLA and RynnVLA-002: a begin, 256 bins, an end."""
         vocabulary = self._chameleon.config.vocabulary_map
-        begin, end = (vocabulary[f"<reserved{number}>"] for number in (BEGIN_ACTION, END_ACTION))
-        bins = (vocabulary[f"<reserved{BEGIN_ACTION + 2 + number}>"] for number in range(NUM_BINS))
+        numbers = (BEGIN_ACTION, END_ACTION, *range(BEGIN_ACTION + 2, BEGIN_ACTION + 2 + NUM_BINS))
+        try:
+            begin, end, *bins = (vocabulary[f"<reserved{number}>"] for number in numbers)
+        except KeyError as error:
+            raise RewindError(f"the vocabulary map of {self.name} lacks {error}, which an action takes") from error
         return BinTokens(tuple(bins), (begin,), (end,))
 
     @classmethod
