@@ -164,8 +164,8 @@ class Emu3VLM(UnifiedVLM):
         found = original.renamed_vq(vq_weights(folder, vq_folder, "BAAI/Emu3-VisionTokenizer"))
         arguments = settings.arguments()
         if read_json(folder / "config.json").get("model_type") == original.MODEL_TYPE:
-            config, tokenizer = original.config_of(folder), original.open_tokenizer(folder)
-            config.vq_config, config.vocabulary_map = original.vq_config_in(found.where), tokenizer.get_vocab()
+            tokenizer = original.open_tokenizer(folder)
+            config = original.config_of(folder, original.vq_config_in(found.where), tokenizer.get_vocab())
             arguments["key_mapping"] = original.KEYS
         else:
             config = Emu3Config.from_pretrained(folder, local_files_only=True)

@@ -55,8 +55,8 @@ def for_robots(config: dict[str, Any]) -> bool:
     return "Emu3MoE" in (config.get("architectures") or ()) or "action_config" in config
 
 
-def config_of(folder: Path) -> Emu3Config:
-    """The config that transformers' classes have for a folder's language model, without codes or VQ tokenizer.
+def config_of(folder: Path, vq_config: Emu3VQVAEConfig, vocabulary: dict[str, int]) -> Emu3Config:
+    """The config that transformers' classes have for a folder's language model and a VQ tokenizer.
 
     Raises:
         RewindError: RoPE that is scaled by a rule that these checkpoints do not have.
@@ -67,7 +67,13 @@ def config_of(folder: Path) -> Emu3Config:
     text: dict[str, Any] = {key: told[key] for key in _SIZES if key in told}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": float(told.get("rope_theta", 1e6))}}
     dtype = told.get("dtype") or told.get("torch_dtype")
-    return Emu3Config(text_config=text, tie_word_embeddings=bool(told.get("tie_word_embeddings")), dtype=dtype)
+    return Emu3Config(
+        text_config=text,
+        vq_config=vq_config,
+        vocabulary_map=vocabulary,  # all at once: its class looks at every name each time that a field is set
+        tie_word_embeddings=bool(told.get("tie_word_embeddings")),
+        dtype=dtype,
+    )
 
 
 class _Ranks(TikTokenConverter):
