@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.rivals import SameOutcome
+from rl.actions import vector_of
 from rl.models.roles import InverseDynamics
 from rl.pictures import Picture
 from rl.triplets import Candidate
@@ -17,6 +18,8 @@ from rl.words import words_of
 
 class IDMMatch:
     """`idm_match`: 1 if the model's greedy description has the words of the action, in order; else 0.
+
+    Of actions that are vectors, 1 minus their mean distance, each number's as a share of its range (0..1).
 
     Args:
         idm: the inverse model.
@@ -32,7 +35,14 @@ class IDMMatch:
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
     ) -> list[float | None]:
         said = descriptions(self.idm, source_image, candidates)
-        return [float(self._matches(*row)) for row in zip(source_image, prompts, said, strict=True)]
+        return [self._likeness(*row) for row in zip(source_image, prompts, said, strict=True)]
+
+    def _likeness(self, source: Picture, action: str, said: str) -> float:
+        asked, found = vector_of(action), vector_of(said)
+        if asked is not None and found is not None:
+            assert self.idm.backbone.actions is not None
+            return self.idm.backbone.actions.bins.likeness(asked, found)
+        return float(self._matches(source, action, said))
 
     def _matches(self, source: Picture, action: str, said: str) -> bool:
         if words_of(said) == words_of(action):

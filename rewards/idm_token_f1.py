@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewards.idm_match import descriptions
+from rl.actions import vector_of
+from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
 from rl.models.roles import InverseDynamics
 from rl.pictures import Picture
@@ -26,5 +28,7 @@ class IDMTokenF1:
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
     ) -> list[float | None]:
+        if any(vector_of(action) is not None for action in prompts):
+            raise RewindError("idm_token_f1 compares words, and these actions are vectors: take idm_match")
         said = descriptions(self.idm, source_image, candidates)
         return [token_f1(words, action) for words, action in zip(said, prompts, strict=True)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.pictures import Picture, from_path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 class Triplet:
     """A source picture, an action in words and the picture after it, with where they come from.
 
+    An action may be a vector of numbers (list, tuple or array), which is kept as its text, `[0.1, -0.25]`
+    (`rl.actions`).
     `target` is None where it is unknown; `task` is the data set's task name, `label` a class label, `score` a
     log-likelihood given by whoever labelled it, `provenance` a word such as 'human' or 'idm'. `more` are further
     columns of the data by name, such as a mask, as JSON values: rewards may ask for them. The path of a picture stands
@@ -43,6 +46,7 @@ class Triplet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", from_path(self.source))
         object.__setattr__(self, "target", from_path(self.target))
+        object.__setattr__(self, "action", action_text(self.action))
 
 
 def columns_of(triplets: Iterable[Triplet]) -> list[str]:

@@ -6,9 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from rl.actions import vector_of
+
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
+    """The words of a text in lower case, without punctuation; a vector of numbers is one word."""
+    if vector_of(text) is not None:
+        return [text]
     return re.findall(r"[^\W_]+", text.lower())
 
 

@@ -35,6 +35,10 @@ def parser() -> argparse.ArgumentParser:
         choices=["auto", "float32", "bfloat16", "float16"],
         help="of the language model; the VQ tokenizer stays float32",
     )
+    p.add_argument(
+        "--action_ranges",
+        help='for actions that are vectors: a JSON file {"low": [...], "high": [...]}, which the base keeps',
+    )
     p.add_argument("--max_shard_size", default="5GB", help="the most weights in a file, e.g. 5GB, 500MB")
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -43,12 +47,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rl.data.action_vectors import read_ranges
     from rl.models.conversion import file_size, prepare
     from rl.running.files import whole_folder
     from rl.running.run_folder import claim
 
     a, source = arguments, vars(arguments)["from"]
-    found = prepare(source, a.output, a.vq, a.dtype, file_size(a.max_shard_size), a.family)
+    actions = None if a.action_ranges is None else read_ranges(a.action_ranges)
+    found = prepare(source, a.output, a.vq, a.dtype, file_size(a.max_shard_size), a.family, actions)
     output = claim(a.output, "convert.py", plain(vars(a)), inputs=found.inputs, overwrite=a.overwrite)
     with whole_folder(output, last="config.json") as beside:  # without which nothing opens it
         found.write(beside)

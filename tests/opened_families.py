@@ -16,6 +16,7 @@ import torch
 from conftest import make_tiny
 from peft import LoraConfig
 from published_families import VQ_SIZES, emu3, liquid, lumina, vqgan, vqgan_weights
+from published_robots import emu3_original, emu3_vision, rynnvla, univla
 from torch import Tensor
 from torch.nn.functional import conv2d, group_norm, interpolate, silu
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3ForConditionalGeneration, Emu3ImageProcessor
@@ -28,8 +29,8 @@ from rl.models.vq import decode_codes, to_pixels, to_uint8
 from rl.models.vq_files import vq_config_of
 from trainers.common.adapters import add_adapter
 
-VQ = {"lumina": "vqgan", "liquid": "vqgan"}
-SIZE = {"emu3": 24}  # 512 unless asked for: too much for a test
+VQ = {"lumina": "vqgan", "liquid": "vqgan", "univla": "emu3 vision", "emu3 original": "emu3 vision"}
+SIZE = {"emu3": 24, "emu3 original": 24, "univla": 24}  # 512 unless asked for: too much for a test
 
 
 def shipped_like(folder: Path) -> Path:
@@ -44,6 +45,10 @@ class Shelf:
     MAKERS: ClassVar[dict[str, Callable[[Path], Path]]] = {
         "chameleon": shipped_like,
         "lumina": lumina,
+        "rynnvla": rynnvla,
+        "emu3 original": emu3_original,
+        "emu3 vision": emu3_vision,
+        "univla": univla,
         "liquid": liquid,
         "emu3": emu3,
         "gemma": lambda folder: liquid(folder, words=2048),
@@ -127,7 +132,7 @@ def reference(vlm: Any, images: list[np.ndarray]) -> tuple[Tensor, np.ndarray]:
     if vlm.family == "chameleon":
         codes = vlm.vqmodel.encode(pixels).image_tokens.view(len(images), -1)
         return codes, to_uint8(decode_codes(vlm.vqmodel, vlm.decoder, codes, 2)).numpy()
-    if vlm.family != "emu3":
+    if vlm.family not in ("emu3", "univla"):
         weights, model = vqgan_weights(), ChameleonVQVAE(ChameleonVQVAEConfig(**vq_config_of(VQ_SIZES))).eval()
         model.load_state_dict({name: t for name, t in weights.items() if not name.startswith("decoder.")})
         codes = model.encode(pixels).image_tokens.view(len(images), -1)
@@ -141,7 +146,8 @@ def reference(vlm: Any, images: list[np.ndarray]) -> tuple[Tensor, np.ndarray]:
     ids = plain.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"]).view(len(images), -1)
     header, trailer = vlm.layout.grammar.header, vlm.layout.grammar.trailer
     spans = [vlm.image_span(own) for own in vlm.encode(images).tolist()]
-    assert spans == [[*header, *row, *trailer] for row in ids.tolist()]  # ends of rows too
+    rows = ids if vlm.family == "emu3" else ids.unflatten(1, (3, 4))[..., :3].flatten(1)  # with their ends, or without
+    assert spans == [[*header, *row, *trailer] for row in rows.tolist()]
     tail = torch.tensor([[*trailer, vlm.layout.end_text]] * len(images))
     drawn = plain.decode_image_tokens(image_tokens=torch.cat([ids, tail], 1), height=3, width=3)
     codes = plain.vocabulary_mapping.convert_bpe2img(ids.view(-1, 3, 4)).flatten(1)

@@ -148,12 +148,17 @@ def chameleon_names() -> dict[str, int]:
     return dict(sorted(names.items(), key=lambda item: item[1]))
 
 
-def lumina(folder: Path) -> Path:
-    """`Alpha-VLLM/Lumina-mGPT-7B-*`: the language model alone, norms of queries and keys once for all heads."""
+def lumina(
+    folder: Path, heads: dict[str, Tensor] | None = None, kind: str = "ChameleonXLLMXForConditionalGeneration"
+) -> Path:
+    """`Alpha-VLLM/Lumina-mGPT-7B-*`: the language model alone, norms of queries and keys once for all heads.
+
+    `heads` are further tensors, as the robot models have them that stand on it.
+    """
     text = tokenizer_json(chameleon_names(), FIRST_WORD, spaced=True)
     words = json.loads(text)["model"]["vocab"]
     config = {
-        "architectures": ["ChameleonXLLMXForConditionalGeneration"],
+        "architectures": [kind],
         "bos_token_id": 1,  # <pad>
         "dropout": 0.05,
         "eos_token_id": 2,
@@ -183,7 +188,7 @@ def lumina(folder: Path) -> Path:
         if ".vqmodel." not in name
     }
     assert len(tensors) == 13 * 2 + 3  # 419 with 32 layers
-    write_checkpoint(folder, config, tensors, 2)
+    write_checkpoint(folder, config, tensors | (heads or {}), 2)
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     write_tokenizer(folder, text, chameleon_names(), named | {"tokenizer_class": "LlamaTokenizer"})
     return folder
@@ -250,32 +255,39 @@ EMU3_VQ = {
 }
 
 
+EMU3_SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 9216,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+}
+
+
+def emu3_weights(config: Emu3Config) -> dict[str, Tensor]:
+    """Of the language model and of the VQ tokenizer, under the names of transformers' classes."""
+    tensors = weights_of(lambda: Emu3ForConditionalGeneration(config), 4)
+    tensors["model.vqmodel.quantize.embedding.weight"] *= 0.04  # in reach of the latents
+    return tensors
+
+
 def emu3(folder: Path) -> Path:
     """`BAAI/Emu3-Gen-hf`: float32, keys of the time of its conversion, whole VQ tokenizer, little in `text_config`."""
     text = tokenizer_json(emu3_names(), 0, EMU3_WORDS)
     vocabulary = json.loads(text)["model"]["vocab"] | emu3_names()
     assert len(vocabulary) == 184_622
+    more = {"model_type": "emu3_text_model", "rope_scaling": {"rope_type": "default"}}
     config = {
         "architectures": ["Emu3ForConditionalGeneration"],
         "model_type": "emu3",
-        "text_config": {  # the published one leaves the sizes to the defaults of its class
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "max_position_embeddings": 9216,
-            "model_type": "emu3_text_model",
-            "num_attention_heads": 2,
-            "num_hidden_layers": 2,
-            "num_key_value_heads": 1,
-            "rope_scaling": {"rope_type": "default"},
-        },
+        "text_config": EMU3_SIZES | more,  # the published one leaves the sizes to the defaults of its class
         "torch_dtype": "float32",
         "vocabulary_map": vocabulary,
         "vq_config": EMU3_VQ,
     }
-    made = Emu3Config(**config)
-    tensors = weights_of(lambda: Emu3ForConditionalGeneration(made), 4)
+    tensors = emu3_weights(Emu3Config(**config))
     old = {"model.text_model.": "text_model.model.", "model.vqmodel.": "vqmodel.", "lm_head.": "text_model.lm_head."}
-    tensors["model.vqmodel.quantize.embedding.weight"] *= 0.04  # in reach of the latents
     tensors = {_renamed(name, old): tensor for name, tensor in tensors.items()}
     assert sum(name.startswith("text_model.") for name in tensors) == 9 * 2 + 3  # 291 with 32 layers
     write_checkpoint(folder, config, tensors, 3)

@@ -45,7 +45,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=["chameleon", "lumina", "liquid", "emu3"])
+@pytest.fixture(scope="module", params=["chameleon", "lumina", "liquid", "emu3", "univla"])
 def vlm(request: pytest.FixtureRequest) -> Any:
     return opened(request.param)
 

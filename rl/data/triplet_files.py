@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rl.actions import action_text, is_vector, vector_of
 from rl.data.columns import plain_columns
 from rl.data.entries import NoEntry, read_entries
 from rl.data.left_out import LeftOut, check
@@ -60,10 +61,11 @@ def read_triplets(
 ) -> list[Triplet]:
     """Read triplets from a JSON list, from the list under "data", or from JSON lines; or the first `limit` entries.
 
-    An entry has `instruction` (or `prompt`; of a list of them, the first), `input`, and optionally `output`, `task`,
-    `class`, `score` and `source` (provenance); what else it holds is kept as it stands (`Triplet.more`), for rewards
-    that ask for it by name. Pictures stay in their files (`rl.pictures.PictureFile`); each is decoded once, at a
-    reduced size where its format allows, to see that it is whole.
+    An entry has `instruction` (or `prompt`; of a list of them, the first) or `action`, a list of numbers; `input`, and
+    optionally `output`, `task`, `class`, `score` and `source` (provenance); what else it holds is kept as it stands
+    (`Triplet.more`), for rewards that ask for it by name. Words beside a vector are its task. Pictures stay in their
+    files (`rl.pictures.PictureFile`); each is decoded once, at a reduced size where its format allows, to see that it
+    is whole.
 
     Image paths are relative to the file's folder or, if the first entries' pictures are not there, to one of the three
     folders above it in which one of them is, which is said; or to `image_root`. A path may lead through links; as it is
@@ -131,11 +133,12 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
     if not isinstance(entry, dict) or "input" not in entry:
         raise _EntryError("input", "no 'input'", "needs at least 'instruction' (words) and 'input' (an image path)")
     words_key = "prompt" if "prompt" in entry and "instruction" not in entry else "instruction"
-    action = entry.get(words_key, None if named else "")
-    if isinstance(action, list) and action:
-        action = action[0]
+    words = entry.get(words_key, None if named else "")
+    words = words[0] if isinstance(words, list) and words and not is_vector(words) else words
+    vector = next((given for given in (entry.get("action"), words) if is_vector(given)), None)
+    action = words if vector is None else action_text(vector)
     if not isinstance(action, str):
-        sentence = "needs at least 'instruction' (words) and 'input' (an image path)"
+        sentence = "needs at least 'instruction' (words; or 'action', numbers) and 'input' (an image path)"
         raise _EntryError("instruction", "no 'instruction'", sentence)
     if named and not action.strip():
         raise _EntryError("instruction", "no 'instruction'", "the instruction is empty")
@@ -150,11 +153,11 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
     assert source is not None
     words = {
         "action": action.strip(),
-        "task": entry.get("task"),
+        "task": entry.get("task", words if vector is not None and isinstance(words, str) and words else None),
         "label": entry.get("class"),
         "score": float(score) if score is not None else None,
         "provenance": entry.get("source"),
-        "more": {key: value for key, value in entry.items() if key not in (*KNOWN, words_key)},
+        "more": {k: v for k, v in entry.items() if k not in (*KNOWN, words_key) and v is not vector},
     }
     return _Entry(source, target, words)
 
@@ -249,6 +252,8 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
     width, entries = len(str(len(triplets))), []
     for number, triplet in enumerate(triplets):
         entry: dict[str, Any] = {"instruction": triplet.action} if triplet.action else {}
+        if (vector := vector_of(triplet.action)) is not None:
+            entry = {"action": list(vector)}
         for key, picture in (("input", triplet.source), ("output", triplet.target)):
             if picture is not None:
                 file = f"images/{number:0{width}d}-{key}.png"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rl.actions import vector_of
 from rl.codes import Codes
 from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
@@ -32,7 +33,7 @@ def compare(
     A task's entry: `n`; `l1`, mean absolute difference of pixels to the true target (0..1, at the model's size);
     `token_accuracy`, share of image tokens equal to the true target's; `copy_rate`, share of predictions that are the
     source token by token; with an inverse model `idm_likelihood` (mean log-probability a token of the action) and
-    `idm_token_f1` (words of its description against the action's).
+    `idm_token_f1` (words of its description against the action's; of vectors `idm_match`, 1 minus their distance).
 
     Returns:
         `{"tasks": {task: entry, ..., "average": entry}, "copy": {...}}` ('average' is over triplets), with an inverse
@@ -72,7 +73,7 @@ def compare(
             said = idm.describe(sources, list(pictures))
             likelihood = idm.score(sources, list(pictures), actions)
             for row, words, score, action in zip(rows, said, likelihood, actions, strict=True):
-                row |= {"idm_likelihood": score, "idm_token_f1": token_f1(words, action)}
+                row |= {"idm_likelihood": score, **_likeness(idm, words, action)}
         return rows
 
     found = {
@@ -116,6 +117,14 @@ def add_rewards(found: dict[str, Any], triplets: Sequence[Triplet], drawn: Seque
 def _mean(scores: Sequence[float | None]) -> dict[str, float]:
     known = [score for score in scores if score is not None]
     return {"mean": float(np.mean(known)), "n": len(known)} if known else {"n": 0}
+
+
+def _likeness(idm: Any, said: str, action: str) -> dict[str, float]:
+    """How near a description comes to the action."""
+    asked, found = vector_of(action), vector_of(said)
+    if asked is None or found is None:
+        return {"idm_token_f1": token_f1(said, action)}
+    return {"idm_match": idm.backbone.actions.bins.likeness(asked, found)}
 
 
 def _by_task(triplets: Sequence[Triplet], rows: Rows) -> dict[str, dict[str, float]]:

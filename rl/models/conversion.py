@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from rl.actions import ActionBins
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.families.meta_chameleon import MetaCheckpoint, is_meta
@@ -69,6 +70,7 @@ def prepare(
     dtype: str | None = None,
     max_shard_size: int = 5 * 10**9,
     family: str | None = None,
+    actions: ActionBins | None = None,
 ) -> Conversion:
     """Look at a checkpoint and at the room for a copy of it.
 
@@ -79,13 +81,15 @@ def prepare(
         dtype: of the language model; None and 'auto' keep its own.
         max_shard_size: the most bytes of weights in a file.
         family: refuse a checkpoint of another one.
+        actions: ranges of actions that are vectors, which the base keeps.
 
     Raises:
         RewindError: what cannot be opened, of another family, or too large for the disk or the memory.
     """
     settings, folder = Settings(dtype=dtype), folder_of(name, META_FILES)
     vq_folder = None if vq is None else folder_of(vq)
-    card = {"converted": {"from": name, "vq": vq, "dtype": dtype, **_revision(folder)}}
+    card: dict[str, Any] = {"converted": {"from": name, "vq": vq, "dtype": dtype, **_revision(folder)}}
+    card |= {} if actions is None else {"actions": actions.card()}
     inputs = [folder] if vq_folder is None else [folder, vq_folder]
     if is_meta(folder):
         _check_family(name, ChameleonVLM.family, family)
@@ -95,6 +99,8 @@ def prepare(
     _check_memory(name, needed, "a machine with more")
     vlm = load_base(name, settings, vq)
     _check_family(name, vlm.family, family)
+    if actions is not None:
+        vlm.use_actions(actions)
     return Conversion(lambda place: save_base(vlm, place, card, max_shard_size), inputs, needed, vlm.can_draw)
 
 

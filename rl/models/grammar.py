@@ -100,6 +100,7 @@ class Template:
         fdm: before the first code of the target.
         fdm_free: the same without the action, which guidance compares with.
         idm: before the first token of the action.
+        fdm_vector: as `fdm`, where the action is a vector and another order is usual; empty if not.
         markers: ids of markers beside <bos> and <eos>.
     """
 
@@ -107,6 +108,7 @@ class Template:
     fdm_free: tuple[str, ...] = ("<bos>", "{source}", "{header}")
     idm: tuple[str, ...] = ("<bos>", "{source}", "{target}")
     markers: Mapping[str, int] = field(default_factory=dict)
+    fdm_vector: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Template:

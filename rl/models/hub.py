@@ -10,7 +10,7 @@ from rl.errors import RewindError
 from rl.models.known import SHIPPED, SHIPPED_RUNS, whole_model
 
 _HUB_ID = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?")
-FILES = ["*.json", "*.safetensors", "*.yaml", "*vqgan.ckpt", "*.txt", "*.model"]
+FILES = ["*.json", "*.safetensors", "*.yaml", "*vqgan.ckpt", "*.txt", "*.model", "*.tiktoken"]
 """What is fetched of a repository: weights in safetensors, configs, tokenizers, and taming's VQGAN file."""
 META_FILES = ["*.pth"]
 """Meta's weights, for `scripts/convert.py` alone."""

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
 from rl.pictures import PictureFile, PictureLike
 from rl.triplets import Candidate
+
+
+def action_texts(action: Any) -> Any:
+    """One action or several, vectors of numbers as the texts that stand for them."""
+    one = action_text(action)
+    return [action_text(each) for each in one] if isinstance(one, list | tuple) else one
 
 
 def check_actions(actions: Sequence[str]) -> None:
@@ -73,6 +80,7 @@ def rows_of(
     many = isinstance(source, list | tuple)
     sources: Any = source if many else [source]
     targets = as_list("targets", targets)
+    action = action_texts(action)
     actions = [action] * len(targets) if isinstance(action, str) else list(as_list("actions", action))
     count = len(sources) if many else len(targets)
     if not count == len(targets) == len(actions):

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from rl.actions import ActionBins
 from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
@@ -35,6 +36,7 @@ def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_siz
     vlm.save(folder, max_shard_size)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
     told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
+    told |= {} if vlm.actions is None else {"actions": vlm.actions.bins.card()}
     write_card(folder, told | ({"template": asdict(vlm.template)} if vlm.template != type(vlm).template else {}))
 
 
@@ -94,6 +96,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     vlm.fingerprint, vlm.asked_size = fingerprint(folder), asked.written if asked else None
     if "template" in card:
         vlm.template = Template.of(card["template"])
+    _take_actions(vlm, card, folder)
     if not vlm.can_draw:
         logger.warning("%s has no VQ decoder: all works but drawing pictures, for which --vq names one", name_or_folder)
     return vlm
@@ -232,6 +235,7 @@ def _open(
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
     vlm = backbone or _base_of(folder, stands_on, settings, vq)
+    _take_actions(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder)
     vlm.attach_adapter(folder, name)
     return vlm, name
 
@@ -260,3 +264,19 @@ def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None
             f"({told}), and this one has {found}; give the one that it was trained on as base= (--base)"
         )
     return load_base(base, replace(settings, image_size=settings.image_size or size), vq)
+
+
+def _take_actions(vlm: UnifiedVLM, card: dict[str, Any], folder: Path) -> None:
+    """What a card says of actions that are vectors.
+
+    Raises:
+        RewindError: another kind than bins, an inverse model that says words beside a model of vectors.
+    """
+    told = card.get("actions")
+    if told is None:
+        if card.get("role") == "idm" and vlm.actions is not None:
+            raise RewindError(f"the inverse model in {folder} names actions in words, and {vlm.name} takes vectors")
+        return
+    if not isinstance(told, dict) or told.get("kind") != "bins":
+        raise RewindError(f"{folder / CARD_FILE} states actions of an unknown kind: 'bins' alone is known")
+    vlm.use_actions(ActionBins.of(told))

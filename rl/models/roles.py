@@ -13,7 +13,7 @@ from rl.codes import by_grid
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.drawing import sampled_pictures
-from rl.models.inputs import as_list, check_actions, rows_of, token_ids
+from rl.models.inputs import action_texts, as_list, check_actions, rows_of, token_ids
 from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
@@ -93,7 +93,7 @@ class ForwardDynamics(_Role):
         Args:
             source: a picture (uint8 RGB [H, W, 3], PIL, or the path of a file), or a list of them; a `Candidate` stands
                 for its own ids.
-            action: a sentence for each source.
+            action: a sentence for each source, or a vector (list, tuple or array of numbers).
             num_samples: candidates a source.
             temperature: 1 is the model's distribution; low ones tend to copy the source; 0 is greedy.
             top_k: draw from the k best tokens only (inference only).
@@ -114,6 +114,7 @@ class ForwardDynamics(_Role):
         self.check(num_samples, temperature, top_k, top_p, guidance, seed)
         check_whole("max_rows", max_rows, least=1)
         check_whole("first", first, least=0)
+        action = action_texts(action)
         single = isinstance(action, str)
         if single == isinstance(source, list | tuple):
             raise RewindError("give one source and one action, or a list of sources and a list of actions")
@@ -186,8 +187,8 @@ class InverseDynamics(_Role):
     """p(action | source, target): names what happened between two pictures."""
 
     def distribution(self) -> TokenDistribution:
-        """The distribution of text tokens: image tokens cannot occur in an action."""
-        return TokenDistribution(self.backbone.layout.text_ids_V)
+        """The distribution of text tokens, or of a vector's bins: image tokens cannot occur in an action."""
+        return TokenDistribution(self.backbone.action_vocabulary)
 
     def score(
         self,
@@ -238,10 +239,12 @@ class InverseDynamics(_Role):
     ) -> str | list[str]:
         """The action in words, for one pair of pictures or for lists of them.
 
-        Greedy at temperature 0; above, a sample (same seed, same words).
+        Greedy at temperature 0; above, a sample (same seed, same words). A model of actions that are vectors says the
+        text of one, `[0.1, -0.25]`, a token a number whatever `max_tokens` is.
         """
         check_whole("max_tokens", max_tokens, least=1)
         vlm = self.backbone
+        vectors = vlm.actions
         single = not isinstance(source, list | tuple)
         sources: Any = [source] if single else source
         targets: Any = [target] if single else as_list("targets", target)
@@ -253,11 +256,11 @@ class InverseDynamics(_Role):
             drawn = sample_tokens(
                 vlm,
                 [vlm.idm_prompt(a, b) for a, b in pairs],
-                TokenDistribution(vlm.layout.text_ids_V, temperature),
+                TokenDistribution(vlm.action_vocabulary, temperature),
                 num_samples=1,
-                max_tokens=max_tokens,
+                max_tokens=max_tokens if vectors is None else len(vectors.bins.low),
                 noise=Noise(seed),
-                stop=vlm.layout.end_text,
+                stop=vlm.layout.end_text if vectors is None else None,
             )
-        texts = [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]
+        texts = [vlm.action(row) for row in drawn.ids_PGT[:, 0].tolist()]
         return texts[0] if single else texts

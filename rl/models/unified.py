@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl.actions import vector_of
 from rl.errors import RewindError
 from rl.models import adapters
+from rl.models.actions import SpeaksActions
 from rl.models.bases import lasting_name
 from rl.models.fingerprint import Fingerprint
 from rl.models.grammar import Template
@@ -25,7 +27,7 @@ from rl.models.picture_tokens import PictureTokens
 from rl.words import words_of
 
 
-class UnifiedVLM(PictureTokens):
+class UnifiedVLM(PictureTokens, SpeaksActions):
     """A backbone that reads and writes text and pictures as one sequence of tokens.
 
     Threads may share it: encoding, decoding and whatever runs `using` an adapter wait for one another, since an adapter
@@ -107,7 +109,7 @@ class UnifiedVLM(PictureTokens):
         ids: list[int] = []
         for segment in segments:
             if segment == "{action}":
-                ids += self.text_ids(action)
+                ids += self.action_segment(action)
             elif segment == "{header}":  # the picture to be drawn has the source's size
                 ids += layout.grammar_of(pictures["source"]).header
             elif segment in ("{source}", "{target}"):
@@ -133,7 +135,10 @@ class UnifiedVLM(PictureTokens):
         An empty action gives the action-free prompt that guidance compares with.
         """
         template = self.template
-        return self._rendered(template.fdm if action else template.fdm_free, action, source=source_ids_K)
+        of_vectors = template.fdm_vector if vector_of(action) is not None else ()
+        return self._rendered(
+            (of_vectors or template.fdm) if action else template.fdm_free, action, source=source_ids_K
+        )
 
     def without_words(self, mask_BT: Tensor) -> Tensor:
         """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
@@ -145,7 +150,7 @@ class UnifiedVLM(PictureTokens):
         Raises:
             RewindError: a template that does not put the words first, or pictures of different sizes.
         """
-        if not self.template.words_first:
+        if not self.template.words_first or (self.actions is not None and self.template.fdm_vector):
             raise RewindError(f"{self.name} does not put the action first, so guidance is for sampling alone here")
         if self.picture_size.own:
             raise RewindError(f"guidance in training needs pictures of one size, not image_size {self.image_size}")
@@ -158,11 +163,8 @@ class UnifiedVLM(PictureTokens):
 
     def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
         """Everything before the first token of the action."""
-        return self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K)
-
-    def action_ids(self, action: str) -> list[int]:
-        """The tokens of an action that an IDM predicts, the end of the text included."""
-        return [*self.text_ids(action), self.layout.end_text]
+        begin = () if self.actions is None else self.actions.tokens.begin
+        return [*self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K), *begin]
 
     # ---- the backbone and its adapters
 

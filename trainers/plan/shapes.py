@@ -124,6 +124,9 @@ PUBLISHED = {
     "Junfeng5/Liquid_V1_7B": "liquid-7b",
     "BAAI/Emu3-Gen-hf": "emu3-8b",
     "BAAI/Emu3-Chat-hf": "emu3-8b",
+    "BAAI/Emu3-Gen": "emu3-8b",
+    "BAAI/Emu3-Chat": "emu3-8b",
+    "BAAI/Emu3-Stage1": "emu3-8b",
 }
 """Names on the Hub of checkpoints with these shapes."""
 
@@ -146,16 +149,17 @@ def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
         names = ", ".join([*KNOWN, *SHIPPED])
         raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")
     config, card = _read_json(file), file.with_name("rewind.json")
-    size = image_size or (_read_json(card).get("image_size") if card.is_file() else None)
+    told = _read_json(card) if card.is_file() else {}
+    size = image_size or told.get("image_size")
     try:
-        return _from_config(name_or_folder, config, size)
+        return _from_config(name_or_folder, config | {"family": told.get("family")}, size)
     except KeyError as error:
         raise RewindError(f"{file} does not state {error}, which the arithmetic needs") from error
 
 
 def _from_config(name: str, config: dict[str, Any], size: int | str | None) -> Shape:
     kind, text = config.get("model_type"), config.get("text_config", config)
-    if kind == "emu3":  # the published config leaves them to the defaults of transformers' class
+    if kind in ("emu3", "Emu3"):  # the published config leaves them to the defaults of transformers' class
         usual = KNOWN["emu3-8b"]
         text = {
             "hidden_size": usual.hidden,
@@ -189,8 +193,10 @@ def _pictures(config: dict[str, Any], size: int | str | None) -> tuple[int, int]
     kind, vq = config.get("model_type"), config.get("vq_config") or {}
     if kind == "gemma":  # Liquid, whose config says nothing of pictures
         return config["vocab_size"] - LIQUID_WORDS, _tokens(size or 512, 16, row_ends=False)
-    if kind == "emu3":
-        return vq.get("codebook_size", KNOWN["emu3-8b"].image_codes), _tokens(size or 512, 8, row_ends=True)
+    if kind in ("emu3", "Emu3"):  # UniVLA: small frames without ends of rows
+        for_robots = config.get("family") == "univla" or "action_config" in config
+        tokens = _tokens(size or (200 if for_robots else 512), 8, row_ends=not for_robots)
+        return vq.get("codebook_size", KNOWN["emu3-8b"].image_codes), tokens
     levels = len(vq["ch_mult"] if "ch_mult" in vq else vq["channel_multiplier"])  # Lumina has the old names
     tokens = _tokens(size or vq["resolution"], 2 ** (levels - 1), row_ends="mask_image_logits" in config)
     return vq["n_embed"] if "n_embed" in vq else vq["num_embeddings"], tokens

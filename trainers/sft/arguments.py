@@ -27,6 +27,13 @@ class IDMArguments(RunArguments):
         },
     )
     limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file to train on"})
+    action_ranges: str | None = field(
+        default=None,
+        metadata={
+            "help": 'for actions that are vectors: a JSON file {"low": [...], "high": [...]} (default: what the '
+            "numbers of the triplets span)"
+        },
+    )
 
 
 @dataclass

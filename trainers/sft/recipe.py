@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from rl.data.action_vectors import ranges_of
 from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
@@ -53,9 +54,12 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     labelled = len(triplets)
     triplets += read_files(arguments, synthetic, left_out, limit=arguments.limit, with_targets=True)
     held_out = read_files(arguments, arguments.validation, left_out, with_targets=True)
+    actions = ranges_of(triplets, arguments.action_ranges)
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
         vlm = load_base(arguments.base, _opening(arguments, model_config), arguments.vq)
+        if actions is not None:
+            vlm.use_actions(actions)
         rows = role_rows(vlm, role, triplets, importance)
         eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
         if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class ChameleonVLM(VQGANBackbone):
     """Chameleon, Anole and models pretrained by `scripts/pretrain_base.py`."""
 
     family, model_type = "chameleon", "chameleon"
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Prefixes of tensors that published checkpoints of the family hold besides, and that no role needs."""
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class ChameleonVLM(VQGANBackbone):
             RewindError: another family's checkpoint, weights that do not fit, no VQ tokenizer.
         """
         settings = settings or Settings()
-        model, decoder = open_folder(folder, settings, vq_folder)
+        model, decoder = open_folder(folder, settings, vq_folder, cls.left_out)
         size = cls.size_of(settings.picture_size, model.config.vq_config.resolution, name)
         tokenizer = open_tokenizer(folder, vq_folder)
         for config in (model.config, model.generation_config):  # published ones say 1, 2 and nothing

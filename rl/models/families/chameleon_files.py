@@ -7,6 +7,7 @@ Lumina's none. The VQ tokenizer is read by itself, in float32: in the bfloat16 o
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -31,10 +32,11 @@ from rl.running.files import read_json
 RAW_TOKENIZER_FILE, RAW_IMAGE = "text_tokenizer.json", "<reserved08707>"
 _VQ = re.compile(r"(model\.)?vqmodel\.")
 _HEAD_NORM = re.compile(r"\.[qk]_norm\.(weight|bias)$")
+_logger = logging.getLogger("rl")
 
 
 def open_folder(
-    folder: Path, settings: Settings, vq_folder: Path | None
+    folder: Path, settings: Settings, vq_folder: Path | None, left_out: tuple[str, ...] = ()
 ) -> tuple[ChameleonForConditionalGeneration, VQDecoder | None]:
     """The transformers model, its VQ tokenizer in float32, and the decoder, None where nobody has one.
 
@@ -42,6 +44,7 @@ def open_folder(
         folder: a transformers checkpoint in safetensors.
         settings: how it is opened.
         vq_folder: where the VQ weights are, if not in the folder.
+        left_out: prefixes of tensors that are not read, which is logged: heads that a family has beside its words.
 
     Raises:
         RewindError: weights that do not fit the config, or no VQ tokenizer.
@@ -67,12 +70,17 @@ def open_folder(
     spread = {key for key in map(key_of, report["mismatched_keys"]) if _HEAD_NORM.search(key)}
     # transformers only warns of these and leaves the weights random.
     wrong = sorted({*map(key_of, report["mismatched_keys"])} - spread)
-    wrong += sorted(key for kind in ("missing_keys", "unexpected_keys") for key in report[kind] if not _VQ.match(key))
+    others = {key for key in report["unexpected_keys"] if key.startswith(left_out)}
+    strange = {key for kind in ("missing_keys", "unexpected_keys") for key in report[kind]} - others
+    wrong += sorted(key for key in strange if not _VQ.match(key))
     if wrong:
         raise RewindError(
             f"the weights in {folder} do not fit its config.json: {len(wrong)} tensors are missing, left over or "
             f"of another shape, e.g. '{wrong[0]}'"
         )
+    if others:
+        found = ", ".join(f"{prefix}*" for prefix in left_out if any(key.startswith(prefix) for key in others))
+        _logger.warning("%s: %d tensors are left out (%s), which no role here needs", folder, len(others), found)
     if spread:
         _spread_head_norms(model, folder, spread)
     # One of its own: that of a divided model may lie on the disk, and is moved to where the model has it at every call.

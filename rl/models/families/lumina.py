@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
+from rl.actions import NUM_BINS
 from rl.codes import Grid
 from rl.errors import RewindError
+from rl.models.actions import BinTokens
 from rl.models.families.chameleon import ChameleonVLM, vocabulary_of, words_of_vocabulary
 from rl.models.families.vqgan import cell_of
 from rl.models.grammar import PictureGrammar, Template
@@ -25,15 +27,19 @@ from rl.models.vq import VQDecoder
 
 ROW_END, SEPARATOR, FIRST_SIZE = 8799, 8706, 8800
 """Numbers of the reserved tokens: the end of a row, the end of a turn, the size of 0 cells."""
+BEGIN_ACTION, END_ACTION = 10000, 15000
 CELL, MOST = 32, 1024
 FDM_QUESTION = "Generate the next image based on the provided sequence of historical images and corresponding actions."
 IDM_QUESTION = "Name the action that leads from the first image to the second."
 
 
 class LuminaVLM(ChameleonVLM):
-    """Lumina-mGPT. Robot models that stand on it have heads for actions besides, which are not read yet."""
+    """Lumina-mGPT, and the robot models that stand on it (WorldVLA, RynnVLA-002): their heads for actions that are no
+    tokens are left out.
+    """
 
     family = "lumina"
+    left_out = ("action_head.",)
 
     def __init__(
         self,
@@ -52,6 +58,16 @@ class LuminaVLM(ChameleonVLM):
             idm=("<bos>", IDM_QUESTION, "{source}", "{target}", "<sep>"),
             markers={"<sep>": self.layout.end_text},
         )
+
+    def bin_tokens(self) -> BinTokens:
+        """The ids of WorldVLA and RynnVLA-002: a begin, 256 bins, an end."""
+        vocabulary = self._chameleon.config.vocabulary_map
+        numbers = (BEGIN_ACTION, END_ACTION, *range(BEGIN_ACTION + 2, BEGIN_ACTION + 2 + NUM_BINS))
+        try:
+            begin, end, *bins = (vocabulary[f"<reserved{number}>"] for number in numbers)
+        except KeyError as error:
+            raise RewindError(f"the vocabulary map of {self.name} lacks {error}, which an action takes") from error
+        return BinTokens(tuple(bins), (begin,), (end,))
 
     @classmethod
     def recognises(cls, config: dict[str, Any]) -> bool:

@@ -8,9 +8,11 @@ from rl.models.families.chameleon import ChameleonVLM
 from rl.models.families.emu3 import Emu3VLM
 from rl.models.families.liquid import VOCABULARY, LiquidVLM
 from rl.models.families.lumina import LuminaVLM
+from rl.models.families.univla import UniVLM
 
 Family = type[ChameleonVLM] | type[LiquidVLM] | type[Emu3VLM]
-FAMILIES: dict[str, Family] = {family.family: family for family in (LuminaVLM, ChameleonVLM, LiquidVLM, Emu3VLM)}
+_KNOWN = (LuminaVLM, ChameleonVLM, LiquidVLM, UniVLM, Emu3VLM)
+FAMILIES: dict[str, Family] = {family.family: family for family in _KNOWN}
 
 
 def family_of(config: dict[str, Any], card: dict[str, Any]) -> Family | None:
@@ -35,8 +37,8 @@ def of_no_family(config: dict[str, Any], card: dict[str, Any]) -> str:
         return f"a Gemma with {words} ids; of Gemma's kind Liquid alone can be opened, which has {VOCABULARY}"
     if kind == "Emu3":
         return (
-            "Emu3 in the layout of its own code, which is not run (BAAI/Emu3-Gen, UniVLA, Emu3.5): open one in "
-            "transformers' layout, BAAI/Emu3-Gen-hf or BAAI/Emu3-Chat-hf"
+            f"a model of Emu3's kind with {config.get('vocab_size')} ids, whose code is not run (Emu3.5 is one): of "
+            "that kind Emu3 and UniVLA can be opened, which have 184622"
         )
     if kind == "emu3":
         return "an Emu3 checkpoint whose config.json lacks its vocabulary_map: fetch the whole repository again"
