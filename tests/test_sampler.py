@@ -176,14 +176,14 @@ def test_guided_sampling_equals_guided_scoring(tiny: ChameleonVLM) -> None:
     distribution = TokenDistribution(tiny.layout.image_ids_V, guidance=2.0)
     bare = [[0], [0, 50], [0]]
     drawn = sample_tokens(
-        tiny, PROMPTS, distribution, num_samples=3, max_tokens=4, noise=Noise(), unconditional=bare, max_rows=4
+        tiny, PROMPTS, distribution, num_samples=3, max_tokens=4, noise=Noise(), unconditional=[bare], max_rows=4
     )
     found = span_log_probs(
         tiny,
         [p for p in PROMPTS for _ in range(3)],
         drawn.ids_PGT.flatten(0, 1).tolist(),
         distribution,
-        unconditional=[p for p in bare for _ in range(3)],
+        unconditional=[[p for p in bare for _ in range(3)]],
     )
     assert torch.stack(found).numpy() == pytest.approx(drawn.logprobs_PGT.flatten(0, 1).numpy(), abs=1e-4)
     plain = sample_tokens(

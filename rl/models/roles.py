@@ -12,7 +12,6 @@ from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.inputs import as_list, check_actions, rows_of, token_ids
-from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.scoring import span_log_probs
@@ -26,8 +25,8 @@ FDM_ADAPTER, IDM_ADAPTER = "default", "idm"
 
 
 class _Role:
-    max_rows: int = 64
-    """Sequences that are scored at once; lower it where memory is short."""
+    max_rows: int | None = None
+    """The most rows that are drawn, described or scored at once; None for as many as fit (`rl.models.memory`)."""
 
     def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
         self.backbone = backbone
@@ -82,7 +81,7 @@ class ForwardDynamics(_Role):
         guidance: float = 1.0,
         seed: int = 0,
         step: int = 0,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = None,
         first: int = 0,
         kept: Sequence[np.ndarray] | None = None,
     ) -> list[Candidate] | list[list[Candidate]]:
@@ -99,7 +98,7 @@ class ForwardDynamics(_Role):
             guidance: above 1 follows the action more, against the prompt without it.
             seed: same seed, same candidates, in any batch.
             step: a second number beside the seed, for callers that draw again and again.
-            max_rows: candidates decoded at once; bounds memory, changes nothing else.
+            max_rows: the most candidates decoded at once, changes nothing else; None for the role's own `max_rows`.
             first: number of the first candidate: 4 samples, and then 4 with `first=4`, are the 8 of one call.
             kept: int64 [K] a source: image-token ids that its candidates must have there, -1 where one is drawn.
 
@@ -110,7 +109,9 @@ class ForwardDynamics(_Role):
             RewindError: an empty action, lists of different lengths, something that is no picture.
         """
         self.check(num_samples, temperature, top_k, top_p, guidance, seed)
-        check_whole("max_rows", max_rows, least=1)
+        max_rows = self.max_rows if max_rows is None else max_rows
+        if max_rows is not None:
+            check_whole("max_rows", max_rows, least=1)
         check_whole("first", first, least=0)
         single = isinstance(action, str)
         if single == isinstance(source, list | tuple):
@@ -136,7 +137,7 @@ class ForwardDynamics(_Role):
                 num_samples=num_samples,
                 max_tokens=vlm.layout.tokens_per_image,
                 noise=Noise(seed, step),
-                unconditional=[vlm.fdm_prompt(ids, "") for ids in source_ids] if distribution.guided else None,
+                unconditional=[[vlm.fdm_prompt(ids, "") for ids in source_ids]] if distribution.guided else None,
                 truncation=Truncation(top_k, top_p) if top_k is not None or top_p is not None else None,
                 max_rows=max_rows,
                 first=first,
@@ -258,6 +259,7 @@ class InverseDynamics(_Role):
                 max_tokens=max_tokens,
                 noise=Noise(seed),
                 stop=vlm.layout.end_text,
+                max_rows=self.max_rows,
             )
         texts = [vlm.text(row) for row in drawn.ids_PGT[:, 0].tolist()]
         return texts[0] if single else texts

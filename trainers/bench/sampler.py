@@ -16,7 +16,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
 from rl.models.opening import load_base
-from rl.models.sampling import pad_left, sample_tokens
+from rl.models.sampling import sample_tokens
+from rl.models.streams import pad_left
 from rl.models.unified import UnifiedVLM
 from trainers.bench.measure import Size, seconds
 

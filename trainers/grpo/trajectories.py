@@ -131,7 +131,7 @@ class Trajectories:
             first=first,
             max_tokens=self.vlm.layout.tokens_per_image,
             noise=noise,
-            unconditional=[self.vlm.fdm_prompt(ids, "") for ids in sources],  # for guidance, if it is on
+            unconditional=[[self.vlm.fdm_prompt(ids, "") for ids in sources]],  # for guidance, if it is on
             max_rows=max_rows,
             after=self.vlm.layout.grammar.after,
         )

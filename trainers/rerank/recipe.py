@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rl.errors import RewindError
-from rl.models.sampling import chunks
+from rl.models.attention import chunks
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
 from rl.report.grids import sheet
