@@ -11,17 +11,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.known import MAX_ROWS
-from rl.models.unified import UnifiedVLM
+
+if TYPE_CHECKING:
+    from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")
+Found = TypeVar("Found")
 
 SHARE_OF_GPU, SHARE_OF_RAM = 0.9, 0.5
 """Of what is free: a GPU is ours, and its allocator needs some room; RAM belongs to others too."""
@@ -184,8 +186,8 @@ class Portions:
         return False
 
 
-def in_parts(count: int, rows: int, work: Callable[[range], Tensor]) -> list[Tensor]:
+def in_parts(count: int, rows: int, work: Callable[[range], Found]) -> list[Found]:
     """What `work` returns for ranges that cover range(count), at most `rows` of them at once."""
-    found: list[Tensor] = []
+    found: list[Found] = []
     Portions(rows).over(range(count), range(1), lambda part, _: found.append(work(part)))
     return found

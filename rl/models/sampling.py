@@ -61,7 +61,7 @@ def sample_tokens(
         stop: an id that ends a row.
         unconditional: for a guided distribution, the prompts without their condition, a list for each free prompt.
         truncation: top-k and top-p, inference only; the returned log-probabilities include it.
-        max_rows: the most rows decoded at once; None for as many as fit (`rl.models.memory`).
+        max_rows: the most rows decoded at once; None for the backbone's own, or as many as fit.
         first: number of the first candidate, for callers that draw some and later more: candidate g is the same. Or
             one number a prompt.
         kept_PT: int64 [P, T], ids that every candidate of a prompt has at a position, -1 where it is drawn. A kept id
@@ -76,7 +76,7 @@ def sample_tokens(
     room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
     allowed = len(distribution.allowed_ids_V)
     cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read))
-    portions = Portions(rows_that_fit(cost, num_samples, vlm.device, max_rows))
+    portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
     how = _How(distribution, max_tokens, stop, truncation, after)
     keys_P = torch.tensor([prompt_key(prompt) for prompt in prompts], device=vlm.device)
     firsts = list(first) if isinstance(first, Sequence) else [first] * len(prompts)

@@ -38,6 +38,7 @@ def span_log_probs(
     actions for one pair of pictures, many targets of one source) is read once, and equal pairs of prompt and span are
     scored once. At most `max_rows` rows are read at once, or as many as fit.
     """
+    max_rows = vlm.max_rows if max_rows is None else max_rows
     if max_rows is not None:
         check_whole("max_rows", max_rows, least=1)
     if not len(prompts):

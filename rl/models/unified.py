@@ -24,6 +24,7 @@ from rl.models import adapters
 from rl.models.bases import lasting_name
 from rl.models.grammar import Template
 from rl.models.layout import TokenLayout
+from rl.models.memory import Cost, in_parts, picture_bytes, rows_that_fit
 from rl.pictures import PictureLike, to_array
 from rl.words import words_of
 
@@ -47,6 +48,7 @@ class UnifiedVLM(ABC):
         can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
         remembered_features: the most floats that a picture's features may have for being kept too.
+        max_rows: the most rows or pictures at once, unless a call says otherwise; None for as many as fit in memory.
     """
 
     family: str
@@ -59,6 +61,7 @@ class UnifiedVLM(ABC):
     can_draw: bool = True
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
+    max_rows: int | None = None
     template: Template = Template()
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
@@ -108,7 +111,7 @@ class UnifiedVLM(ABC):
 
     # ---- pictures
 
-    def encode(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+    def encode(self, images: Sequence[PictureLike], batch_size: int | None = None) -> Tensor:
         """Pictures (uint8 RGB [H, W, 3], PIL or files, any size) -> vocabulary ids, int64 [B, K].
 
         The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
@@ -116,13 +119,13 @@ class UnifiedVLM(ABC):
         """
         return torch.stack([ids for ids, _ in self._encoded(images, batch_size, False)]).to(self.device)
 
-    def features(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+    def features(self, images: Sequence[PictureLike], batch_size: int | None = None) -> Tensor:
         """Pictures -> features before quantisation, float [B, K, D]; small ones are remembered like ids."""
         found = [features for _, features in self._encoded(images, batch_size, True) if features is not None]
         return torch.stack(found).to(self.device)
 
     def _encoded(
-        self, images: Sequence[PictureLike], batch_size: int, with_features: bool
+        self, images: Sequence[PictureLike], batch_size: int | None, with_features: bool
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Ids int64 [K] and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
         if not len(images):
@@ -132,22 +135,26 @@ class UnifiedVLM(ABC):
             return self._remembered(arrays, batch_size, with_features)
 
     def _remembered(
-        self, arrays: Sequence[np.ndarray], batch_size: int, with_features: bool
+        self, arrays: Sequence[np.ndarray], batch_size: int | None, with_features: bool
     ) -> list[tuple[Tensor, Tensor | None]]:
         seen = self._seen = {} if self._seen is None else self._seen
         keys = [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in arrays]
         found = {key: seen[key] for key in keys if key in seen and not (with_features and seen[key][1] is None)}
         fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in found}
-        for start in range(0, len(fresh), batch_size):
-            part = list(fresh)[start : start + batch_size]
+        unknown = list(fresh)
+
+        def encode(part: range) -> None:
+            names = unknown[part.start : part.stop]
             with torch.no_grad():
-                pixels = torch.from_numpy(np.stack([fresh[key] for key in part]))
+                pixels = torch.from_numpy(np.stack([fresh[key] for key in names]))
                 features = self.features_pixels(pixels.to(self.device))
                 ids = self.quantise(features).cpu()
             small = features[0].numel() <= self.remembered_features
-            kept = features.cpu() if small or with_features else [None] * len(part)
-            found |= {key: (i, f) for key, i, f in zip(part, ids, kept, strict=True)}
-            seen |= {key: (i, f if small else None) for key, i, f in zip(part, ids, kept, strict=True)}
+            kept = features.cpu() if small or with_features else [None] * len(names)
+            found.update({key: (i, f) for key, i, f in zip(names, ids, kept, strict=True)})
+            seen.update({key: (i, f if small else None) for key, i, f in zip(names, ids, kept, strict=True)})
+
+        in_parts(len(unknown), batch_size or self._pictures_at_once(64), encode)
         for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
             del seen[key]
         return [found[key] for key in keys]
@@ -161,9 +168,10 @@ class UnifiedVLM(ABC):
             )
 
     def decode(self, ids_BK: Tensor | np.ndarray, batch_size: int | None = None) -> np.ndarray:
-        """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]; `batch_size` at once, or what is quick on the device."""
+        """Vocabulary ids [B, K] -> uint8 RGB [B, H, W, 3]; `batch_size` at once, or what is quick and fits."""
         if batch_size is None:
-            batch_size = 16 if self.device.type == "cpu" else 64  # 64 no longer fit a CPU's cache: a quarter slower
+            # 64 no longer fit a CPU's cache: a quarter slower.
+            batch_size = self._pictures_at_once(16 if self.device.type == "cpu" else 64)
         ids_BK = torch.as_tensor(ids_BK).to(self.device)
         allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
         if not bool(allowed.all()):
@@ -171,7 +179,13 @@ class UnifiedVLM(ABC):
                 f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
             )
         with torch.no_grad(), self._lock:
-            return torch.cat([self.decode_ids(chunk).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
+            few = in_parts(max(1, len(ids_BK)), batch_size, lambda n: self.decode_ids(ids_BK[n.start : n.stop]).cpu())
+            return torch.cat(few).numpy()
+
+    def _pictures_at_once(self, usual: int) -> int:
+        """Pictures that the image tokenizer takes at once: `usual` is quick, memory or `max_rows` may ask for fewer."""
+        fitting = rows_that_fit(Cost(0, picture_bytes(self)), 1, self.device, usual=usual)
+        return fitting if self.max_rows is None else min(fitting, self.max_rows)
 
     # ---- words
 

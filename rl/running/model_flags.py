@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-NAMES = ("base", "vq", "dtype", "attn_implementation", "quantization", "device")
+from rl.errors import RewindError
+
+NAMES = ("base", "vq", "dtype", "attn_implementation", "quantization", "device", "max_rows")
+ROWS_HELP = "the most rows drawn, scored, encoded or decoded at once (default: as many as fit into memory)"
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what `load_fdm` and `load_idm` take beside the model's name."""
+def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True) -> None:
+    """Add what `load_fdm` and `load_idm` take beside the model's name; `rows` where something is drawn or scored."""
     group = parser.add_argument_group("how models are opened")
     group.add_argument("--base", help="the base of the run, where the one that it names has been moved")
     group.add_argument("--vq", help="a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part")
@@ -17,8 +20,21 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attn_implementation", help="sdpa, eager, flash_attention_2 (default: transformers' choice)")
     group.add_argument("--quantization", help="4bit or 8bit, through bitsandbytes (default: none)")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
+    if rows:
+        group.add_argument("--max_rows", type=int, help=ROWS_HELP)
 
 
 def opening(arguments: Any) -> dict[str, Any]:
-    """What `add_model_flags` added and was given, as arguments of `load_fdm`."""
-    return {name: value for name in NAMES if (value := getattr(arguments, name)) is not None}
+    """What `add_model_flags` added and was given, as arguments of `load_fdm`.
+
+    Raises:
+        RewindError: less than one row at once.
+    """
+    check_max_rows(getattr(arguments, "max_rows", None))
+    return {name: value for name in NAMES if (value := getattr(arguments, name, None)) is not None}
+
+
+def check_max_rows(max_rows: int | None) -> None:
+    """Raise a `RewindError` for less than one row at once."""
+    if max_rows is not None and max_rows < 1:
+        raise RewindError(f"--max_rows must be at least 1, not {max_rows}")

@@ -25,7 +25,6 @@ from rewards import Reward
 from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
-from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
 from rl.models.unified import UnifiedVLM
 from rl.report.grids import candidate_row
@@ -203,9 +202,8 @@ class WorldModelGRPOTrainer(WholeCheckpoints, GRPOTrainer):
     def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
         """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
         noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
-        most = max(MAX_ROWS, self.args.per_device_train_batch_size)  # the loss needs more memory
         with self.vlm.using("default", merged=True), self.accelerator.autocast():
-            rows = self.groups.trajectories.draw(parts, noise, most)
+            rows = self.groups.trajectories.draw(parts, noise)
         return self.groups.scored(parts, rows, self.state)
 
     @property

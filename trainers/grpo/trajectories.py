@@ -73,7 +73,7 @@ class Trajectories:
         self.steps = len(chains[0])
         self.source_ids = vlm.encode([chain[0].source for chain in chains]).tolist()
 
-    def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
+    def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """Every prediction of the parts, ordered by part, trajectory and step."""
         rows = self._first(parts, noise, max_rows)
         by_step = [rows]
@@ -82,7 +82,7 @@ class Trajectories:
             by_step.append(rows)
         return [row for trajectory in zip(*by_step, strict=True) for row in trajectory]
 
-    def _first(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
+    def _first(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """The first step of each trajectory: a group's members are drawn from one prefill."""
         drawn: dict[Part, list[Candidate]] = {}
         for members in dict.fromkeys(members for _, members in parts):
@@ -96,7 +96,7 @@ class Trajectories:
             for member, candidate in zip(members, drawn[number, members], strict=True)
         ]
 
-    def _next(self, rows: Sequence[Row], step: int, noise: Noise, max_rows: int) -> list[Row]:
+    def _next(self, rows: Sequence[Row], step: int, noise: Noise, max_rows: int | None = None) -> list[Row]:
         """The next step of each trajectory. Those that have come to one picture share it, so that rewards which compare
         the candidates of a source with one another do so.
         """
@@ -121,7 +121,7 @@ class Trajectories:
         count: int,
         first: int | list[int],
         noise: Noise,
-        max_rows: int,
+        max_rows: int | None,
     ) -> list[list[Candidate]]:
         found: Drawn = sample_tokens(
             self.vlm,

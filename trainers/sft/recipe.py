@@ -56,6 +56,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
         vlm = load_base(arguments.base, model_config.settings(), arguments.vq)
+        vlm.max_rows = arguments.max_rows
         rows = role_rows(vlm, role, triplets, importance)
         eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
         if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:
