@@ -16,6 +16,7 @@ from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
 from rl.models.sampling import Drawn, sample_tokens
 from rl.models.scoring import span_log_probs
+from rl.models.streams import Stream
 from rl.models.unified import UnifiedVLM
 
 PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]
@@ -146,6 +147,26 @@ def test_a_prompt_is_kept_once_and_nothing_grows(tiny: UnifiedVLM, share: Any, m
     assert len(places) == 4  # keys and values of two layers, where they were from the start
     own, prompt = (12, 2, 8, 16), (3, 2, 8, 16)
     assert shapes == {(own,) * 4 + (prompt,) * 4}
+
+
+@torch.no_grad()
+def test_long_prompts_are_read_a_few_at_once(tiny: UnifiedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one pass or in several: the same keys and values where a prompt has tokens."""
+    whole = Stream.prefill(tiny, PROMPTS)
+    original, seen = UnifiedVLM.hidden_states, []
+    monkeypatch.setattr(
+        UnifiedVLM, "hidden_states", lambda self, ids, **k: (seen.append(len(ids)), original(self, ids, **k))[1]
+    )
+    for tokens, sizes in ((8, [1, 1, 1]), (16, [2, 1]), (24, [3])):
+        monkeypatch.setattr(streams, "TOKENS_A_PASS", tokens)
+        seen.clear()
+        parts = Stream.prefill_long(tiny, PROMPTS)
+        assert seen == sizes
+        assert torch.equal(parts.mask, whole.mask)
+        assert torch.allclose(parts.hidden, whole.hidden, atol=1e-5)
+        here = whole.mask.bool()[:, None, :, None]
+        for one, other in zip(parts.layers, whole.layers, strict=True):
+            assert all(torch.allclose(a * here, b * here, atol=1e-5) for a, b in zip(one, other, strict=True))
 
 
 @torch.no_grad()

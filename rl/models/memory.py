@@ -27,15 +27,18 @@ Found = TypeVar("Found")
 
 SHARE_OF_GPU, SHARE_OF_RAM = 0.9, 0.5
 """Of what is free: a GPU is ours, and its allocator needs some room; RAM belongs to others too."""
+TOKENS_A_PASS = 4096
+"""Tokens of long prompts that are read at once: enough to be bound by arithmetic."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of what is held at once: `prompt` for each prompt, `row` for each row behind one."""
+    """Bytes of what is held at once: `prompt` for each prompt, `row` for each row behind one, `fixed` for all."""
 
     prompt: int
     row: int
+    fixed: int = 0
 
 
 def kv_bytes(vlm: UnifiedVLM, tokens: int = 1) -> int:
@@ -65,10 +68,20 @@ def picture_bytes(vlm: UnifiedVLM) -> int:
     return 4 * 4 * int(channels) * vlm.image_size**2
 
 
+def prefill_cost(vlm: UnifiedVLM, prompt: int, streams: int = 1) -> tuple[int, int]:
+    """Bytes of what each long prompt keeps, and of what one pass over some of them holds beside it."""
+    pass_of = max(prompt, TOKENS_A_PASS)
+    padding = prompt**2 * (pass_of // prompt) * (1 + vlm.head_weight().element_size())  # a mask of all pairs
+    return streams * kv_bytes(vlm, prompt), pass_bytes(vlm, pass_of) + kv_bytes(vlm, pass_of) + padding
+
+
 def sampling_cost(vlm: UnifiedVLM, prompt: int, drawn: int, allowed: int, shared: bool, streams: int = 1) -> Cost:
-    """Of prompts of so many tokens whose rows draw so many; `streams` more of both are read for guidance."""
-    own = drawn if shared else prompt + drawn
-    row = streams * (kv_bytes(vlm, own) + pass_bytes(vlm, 1)) + logits_bytes(1, allowed, drawn=True)
+    """Of prompts of so many tokens whose rows draw so many, in `streams` that differ in what guidance leaves out."""
+    logits = logits_bytes(streams, allowed, drawn=True)
+    if shared:
+        kept, fixed = prefill_cost(vlm, prompt, streams)
+        return Cost(kept, streams * (kv_bytes(vlm, drawn) + pass_bytes(vlm, 1)) + logits, fixed)
+    row = streams * (kv_bytes(vlm, prompt + drawn) + pass_bytes(vlm, 1)) + logits
     return Cost(streams * (kv_bytes(vlm, prompt) + pass_bytes(vlm, prompt)), row)
 
 
@@ -79,8 +92,10 @@ def scoring_cost(vlm: UnifiedVLM, prompt: int, span: int, scored: int, allowed: 
     logits = logits_bytes(scored, allowed)
     if shared is None:
         return Cost(0, pass_bytes(vlm, prompt + span) + logits)
-    once, row = kv_bytes(vlm, prompt) + pass_bytes(vlm, prompt), pass_bytes(vlm, span) + logits
-    return Cost(once, row) if shared else Cost(0, once + kv_bytes(vlm, prompt + span) + row)
+    if shared:
+        kept, fixed = prefill_cost(vlm, prompt)
+        return Cost(kept, pass_bytes(vlm, span) + logits, fixed)
+    return Cost(0, kv_bytes(vlm, 2 * prompt + span) + pass_bytes(vlm, prompt + span) + logits)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -131,15 +146,17 @@ def rows_that_fit(
     most, free = max_rows or usual, free_bytes(device)
     if free is None:
         return most
-    whole, group = free // (cost.prompt + each * cost.row), (free - cost.prompt) // cost.row
-    fitting = whole * each if whole else min(group, each)
+    left = free - cost.fixed
+    whole, group = left // (cost.prompt + each * cost.row), (left - cost.prompt) // cost.row
+    fitting = whole * each if whole > 0 else min(group, each)
     if fitting < 1:
         # A share that is too small is no reason yet: the whole may do.
         share = SHARE_OF_GPU if device.type == "cuda" else SHARE_OF_RAM
-        if free / share < cost.prompt + cost.row:
+        needed = cost.prompt + cost.row + cost.fixed
+        if free / share < needed:
             raise RewindError(
-                f"one row needs {(cost.prompt + cost.row) / GIB:.2f} GiB and {free / share / GIB:.2f} GiB are free on "
-                f"{device}: free some, or lower it by smaller pictures or half precision (--dtype bfloat16)"
+                f"one row needs {needed / GIB:.2f} GiB and {free / share / GIB:.2f} GiB are free on {device}: free "
+                "some, or lower it by smaller pictures or half precision (--dtype bfloat16)"
             )
         fitting = 1
     return min(most, fitting)

@@ -88,7 +88,8 @@ def sample_tokens(
     def work(part: range, group: range) -> None:
         if part not in prefilled:
             prefilled.clear()
-            prefilled[part] = [Stream.prefill(vlm, stream[part.start : part.stop]) for stream in read]
+            prefill = Stream.prefill_long if shared else Stream.prefill
+            prefilled[part] = [prefill(vlm, stream[part.start : part.stop]) for stream in read]
         these, times = slice(part.start, part.stop), len(group)
         repeated = torch.arange(len(part), device=vlm.device).repeat_interleave(times)
         rows = [s.shared_rows(times, room) if shared else s.rows(repeated) for s in prefilled[part]]

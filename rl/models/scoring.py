@@ -125,7 +125,7 @@ class _Reading:
         def work(part: range, few: range) -> None:
             if part not in prefilled:
                 prefilled.clear()
-                prefilled[part] = Stream.prefill(self.vlm, [self.prompts[groups[n][0]] for n in part])
+                prefilled[part] = Stream.prefill_long(self.vlm, [self.prompts[groups[n][0]] for n in part])
             these = [groups[n][number] for n in part for number in few]
             rows = prefilled[part].shared_rows(len(few))
             found.update(self._scores(these, [rows.read(self._ids(these))[self._here(these)]]))

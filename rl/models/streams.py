@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rl.models.attention import SharedPrefix, can_share, two_parts
+from rl.models.attention import SharedPrefix, can_share, chunks, two_parts
+from rl.models.memory import TOKENS_A_PASS
 from rl.models.unified import UnifiedVLM
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -43,14 +44,37 @@ class Stream:
 
     @classmethod
     def prefill(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
-        """Read prompts of any lengths, each once."""
+        """Read prompts of any lengths, each once, in one pass."""
         ids, mask = pad_left(prompts, vlm.layout.pad, vlm.device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         output = vlm.hidden_states(
             ids, attention_mask=mask, position_ids=positions, past_key_values=DynamicCache(), use_cache=True
         )
         layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
-        return cls(vlm, mask, output.last_hidden_state[:, -1], layers)
+        return cls(vlm, mask, output.last_hidden_state[:, -1].clone(), layers)  # a view would keep all the others
+
+    @classmethod
+    def prefill_long(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
+        """The same of long prompts, `TOKENS_A_PASS` at once: what a pass holds beside keys and values stays small."""
+        width = max(map(len, prompts))
+        few = max(1, TOKENS_A_PASS // width)
+        if few >= len(prompts):
+            return cls.prefill(vlm, prompts)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long, device=vlm.device)
+        layers: Layers = []
+        hidden: list[Tensor] = []
+        for part in chunks(len(prompts), few):
+            read = cls.prefill(vlm, prompts[part])
+            begin = width - read.mask.shape[1]
+            if not layers:
+                shape = (len(prompts), read.layers[0][0].shape[1], width, read.layers[0][0].shape[3])
+                layers = [(keys.new_zeros(shape), values.new_zeros(shape)) for keys, values in read.layers]
+            for whole, new in zip(layers, read.layers, strict=True):
+                for all_of_it, some in zip(whole, new, strict=True):
+                    all_of_it[part, :, begin:] = some
+            mask[part, begin:] = read.mask
+            hidden.append(read.hidden)
+        return cls(vlm, mask, torch.cat(hidden), layers)
 
     def rows(self, numbers_R: Tensor) -> CopiedRows:
         """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
