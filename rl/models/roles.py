@@ -41,7 +41,7 @@ class ForwardDynamics(_Role):
         adapter: name of the LoRA adapter of this role on it, None for the base itself.
     """
 
-    def distribution(self, temperature: float = 1.0, guidance: float = 1.0) -> TokenDistribution:
+    def distribution(self, temperature: float = 1.0, guidance: float | Sequence[float] = 1.0) -> TokenDistribution:
         """The distribution of image tokens that sampler and trainers share."""
         return TokenDistribution(self.backbone.layout.image_ids_V, temperature, guidance)
 
@@ -51,12 +51,12 @@ class ForwardDynamics(_Role):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         seed: int = 0,
     ) -> None:
         """Raise what `sample` would raise about its settings, without sampling."""
         check_whole("num_samples", num_samples, least=1)
-        self.distribution(temperature, guidance)
+        self.backbone.check_guidance(self.distribution(temperature, guidance).free_prompts)
         Truncation(top_k, top_p)
         Noise(seed)
 
@@ -78,7 +78,7 @@ class ForwardDynamics(_Role):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         seed: int = 0,
         step: int = 0,
         max_rows: int | None = None,
@@ -95,7 +95,8 @@ class ForwardDynamics(_Role):
             temperature: 1 is the model's distribution; low ones tend to copy the source; 0 is greedy.
             top_k: draw from the k best tokens only (inference only).
             top_p: draw from the smallest set of tokens with this probability only (inference only).
-            guidance: above 1 follows the action more, against the prompt without it.
+            guidance: above 1 follows the action more, against the prompt without it. A list of two, for families whose
+                template has a prompt without the source too: of the action and of the source, e.g. [3.0, 1.2].
             seed: same seed, same candidates, in any batch.
             step: a second number beside the seed, for callers that draw again and again.
             max_rows: the most candidates decoded at once, changes nothing else; None for the role's own `max_rows`.
@@ -129,6 +130,7 @@ class ForwardDynamics(_Role):
         if kept_PT is not None and kept_PT.shape != (len(sources), vlm.layout.tokens_per_image):
             raise RewindError(f"'kept' must hold {vlm.layout.tokens_per_image} ids (or -1) for each source")
         distribution = self.distribution(temperature, guidance)
+        count = distribution.free_prompts
         with vlm.using(self.adapter, merged=True):
             drawn = sample_tokens(
                 vlm,
@@ -137,7 +139,7 @@ class ForwardDynamics(_Role):
                 num_samples=num_samples,
                 max_tokens=vlm.layout.tokens_per_image,
                 noise=Noise(seed, step),
-                unconditional=[[vlm.fdm_prompt(ids, "") for ids in source_ids]] if distribution.guided else None,
+                unconditional=list(zip(*(vlm.free_prompts(ids, count) for ids in source_ids), strict=True)),
                 truncation=Truncation(top_k, top_p) if top_k is not None or top_p is not None else None,
                 max_rows=max_rows,
                 first=first,

@@ -248,6 +248,19 @@ class UnifiedVLM(ABC):
         template = self.template
         return self._rendered(template.fdm if action else template.fdm_free, action, source=source_ids_K)
 
+    def free_prompts(self, source_ids_K: Sequence[int], count: int) -> list[list[int]]:
+        """The prompts that guidance by so many numbers compares with, each with less of the condition."""
+        known = [self.template.fdm_free, *self.template.fdm_freer]
+        return [self._rendered(segments, "", source=source_ids_K) for segments in known[:count]]
+
+    def check_guidance(self, count: int) -> None:
+        """Raise a `RewindError` if the template has fewer free prompts than guidance has numbers."""
+        known = 1 + len(self.template.fdm_freer)
+        if count > known:
+            raise RewindError(
+                f"guidance takes at most {known} number(s) with {self.name}, one a free prompt, not {count}"
+            )
+
     def without_words(self, mask_BT: Tensor) -> Tensor:
         """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
 

@@ -26,7 +26,7 @@ from rl.errors import RewindError
 from rl.models.families.chameleon_files import open_folder, open_tokenizer
 from rl.models.families.vqgan import VQGANBackbone
 from rl.models.families.vqgan_files import quiet_transformers
-from rl.models.grammar import Grid, PictureGrammar
+from rl.models.grammar import Grid, PictureGrammar, Template
 from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
 from rl.models.text_tokenizer import BEGIN_IMAGE, END_IMAGE, IMAGE
@@ -48,6 +48,7 @@ class ChameleonVLM(VQGANBackbone):
     """Chameleon, Anole and models pretrained by `scripts/pretrain_base.py`."""
 
     family, model_type = "chameleon", "chameleon"
+    template = Template(fdm_freer=(("<bos>", "{header}"),))  # without the source too: guidance by words and by picture
 
     def __init__(
         self,
