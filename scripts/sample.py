@@ -65,9 +65,8 @@ def main() -> None:
     fdm = load_fdm(arguments.fdm, **opening(arguments))
     fdm.backbone.check_can_draw()
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
+    arguments.guidance = arguments.guidance[0] if len(arguments.guidance) == 1 else arguments.guidance
     settings = {name: getattr(arguments, name) for name in names}
-    if len(arguments.guidance) == 1:
-        settings["guidance"] = arguments.guidance[0]
     fdm.check(**settings)
     inputs = [arguments.fdm, arguments.source, arguments.triplets]
     output = claim(arguments.output, "sample.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite)

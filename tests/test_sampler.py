@@ -208,7 +208,7 @@ def test_guidance_by_words_and_by_picture(tiny: ChameleonVLM, picture: np.ndarra
     assert float(one.logprobs[0]) == pytest.approx(float(by_hand[place]), abs=1e-4)
     plain = [fdm.sample(picture, words, 4, seed=2, guidance=g) for g in (3.0, [3.0], [3.0, 1.0])]
     assert all((a.ids == b.ids).all() for other in plain[1:] for a, b in zip(plain[0], other, strict=True))
-    with pytest.raises(RewindError, match=r"at most 2 number\(s\) with tiny, one a free prompt, not 3"):
+    with pytest.raises(RewindError, match=r"at most 2 number\(s\) with tiny, one a prompt, not 3"):
         fdm.sample(picture, words, guidance=[3.0, 1.2, 1.1])
 
 

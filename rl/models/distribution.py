@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class TokenDistribution:
         for one in guidance:
             if not -100 < one < 100:
                 raise RewindError(f"guidance must be a moderate number (1 is off), not {one}")
-        between = [after - before for before, after in zip(guidance, guidance[1:], strict=False)]
+        between = [after - before for before, after in pairwise(guidance)]
         object.__setattr__(self, "guidance", tuple(guidance) if several else self.guidance)  # hashable, as it is frozen
         object.__setattr__(self, "_weights", (guidance[0], *between, 1 - guidance[-1]))
         lookup = torch.full((int(self.allowed_ids_V.max()) + 1,), -1, dtype=torch.long)

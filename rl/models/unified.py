@@ -255,11 +255,8 @@ class UnifiedVLM(ABC):
 
     def check_guidance(self, count: int) -> None:
         """Raise a `RewindError` if the template has fewer free prompts than guidance has numbers."""
-        known = 1 + len(self.template.fdm_freer)
-        if count > known:
-            raise RewindError(
-                f"guidance takes at most {known} number(s) with {self.name}, one a free prompt, not {count}"
-            )
+        if count > (known := 1 + len(self.template.fdm_freer)):
+            raise RewindError(f"guidance takes at most {known} number(s) with {self.name}, one a prompt, not {count}")
 
     def without_words(self, mask_BT: Tensor) -> Tensor:
         """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
