@@ -95,7 +95,7 @@ def rerank(  # type: ignore[misc]
         good_enough: draw 1, 2, 4, ... candidates and stop as soon as the best total is this or more (`.saved`).
         refine: rounds that draw the best candidate's doubtful tokens anew (`rl/search/refinement.py`): half of the
             `num_candidates` are drawn whole, and what sampling the others would cost in tokens goes into the rounds.
-        sampling: `max_rows` (candidates decoded at once: bounds memory, changes nothing else), `top_k`, `top_p`,
+        sampling: `max_rows` (the most candidates decoded at once: bounds memory alone), `top_k`, `top_p`,
             `guidance`, as for `ForwardDynamics.sample`.
 
     Returns:

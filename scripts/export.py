@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--run", required=True, help="a run folder with an adapter, of either role")
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
-    add_model_flags(p)
+    add_model_flags(p, rows=False)
     return p
 
 

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps_per_generation", type=int, help="GRPO: passes for which one rollout draws")
     p.add_argument("--num_generations", type=int, help="GRPO: candidates a group")
     p.add_argument("--num_candidates", type=int, help="best-of-N training, DPO: candidates a group")
-    p.add_argument("--max_rows", type=int, default=MAX_ROWS, help="best-of-N training, DPO: candidates drawn at once")
+    p.add_argument("--max_rows", type=int, help=f"candidates drawn at once (those that fit, to {MAX_ROWS})")
     p.add_argument("--guidance", type=float, default=1.0, help="GRPO: other than 1, every sequence is read twice")
     p.add_argument("--with_idm", action=argparse.BooleanOptionalAction, default=False, help="SFT of both roles at once")
     p.add_argument("--min_gap", type=float, help="DPO: only tells that it is DPO")
@@ -75,12 +75,12 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     rank = arguments.lora_r if arguments.lora_r is not None else found[1] if found else 16
     rank = rank if arguments.use_peft else 0
     targets = arguments.lora_target_modules or (found[2] if found else LINEAR_LAYERS)
-    rows, drawn = arguments.per_device_train_batch_size, 0
+    rows, drawn, most = arguments.per_device_train_batch_size, 0, arguments.max_rows or MAX_ROWS
     if algorithm == "grpo":
         passes = arguments.steps_per_generation or arguments.gradient_accumulation_steps
-        drawn = min(rows * passes, max(MAX_ROWS, rows))
+        drawn = min(rows * passes, most)
     elif algorithm in ("best_of_n", "dpo"):
-        drawn = min(arguments.max_rows, CHUNK * (arguments.num_candidates or 8))
+        drawn = min(most, CHUNK * (arguments.num_candidates or 8))
     job = Job(
         lora_r=rank,
         targets=LINEAR_LAYERS if list(targets) == ["all-linear"] else targets,

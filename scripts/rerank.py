@@ -13,7 +13,10 @@ from pathlib import Path
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import mapping, parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, check_data_flags, reading
-from rl.running.model_flags import add_model_flags, opening
+from rl.running.model_flags import add_model_flags, check_max_rows, opening
+
+AT_ONCE = 256
+"""Candidates that are drawn and scored as one block, unless --max_rows says fewer."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +46,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--min_lead", type=float, help="abstain below this lead over the runner-up")
     p.add_argument("--good_enough", type=float, help="draw 1, 2, 4, ... and stop at a best total of this or more")
     p.add_argument("--refine", type=int, default=0, help="rounds that draw the best one's doubtful tokens anew")
-    p.add_argument("--max_rows", type=int, default=256, help="candidates decoded at once: bounds the memory")
     p.add_argument("--shard", help="I/N (from 0/N): every N-th triplet, into OUTPUT/shard-I-of-N")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
@@ -77,8 +79,7 @@ def main() -> None:
     one = a.source is not None and a.action is not None
     if one == (a.triplets is not None) or (a.source is None) != (a.action is None):
         raise RewindError("give either --source and --action, or --triplets")
-    if a.max_rows < 1:
-        raise RewindError(f"--max_rows must be at least 1, not {a.max_rows}")
+    check_max_rows(a.max_rows)
     check_data_flags(a.image_root, a.strict, a.triplets)
     shard = shard_of(a.shard)
     left_out: list[LeftOut] = []
@@ -100,7 +101,6 @@ def main() -> None:
     idm = None
     if a.idm is not None:
         idm = load_idm_beside(a.idm, fdm.backbone, **opening(a))
-        idm.max_rows = min(idm.max_rows, a.max_rows)
     actions = [triplet.action for triplet in triplets]
     columns = columns_of(triplets)
     rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
@@ -145,13 +145,12 @@ def main() -> None:
             min_lead=a.min_lead,
             good_enough=a.good_enough,
             refine=a.refine,
-            max_rows=a.max_rows,
         )
         groups = [(triplet, one.candidates) for triplet, one in zip(part, found, strict=True)]
         store.append(groups, seed=a.seed, step=0)
         return found
 
-    rerank_all(output, triplets, numbers, best_of, block=max(1, a.max_rows // a.num_candidates))
+    rerank_all(output, triplets, numbers, best_of, block=max(1, (a.max_rows or AT_ONCE) // a.num_candidates))
     print(f"best of {a.num_candidates}: {summary(output, triplets, fdm.backbone)}")
 
 

@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--top_k", type=int)
     p.add_argument("--top_p", type=float)
-    p.add_argument("--guidance", type=float, default=1.0)
+    p.add_argument("--guidance", nargs="+", type=float, default=[1.0], help="one number, or one a free prompt: 3.0 1.2")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
     add_model_flags(p)
@@ -67,6 +67,7 @@ def main() -> None:
     fdm = load_fdm(arguments.fdm, **opening(arguments))
     fdm.backbone.check_can_draw()
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
+    arguments.guidance = arguments.guidance[0] if len(arguments.guidance) == 1 else arguments.guidance
     settings = {name: getattr(arguments, name) for name in names}
     fdm.check(**settings)
     inputs = [arguments.fdm, arguments.source, arguments.triplets]

@@ -11,7 +11,9 @@ import torch
 from conftest import ROOT
 
 from rl.errors import RewindError
-from trainers.bench import logprobs, sampler, scorer, state
+from rl.models.attention import SharedPrefix
+from rl.models.memory import kv_bytes
+from trainers.bench import kept, logprobs, sampler, scorer, state
 from trainers.bench.arms import PARTS, measure
 from trainers.bench.figures import bench, figures, in_a_fresh_process
 from trainers.bench.measure import peak_bytes, seconds, state_bytes
@@ -39,8 +41,34 @@ def test_generate_draws_image_tokens_too() -> None:
     vlm, prompts = sampler.setting(SIZE)
     drawn, other = sampler.draw(vlm, prompts, SIZE), sampler.generate(vlm, prompts, SIZE)
     assert drawn.shape == other.shape == (2, 3, 16)
-    for ids in (drawn, other):
+    for ids in (drawn, other, sampler.generate(vlm, prompts, SIZE, "static")):
         assert bool(torch.isin(ids, vlm.layout.image_ids_V).all())
+
+
+def test_long_pictures_are_drawn_from_shared_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random base with 144 tokens a picture: both arms draw, and ours holds less than a copy a candidate would."""
+    size = PARTS["sampler_256"][2] | PARTS["sampler_256"][3] | {"repeats": 1}
+    vlm, prompts = sampler.setting(size)
+    assert vlm.layout.tokens_per_image == 144
+    made: list[SharedPrefix] = []
+    original = SharedPrefix.__init__
+    monkeypatch.setattr(SharedPrefix, "__init__", lambda self, *a, **k: (made.append(self), original(self, *a, **k))[1])
+    assert sampler.draw(vlm, prompts, size).shape == sampler.generate(vlm, prompts, size).shape == (2, 2, 144)
+    assert len(made) == 1
+    size = PARTS["rollout_cache"][2] | PARTS["rollout_cache"][3]
+    held, copied = (kept.ours(size | {"candidates": 8})["bytes"], kept.baseline(size | {"candidates": 8})["bytes"])
+    assert copied == 16 * kv_bytes(vlm, len(prompts[0]) + 144)
+    assert 0.5 < held / copied < 1
+    assert 2 < kept.margin(PARTS["margin"][2] | PARTS["margin"][3])["rows"] < 20
+
+
+def test_many_targets_of_one_source() -> None:
+    size = PARTS["scorer_256"][2] | PARTS["scorer_256"][3] | {"targets": 3, "repeats": 1}
+    vlm, prompts, spans = scorer.setting(size)
+    ours, other = scorer.shared(vlm, prompts, spans), scorer.one_row_each(vlm, prompts, spans)
+    torch.testing.assert_close(torch.stack(ours), torch.stack(other), atol=1e-4, rtol=1e-4)
+    prompt = len(prompts[0])
+    assert scorer.ours(size)["limit"] == pytest.approx(3 * (prompt + 144) / (prompt + 3 * 144))
 
 
 def test_both_scorers_give_the_same() -> None:
@@ -67,12 +95,16 @@ def test_one_backbone_needs_a_third() -> None:
 
 def test_figures_are_of_medians(tmp_path: Path) -> None:
     def run(part: str, arm: str, preset: str) -> dict[str, Any]:
-        return {"seconds": [1.0, 2.0, 9.0] if arm == "ours" else [4.0], "bytes": 10 if arm == "ours" else 40, "peak": 1}
+        more = {"peak": 1, "limit": 4.0, "rows": 9.5}
+        seconds_of = {"ours": [1.0, 2.0, 9.0], "static": [3.0]}
+        return {"seconds": seconds_of.get(arm, [4.0]), "bytes": 10 if arm == "ours" else 40, **more}
 
     found = bench("smoke", tmp_path, run=run)
     assert found["sampler_speedup"] == 2.0
+    assert found["sampler_256_speedup"] == found["sampler_1024_speedup"] == 1.5  # against the faster cache
+    assert (found["scorer_of_token_limit"], found["margin_rows"]) == (0.5, 9.5)
     assert found["logprob_time_ratio"] == 0.5
-    assert found["model_state_ratio"] == found["logprob_memory_ratio"] == 0.25
+    assert found["model_state_ratio"] == found["logprob_memory_ratio"] == found["rollout_cache_ratio"] == 0.25
     assert found["selection_seconds"] == {"100000": 4.0}
     assert found["raw"]["sampler"]["ours"]["all_seconds"] == [1.0, 2.0, 9.0]
     assert found["raw"]["state"]["compared"] == {"peak_ratio": 1.0}

@@ -12,7 +12,7 @@ from rewards import Reward
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
-from rl.models.sampling import Stream
+from rl.models.streams import Stream
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.keep import Keep, Kept, keep_best, kept_rows

@@ -45,6 +45,26 @@ def test_guidance_mixes_before_the_softmax() -> None:
         TokenDistribution(ALLOWED, guidance=3.0).log_probs(HIDDEN, HEAD)
 
 
+def test_guidance_by_several_numbers() -> None:
+    """u + 1.2 (i - u) + 3.0 (c - i) is a weighted sum of three prompts' logits; one number in a list is that number."""
+    image, nothing = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0])  # logits 2, 0, 2 and 0, 1, 1
+    distribution = TokenDistribution(ALLOWED, guidance=[3.0, 1.2])
+    assert (distribution.guided, distribution.free_prompts) == (True, 2)
+    found = distribution.log_probs(HIDDEN, HEAD, image, nothing)
+    c, i, u = (1, 2, 3), (2, 0, 2), (0, 1, 1)
+    expected = [u[k] + 1.2 * (i[k] - u[k]) + 3.0 * (c[k] - i[k]) for k in range(3)]
+    assert found.tolist() == pytest.approx(by_hand(*expected), abs=1e-5)
+    one = TokenDistribution(ALLOWED, guidance=[3.0]).log_probs(HIDDEN, HEAD, image)
+    assert torch.equal(one, TokenDistribution(ALLOWED, guidance=3.0).log_probs(HIDDEN, HEAD, image))
+    assert not TokenDistribution(ALLOWED, guidance=[1.0, 1.0]).guided
+    hash(distribution)
+    with pytest.raises(RewindError, match="beside the conditional ones: 2, not 1"):
+        distribution.log_probs(HIDDEN, HEAD, image)
+    for wrong in ([], [1.0, "2"], [3.0, 200.0]):
+        with pytest.raises(RewindError, match="guidance"):
+            TokenDistribution(ALLOWED, guidance=wrong)
+
+
 def test_the_partition_function_is_that_of_the_allowed_ids() -> None:
     found, log_z = TokenDistribution(ALLOWED, temperature=0.5).log_probs_and_log_z(HIDDEN, HEAD)
     assert found.tolist() == pytest.approx(by_hand(2, 4, 6), abs=1e-6)

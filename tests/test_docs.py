@@ -140,6 +140,8 @@ def test_commands_name_real_flags(page: Path) -> None:
         source = (ROOT / "scripts" / script).read_text()
         if "base_parser" in source:
             source = (ROOT / "trainers" / "pretraining" / "arguments.py").read_text()
+        if "add_model_flags" in source:
+            source += (ROOT / "rl" / "running" / "model_flags.py").read_text()
         fields = {field.name for kind in KINDS.get(f"scripts/{script}", ()) for field in dataclasses.fields(kind)}
         for flag in flags:
             known = flag.removeprefix("--") in fields if fields else f'"{flag}"' in source

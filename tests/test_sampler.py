@@ -176,20 +176,40 @@ def test_guided_sampling_equals_guided_scoring(tiny: ChameleonVLM) -> None:
     distribution = TokenDistribution(tiny.layout.image_ids_V, guidance=2.0)
     bare = [[0], [0, 50], [0]]
     drawn = sample_tokens(
-        tiny, PROMPTS, distribution, num_samples=3, max_tokens=4, noise=Noise(), unconditional=bare, max_rows=4
+        tiny, PROMPTS, distribution, num_samples=3, max_tokens=4, noise=Noise(), unconditional=[bare], max_rows=4
     )
     found = span_log_probs(
         tiny,
         [p for p in PROMPTS for _ in range(3)],
         drawn.ids_PGT.flatten(0, 1).tolist(),
         distribution,
-        unconditional=[p for p in bare for _ in range(3)],
+        unconditional=[[p for p in bare for _ in range(3)]],
     )
     assert torch.stack(found).numpy() == pytest.approx(drawn.logprobs_PGT.flatten(0, 1).numpy(), abs=1e-4)
     plain = sample_tokens(
         tiny, PROMPTS, TokenDistribution(tiny.layout.image_ids_V), num_samples=3, max_tokens=4, noise=Noise()
     )
     assert not torch.equal(plain.ids_PGT, drawn.ids_PGT)
+
+
+@torch.no_grad()
+def test_guidance_by_words_and_by_picture(tiny: ChameleonVLM, picture: np.ndarray) -> None:
+    """Three prompts: with words and source, without words, without both; by hand for the first token."""
+    fdm, words, weights = ForwardDynamics(tiny), "remove all rings", [3.0, 1.2]
+    one, *_ = fdm.sample(picture, words, 4, seed=2, guidance=weights)
+    source = tiny.encode([picture])[0].tolist()
+    prompts = [tiny.fdm_prompt(source, words), tiny.fdm_prompt(source, ""), [tiny.layout.begin_text]]
+    prompts[2] = [*prompts[2], *tiny.layout.grammar.header]
+    assert tiny.free_prompts(source, 2) == prompts[1:]
+    head = tiny.head_weight()[tiny.layout.image_ids_V]
+    c, i, u = (tiny.hidden_states(torch.tensor([p])).last_hidden_state[0, -1] @ head.T for p in prompts)
+    by_hand = torch.log_softmax(u + 1.2 * (i - u) + 3.0 * (c - i), -1)
+    place = tiny.layout.image_ids_V.tolist().index(int(one.ids[0]))
+    assert float(one.logprobs[0]) == pytest.approx(float(by_hand[place]), abs=1e-4)
+    plain = [fdm.sample(picture, words, 4, seed=2, guidance=g) for g in (3.0, [3.0], [3.0, 1.0])]
+    assert all((a.ids == b.ids).all() for other in plain[1:] for a, b in zip(plain[0], other, strict=True))
+    with pytest.raises(RewindError, match=r"at most 2 number\(s\) with tiny, one a prompt, not 3"):
+        fdm.sample(picture, words, guidance=[3.0, 1.2, 1.1])
 
 
 def test_sample_returns_candidates(tiny: ChameleonVLM, picture: np.ndarray) -> None:

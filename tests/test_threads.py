@@ -15,6 +15,7 @@ import torch
 from conftest import SENTENCES, make_tiny
 from peft import LoraConfig
 
+from rl.models import streams
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
@@ -58,7 +59,12 @@ def calls(vlm: ChameleonVLM) -> list[Callable[[], Any]]:
     return [lambda number=number: call(number) for number in range(CALLS)]  # type: ignore[misc]
 
 
-def test_sixteen_calls_in_four_threads_equal_those_in_sequence() -> None:
+@pytest.mark.parametrize("shared_from", [streams.SHARED_FROM, 1])
+def test_sixteen_calls_in_four_threads_equal_those_in_sequence(
+    shared_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With prompts that are copied, as short ones are, and with shared ones, whose attention is the backbone's."""
+    monkeypatch.setattr(streams, "SHARED_FROM", shared_from)
     expected = [call() for call in calls(two_roles())]
     vlm = two_roles()
     weights = {name: value.clone() for name, value in vlm.model.state_dict().items()}

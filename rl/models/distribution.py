@@ -7,7 +7,9 @@ of another policy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,21 +62,33 @@ class TokenDistribution:
     Args:
         allowed_ids_V: int64 [V] vocabulary ids that can occur.
         temperature: 1 is the model's own distribution, 0 puts all probability on the best token.
-        guidance: classifier-free guidance g: logits = g * conditional + (1 - g) * unconditional; 1 is off.
+        guidance: classifier-free guidance g: logits = g * conditional + (1 - g) * unconditional; 1 is off. Or a list of
+            them, one for each free prompt, which has less of the condition each: g1 * (c - f1) + g2 * (f1 - f2) + f2,
+            as Chameleon is guided with 3.0 (words) and 1.2 (picture).
     """
 
     allowed_ids_V: Tensor
     temperature: float = 1.0
-    guidance: float = 1.0
+    guidance: float | Sequence[float] = 1.0
     _position: Tensor = field(init=False, repr=False)
+    _weights: tuple[float, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_real("the temperature", self.temperature)
-        check_real("guidance", self.guidance)
+        several = isinstance(self.guidance, list | tuple)
+        guidance: list[Any] = list(self.guidance) if isinstance(self.guidance, list | tuple) else [self.guidance]
+        if several and not guidance:
+            raise RewindError("guidance is a number or a list of at least one")
+        for one in guidance:
+            check_real("guidance", one)
         if not self.temperature >= 0 or self.temperature == float("inf"):
             raise RewindError(f"the temperature must be 0 or more, not {self.temperature}")
-        if not -100 < self.guidance < 100:
-            raise RewindError(f"guidance must be a moderate number (1 is off), not {self.guidance}")
+        for one in guidance:
+            if not -100 < one < 100:
+                raise RewindError(f"guidance must be a moderate number (1 is off), not {one}")
+        between = [after - before for before, after in pairwise(guidance)]
+        object.__setattr__(self, "guidance", tuple(guidance) if several else self.guidance)  # hashable, as it is frozen
+        object.__setattr__(self, "_weights", (guidance[0], *between, 1 - guidance[-1]))
         lookup = torch.full((int(self.allowed_ids_V.max()) + 1,), -1, dtype=torch.long)
         lookup[self.allowed_ids_V.cpu()] = torch.arange(len(self.allowed_ids_V))
         object.__setattr__(self, "_position", lookup)
@@ -82,11 +96,18 @@ class TokenDistribution:
     @property
     def guided(self) -> bool:
         """Whether log-probabilities need unconditional hidden states too."""
-        return self.guidance != 1.0
+        return any(weight != 0 for weight in self._weights[1:])
 
-    def log_probs(self, hidden_D: Tensor, head_weight: Tensor, unconditional_D: Tensor | None = None) -> Tensor:
-        """Log-probabilities float32 [..., V] of the allowed ids from hidden states [..., D]."""
-        logits = self._logits(hidden_D, head_weight, unconditional_D)
+    @property
+    def free_prompts(self) -> int:
+        """How many unconditional hidden states that takes, 0 without guidance."""
+        return len(self._weights) - 1 if self.guided else 0
+
+    def log_probs(self, hidden_D: Tensor, head_weight: Tensor, *unconditional_D: Tensor) -> Tensor:
+        """Log-probabilities float32 [..., V] of the allowed ids from hidden states [..., D], with guidance also from
+        those after each free prompt.
+        """
+        logits = self._logits(hidden_D, head_weight, *unconditional_D)
         if self.temperature == 0:
             best = torch.full_like(logits, float("-inf"))
             return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
@@ -103,15 +124,19 @@ class TokenDistribution:
         logits = self._logits(hidden_D, head_weight) / self.temperature
         return torch.log_softmax(logits, dim=-1), torch.logsumexp(logits, dim=-1)
 
-    def _logits(self, hidden_D: Tensor, head_weight: Tensor, unconditional_D: Tensor | None = None) -> Tensor:
+    def _logits(self, hidden_D: Tensor, head_weight: Tensor, *unconditional_D: Tensor) -> Tensor:
         """Guided logits float32 [..., V] before the temperature."""
         rows = self._rows(head_weight)
         logits = head_product(hidden_D, rows)
         if self.guided:
-            if unconditional_D is None:
-                raise RewindError("guidance needs the unconditional hidden states beside the conditional ones")
-            other = head_product(unconditional_D, rows)
-            logits = self.guidance * logits + (1 - self.guidance) * other
+            if len(unconditional_D) != self.free_prompts:
+                raise RewindError(
+                    f"guidance needs unconditional hidden states beside the conditional ones: {self.free_prompts}, "
+                    f"not {len(unconditional_D)}"
+                )
+            logits = self._weights[0] * logits
+            for weight, free_D in zip(self._weights[1:], unconditional_D, strict=True):
+                logits = logits + weight * head_product(free_D, rows)
         return logits
 
     def positions(self, ids: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 
 from rl.codes import Codes, by_grid
 from rl.models.distribution import TokenDistribution, Truncation
-from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.unified import UnifiedVLM
@@ -25,7 +24,7 @@ def sampled_pictures(
     num_samples: int,
     noise: Noise,
     truncation: Truncation | None = None,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = None,
     first: int | Sequence[int] = 0,
     kept: Sequence[np.ndarray] | None = None,
 ) -> list[list[Candidate]]:
@@ -35,8 +34,8 @@ def sampled_pictures(
     are those of `sample_tokens`, `kept` int64 [K] a source.
     """
     found: dict[int, list[Candidate]] = {}
+    count = distribution.free_prompts
     for grid, numbers in by_grid(sources).items():
-        given = [sources[n] for n in numbers]
         drawn = sample_tokens(
             vlm,
             [vlm.fdm_prompt(sources[n], actions[n]) for n in numbers],
@@ -44,7 +43,7 @@ def sampled_pictures(
             num_samples=num_samples,
             max_tokens=grid.codes,
             noise=noise,
-            unconditional=[vlm.fdm_prompt(ids, "") for ids in given] if distribution.guided else None,
+            unconditional=list(zip(*(vlm.free_prompts(sources[n], count) for n in numbers), strict=True)),
             truncation=truncation,
             max_rows=max_rows,
             first=first if isinstance(first, int) else [first[n] for n in numbers],

@@ -99,6 +99,7 @@ class Template:
     Args:
         fdm: before the first code of the target.
         fdm_free: the same without the action, which guidance compares with.
+        fdm_freer: further ones, each with less of the condition, for guidance by several numbers.
         idm: before the first token of the action.
         fdm_vector: as `fdm`, where the action is a vector and another order is usual; empty if not.
         markers: ids of markers beside <bos> and <eos>.
@@ -106,6 +107,7 @@ class Template:
 
     fdm: tuple[str, ...] = ("<bos>", "{action}", "{source}", "{header}")
     fdm_free: tuple[str, ...] = ("<bos>", "{source}", "{header}")
+    fdm_freer: tuple[tuple[str, ...], ...] = ()
     idm: tuple[str, ...] = ("<bos>", "{source}", "{target}")
     markers: Mapping[str, int] = field(default_factory=dict)
     fdm_vector: tuple[str, ...] = ()
@@ -120,10 +122,14 @@ class Template:
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
             raise RewindError(f"a prompt template has no '{unknown[0]}': it has {', '.join(cls.__dataclass_fields__)}")
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**given)
+        return cls(**{key: _tuples(value) for key, value in values.items()})
 
     @property
     def words_first(self) -> bool:
         """Whether the FDM's prompt without its words is its tail: then a loss can leave the words out by a mask."""
         return self.fdm[:2] == ("<bos>", "{action}") and (*self.fdm[:1], *self.fdm[2:]) == self.fdm_free
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples, those in them too."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -6,11 +6,12 @@ import json
 import logging
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from rl.actions import ActionBins
+from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
@@ -28,6 +29,7 @@ from rl.models.vq_files import DECODER_FILE
 from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
+RoleT = TypeVar("RoleT", ForwardDynamics, InverseDynamics)
 """Beside the weights: a base's family and words, an adapter's role."""
 
 
@@ -108,6 +110,7 @@ def load_fdm(
     *,
     base: str | Path | None = None,
     vq: str | Path | None = None,
+    max_rows: int | None = None,
     **settings: Any,
 ) -> ForwardDynamics:
     """A forward dynamics model from a base (by name, folder or Hub id) or from a run, whose adapter names its base.
@@ -117,6 +120,7 @@ def load_fdm(
         backbone: put the run's adapter on weights that are already loaded.
         base: the base of a run by hand, by name or folder, where the one that it names has been moved.
         vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint lacks a part.
+        max_rows: the most rows drawn, scored, encoded or decoded at once; None for as many as fit into memory.
         settings: `dtype`, `attn_implementation`, `quantization`, `device`, `image_size`, as in `rl.models.settings`.
 
     Raises:
@@ -124,7 +128,8 @@ def load_fdm(
             settings for a backbone that is loaded already, a run that trained an inverse model.
     """
     check_role(_local(base_or_run), "fdm")
-    return ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base, vq, _settings(settings)))
+    made = ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base, vq, _settings(settings)))
+    return _bounded(made, max_rows, backbone)
 
 
 def load_idm(
@@ -134,6 +139,7 @@ def load_idm(
     *,
     base: str | Path | None = None,
     vq: str | Path | None = None,
+    max_rows: int | None = None,
     **settings: Any,
 ) -> InverseDynamics:
     """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights.
@@ -143,7 +149,18 @@ def load_idm(
     if not isinstance(adapter, str) or not adapter.isidentifier():
         raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {adapter!r}")
     check_role(_local(base_or_run), "idm")
-    return InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
+    made = InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
+    return _bounded(made, max_rows, backbone)
+
+
+def _bounded(role: RoleT, max_rows: int | None, backbone: UnifiedVLM | None) -> RoleT:
+    """The role with its `max_rows`, which is its backbone's too where that was opened for it."""
+    if max_rows is not None:
+        check_whole("max_rows", max_rows, least=1)
+        role.max_rows = max_rows
+        if backbone is None:
+            role.backbone.max_rows = max_rows
+    return role
 
 
 def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
@@ -177,7 +194,7 @@ def load_idm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, **opening: 
     if vlm is not None and (
         shares_base(base_or_run, vlm) if base is None or run is None else _stands_on(run, base, vlm)
     ):
-        return load_idm(base_or_run, vlm, base=None if run is None else base)
+        return load_idm(base_or_run, vlm, base=None if run is None else base, max_rows=opening.get("max_rows"))
     try:
         return load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
     except RewindError:

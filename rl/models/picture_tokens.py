@@ -15,6 +15,7 @@ from torch import Tensor
 from rl.codes import Codes, Grid, by_grid
 from rl.errors import RewindError
 from rl.models.layout import TokenLayout
+from rl.models.memory import Cost, in_parts, picture_bytes, rows_that_fit
 from rl.models.sizes import PictureSize
 from rl.pictures import PictureLike, size_of, to_array
 
@@ -31,6 +32,7 @@ class PictureTokens(ABC):
         can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
         remembered_features: the most floats that a picture's features may have for being kept too.
+        max_rows: the most rows or pictures at once, unless a call says otherwise; None for as many as fit in memory.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PictureTokens(ABC):
     can_draw: bool = True
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
+    max_rows: int | None = None
     _seen: dict[tuple[int, bytes], tuple[Tensor, Tensor | None]] | None = None
     _lock: threading.RLock
 
@@ -83,7 +86,7 @@ class PictureTokens(ABC):
             return to_array(picture, (like.rows * self.cell, like.columns * self.cell))
         return to_array(picture, size.shape(*size_of(picture), self.unit))
 
-    def encode(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+    def encode(self, images: Sequence[PictureLike], batch_size: int | None = None) -> Tensor:
         """Pictures (uint8 RGB [H, W, 3], PIL or files, any size) -> vocabulary ids, int64 [B, K].
 
         The image encoder is frozen, so ids are remembered by the picture's pixels: training, labelling and rewards ask
@@ -100,24 +103,28 @@ class PictureTokens(ABC):
         return torch.tensor(found, device=self.device)
 
     def codes(
-        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None = None, batch_size: int = 64
+        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None = None, batch_size: int | None = None
     ) -> list[Codes]:
         """Pictures -> the ids of each, with its grid; `like`: pictures whose sizes they get, one each."""
         return [codes for codes, _ in self._encoded(images, like, batch_size, False)]
 
-    def features(self, images: Sequence[PictureLike], batch_size: int = 64) -> Tensor:
+    def features(self, images: Sequence[PictureLike], batch_size: int | None = None) -> Tensor:
         """Pictures of one size -> features before quantisation, float [B, K, D]; small ones are remembered like ids."""
         return torch.stack(self.features_of(images, batch_size=batch_size)).to(self.device)
 
     def features_of(
-        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None = None, batch_size: int = 64
+        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None = None, batch_size: int | None = None
     ) -> list[Tensor]:
         """Pictures -> features before quantisation of each, float [K, D]; `like` as for `codes`."""
         found = self._encoded(images, like, batch_size, True)
         return [features for _, features in found if features is not None]
 
     def _encoded(
-        self, images: Sequence[PictureLike], like: Sequence[Sequence[int]] | None, batch_size: int, with_features: bool
+        self,
+        images: Sequence[PictureLike],
+        like: Sequence[Sequence[int]] | None,
+        batch_size: int | None,
+        with_features: bool,
     ) -> list[tuple[Codes, Tensor | None]]:
         """Ids and features float [K, D] (None where they were neither asked for nor kept) of each picture."""
         if not len(images):
@@ -128,7 +135,7 @@ class PictureTokens(ABC):
             return self._remembered(arrays, batch_size, with_features)
 
     def _remembered(
-        self, arrays: Sequence[np.ndarray], batch_size: int, with_features: bool
+        self, arrays: Sequence[np.ndarray], batch_size: int | None, with_features: bool
     ) -> list[tuple[Codes, Tensor | None]]:
         seen = self._seen = {} if self._seen is None else self._seen
         keys = [(a.shape[0], hashlib.blake2b(a.tobytes(), digest_size=16).digest()) for a in arrays]
@@ -136,16 +143,19 @@ class PictureTokens(ABC):
         fresh = {key: array for key, array in zip(keys, arrays, strict=True) if key not in found}
         for shape in dict.fromkeys(array.shape for array in fresh.values()):
             same = [key for key, array in fresh.items() if array.shape == shape]
-            for start in range(0, len(same), batch_size):
-                part = same[start : start + batch_size]
+
+            def encode(part: range, same: Sequence[tuple[int, bytes]] = same) -> None:
+                names = same[part.start : part.stop]
                 with torch.no_grad(), self._full_precision():
-                    pixels = torch.from_numpy(np.stack([fresh[key] for key in part]))
+                    pixels = torch.from_numpy(np.stack([fresh[key] for key in names]))
                     features = self.features_pixels(pixels.to(self.device))
                     ids = self.quantise(features).cpu()
                 small = features[0].numel() <= self.remembered_features
-                kept = features.cpu() if small or with_features else [None] * len(part)
-                found |= {key: (i, f) for key, i, f in zip(part, ids, kept, strict=True)}
-                seen |= {key: (i, f if small else None) for key, i, f in zip(part, ids, kept, strict=True)}
+                kept = features.cpu() if small or with_features else [None] * len(names)
+                found.update({key: (i, f) for key, i, f in zip(names, ids, kept, strict=True)})
+                seen.update({key: (i, f if small else None) for key, i, f in zip(names, ids, kept, strict=True)})
+
+            in_parts(len(same), batch_size or self._pictures_at_once(64), encode)
         for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
             del seen[key]
         grids = [Grid(array.shape[0] // self.cell, array.shape[1] // self.cell) for array in arrays]
@@ -168,10 +178,11 @@ class PictureTokens(ABC):
     ) -> np.ndarray:
         """Vocabulary ids [B, K] of pictures of one grid (None: the usual) -> uint8 RGB [B, H, W, 3].
 
-        `batch_size` at once, or what is quick on the device.
+        `batch_size` at once, or what is quick and fits.
         """
         if batch_size is None:
-            batch_size = 16 if self.device.type == "cpu" else 64  # 64 no longer fit a CPU's cache: a quarter slower
+            # 64 no longer fit a CPU's cache: a quarter slower.
+            batch_size = self._pictures_at_once(16 if self.device.type == "cpu" else 64)
         ids_BK = torch.as_tensor(ids_BK).to(self.device)
         allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
         if not bool(allowed.all()):
@@ -179,5 +190,14 @@ class PictureTokens(ABC):
                 f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
             )
         grid = self.layout.grammar.grid if grid is None else grid
+
+        def decoded(part: range) -> Tensor:
+            return self.decode_ids(ids_BK[part.start : part.stop], grid).cpu()
+
         with torch.no_grad(), self._full_precision(), self._lock:
-            return torch.cat([self.decode_ids(chunk, grid).cpu() for chunk in ids_BK.split(batch_size)]).numpy()
+            return torch.cat(in_parts(max(1, len(ids_BK)), batch_size, decoded)).numpy()
+
+    def _pictures_at_once(self, usual: int) -> int:
+        """Pictures that the image tokenizer takes at once: `usual` is quick, memory or `max_rows` may ask for fewer."""
+        fitting = rows_that_fit(Cost(0, picture_bytes(self)), 1, self.device, usual=usual)
+        return fitting if self.max_rows is None else min(fitting, self.max_rows)

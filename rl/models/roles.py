@@ -14,7 +14,6 @@ from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import action_texts, as_list, check_actions, rows_of, token_ids
-from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.scoring import span_log_probs
@@ -28,8 +27,8 @@ FDM_ADAPTER, IDM_ADAPTER = "default", "idm"
 
 
 class _Role:
-    max_rows: int = 64
-    """Sequences that are scored at once; lower it where memory is short."""
+    max_rows: int | None = None
+    """The most rows that are drawn, described or scored at once; None for as many as fit (`rl.models.memory`)."""
 
     def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
         self.backbone = backbone
@@ -44,7 +43,7 @@ class ForwardDynamics(_Role):
         adapter: name of the LoRA adapter of this role on it, None for the base itself.
     """
 
-    def distribution(self, temperature: float = 1.0, guidance: float = 1.0) -> TokenDistribution:
+    def distribution(self, temperature: float = 1.0, guidance: float | Sequence[float] = 1.0) -> TokenDistribution:
         """The distribution of image tokens that sampler and trainers share."""
         return TokenDistribution(self.backbone.layout.image_ids_V, temperature, guidance)
 
@@ -54,12 +53,12 @@ class ForwardDynamics(_Role):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         seed: int = 0,
     ) -> None:
         """Raise what `sample` would raise about its settings, without sampling."""
         check_whole("num_samples", num_samples, least=1)
-        self.distribution(temperature, guidance)
+        self.backbone.check_guidance(self.distribution(temperature, guidance).free_prompts)
         Truncation(top_k, top_p)
         Noise(seed)
 
@@ -81,10 +80,10 @@ class ForwardDynamics(_Role):
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        guidance: float = 1.0,
+        guidance: float | Sequence[float] = 1.0,
         seed: int = 0,
         step: int = 0,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = None,
         first: int = 0,
         kept: Sequence[np.ndarray] | None = None,
     ) -> list[Candidate] | list[list[Candidate]]:
@@ -98,10 +97,11 @@ class ForwardDynamics(_Role):
             temperature: 1 is the model's distribution; low ones tend to copy the source; 0 is greedy.
             top_k: draw from the k best tokens only (inference only).
             top_p: draw from the smallest set of tokens with this probability only (inference only).
-            guidance: above 1 follows the action more, against the prompt without it.
+            guidance: above 1 follows the action more, against the prompt without it. A list of two, for families whose
+                template has a prompt without the source too: of the action and of the source, e.g. [3.0, 1.2].
             seed: same seed, same candidates, in any batch.
             step: a second number beside the seed, for callers that draw again and again.
-            max_rows: candidates decoded at once; bounds memory, changes nothing else.
+            max_rows: the most candidates decoded at once, changes nothing else; None for the role's own `max_rows`.
             first: number of the first candidate: 4 samples, and then 4 with `first=4`, are the 8 of one call.
             kept: int64 [K] a source: image-token ids that its candidates must have there, -1 where one is drawn.
 
@@ -112,7 +112,9 @@ class ForwardDynamics(_Role):
             RewindError: an empty action, lists of different lengths, something that is no picture.
         """
         self.check(num_samples, temperature, top_k, top_p, guidance, seed)
-        check_whole("max_rows", max_rows, least=1)
+        max_rows = self.max_rows if max_rows is None else max_rows
+        if max_rows is not None:
+            check_whole("max_rows", max_rows, least=1)
         check_whole("first", first, least=0)
         action = action_texts(action)
         single = isinstance(action, str)
@@ -261,6 +263,7 @@ class InverseDynamics(_Role):
                 max_tokens=max_tokens if vectors is None else len(vectors.bins.low),
                 noise=Noise(seed),
                 stop=vlm.layout.end_text if vectors is None else None,
+                max_rows=self.max_rows,
             )
         texts = [vlm.action(row) for row in drawn.ids_PGT[:, 0].tolist()]
         return texts[0] if single else texts

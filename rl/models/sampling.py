@@ -1,4 +1,4 @@
-"""Draws tokens: prefill once a prompt, copy the cache to its candidates, one token at a time.
+"""Draws tokens: prefill once a prompt, candidates behind it (`rl.models.streams`), one token at a time.
 
 The next token is the inverse of the cumulative distribution at a stateless uniform number (`rl.models.noise`), so a
 candidate does not depend on the batch it is drawn in.
@@ -6,18 +6,18 @@ candidate does not depend on the batch it is drawn in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from rl.models.distribution import TokenDistribution, Truncation
-from rl.models.known import MAX_ROWS
+from rl.models.memory import Portions, rows_that_fit, sampling_cost
 from rl.models.noise import Noise, prompt_key
+from rl.models.streams import Rows, Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
 
 
@@ -32,77 +32,6 @@ class Drawn:
     logprobs_PGT: Tensor
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts of any length -> ids and mask, int64 [B, T], aligned at their ends."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-class Stream:
-    """Prompts in the cache and the hidden state that the next token is drawn from."""
-
-    def __init__(self, vlm: UnifiedVLM, mask_BT: Tensor, hidden_BD: Tensor, cache: Any) -> None:
-        self.vlm, self.mask, self.hidden, self.cache = vlm, mask_BT, hidden_BD, cache
-
-    @classmethod
-    def prefill(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
-        ids, mask = pad_left(prompts, vlm.layout.pad, vlm.device)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        output = vlm.hidden_states(
-            ids, attention_mask=mask, position_ids=positions, past_key_values=DynamicCache(), use_cache=True
-        )
-        return cls(vlm, mask, output.last_hidden_state[:, -1], output.past_key_values)
-
-    def rows(self, numbers_R: Tensor) -> Stream:
-        """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
-        cache = DynamicCache()
-        for index, layer in enumerate(self.cache.layers):
-            here = numbers_R.to(layer.keys.device)  # a divided model has its layers on several devices
-            cache.update(layer.keys[here], layer.values[here], index)
-        return Stream(self.vlm, self.mask[numbers_R], self.hidden[numbers_R], cache)
-
-    def read(self, ids_RT: Tensor) -> Tensor:
-        """Hidden states [R, 1 + T, D]: the one that predicts the first of the given tokens, and those after each."""
-        if not ids_RT.shape[1]:
-            return self.hidden[:, None]
-        before, after = self.mask.sum(-1, keepdim=True), torch.ones_like(ids_RT)
-        output = self.vlm.hidden_states(
-            ids_RT,
-            attention_mask=torch.cat([self.mask, after], 1),
-            position_ids=before + after.cumsum(-1) - 1,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return torch.cat([self.hidden[:, None], output.last_hidden_state], 1)
-
-    def push(self, token_B: Tensor, then: Sequence[int] = ()) -> None:
-        """Feed the drawn token of each row, and tokens that stand behind it in all rows, in one pass."""
-        ids = token_B[:, None]
-        if then:
-            ids = torch.cat([ids, torch.tensor([then], device=ids.device).expand(len(ids), -1)], 1)
-        before = self.mask.sum(-1, keepdim=True)
-        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
-        output = self.vlm.hidden_states(
-            ids,
-            attention_mask=self.mask,
-            position_ids=before + torch.arange(ids.shape[1], device=ids.device),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.hidden, self.cache = output.last_hidden_state[:, -1], output.past_key_values
-
-
-def chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices that cover range(total), at most `size` each."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
-
-
 @torch.no_grad()
 def sample_tokens(
     vlm: UnifiedVLM,
@@ -113,9 +42,9 @@ def sample_tokens(
     max_tokens: int,
     noise: Noise,
     stop: int | None = None,
-    unconditional: Sequence[Sequence[int]] | None = None,
+    unconditional: Sequence[Sequence[Sequence[int]]] | None = None,
     truncation: Truncation | None = None,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = None,
     first: int | Sequence[int] = 0,
     kept_PT: Tensor | None = None,
     after: Sequence[Sequence[int]] | None = None,
@@ -130,76 +59,80 @@ def sample_tokens(
         max_tokens: tokens T a candidate; exactly as many without `stop`.
         noise: seed and step; the rest of the noise is prompt, candidate and token.
         stop: an id that ends a row.
-        unconditional: for a guided distribution, the prompts without their condition.
+        unconditional: for a guided distribution, the prompts without their condition, a list for each free prompt.
         truncation: top-k and top-p, inference only; the returned log-probabilities include it.
-        max_rows: rows decoded at once; bounds the memory of the cache.
+        max_rows: the most rows decoded at once; None for the backbone's own, or as many as fit.
         first: number of the first candidate, for callers that draw some and later more: candidate g is the same. Or
             one number a prompt.
         kept_PT: int64 [P, T], ids that every candidate of a prompt has at a position, -1 where it is drawn. A kept id
             gets its log-probability from the same distribution, so a row's sum is still that of the whole sequence.
         after: ids that stand by rule behind each token (`PictureGrammar.after`): read, and neither drawn nor returned.
     """
-    prompts_a_chunk, samples_a_chunk = max(1, max_rows // num_samples), min(num_samples, max_rows)
-    first_P = torch.tensor(
-        [first] * len(prompts) if not isinstance(first, Sequence) else list(first), device=vlm.device
-    )
-    rows_P: list[tuple[Tensor, ...]] = []
-    for part in chunks(len(prompts), prompts_a_chunk):
-        streams = [Stream.prefill(vlm, prompts[part])]
-        if distribution.guided:
-            assert unconditional is not None, "a guided distribution needs unconditional prompts"
-            streams.append(Stream.prefill(vlm, unconditional[part]))
-        keys = torch.tensor([prompt_key(prompt) for prompt in prompts[part]], device=vlm.device)
-        rows_G: list[tuple[Tensor, ...]] = []
-        for group in chunks(num_samples, samples_a_chunk):
-            times = group.stop - group.start
-            repeated = torch.arange(len(keys), device=vlm.device).repeat_interleave(times)
-            numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(keys))
-            numbers += first_P[part].repeat_interleave(times)
-            kept = None if kept_PT is None else kept_PT[part].to(vlm.device).repeat_interleave(times, 0)
-            drawn = _decode(
-                [stream.rows(repeated) for stream in streams],
-                distribution,
-                partial(noise.uniform, keys.repeat_interleave(times), numbers),
-                max_tokens,
-                stop,
-                truncation,
-                kept,
-                after,
-            )
-            rows_G.append(tuple(x.view(len(keys), times, -1) for x in drawn))
-        rows_P.append(_joined(rows_G, 1, vlm.layout.pad))
-    return Drawn(*_joined(rows_P, 0, vlm.layout.pad))
+    if distribution.guided:
+        assert unconditional is not None, "a guided distribution needs unconditional prompts"
+    read = [prompts, *(unconditional if distribution.guided and unconditional else [])]
+    every = [prompt for stream in read for prompt in stream]
+    shared = shares_prompts(vlm, every)
+    room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
+    allowed = len(distribution.allowed_ids_V)
+    cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read))
+    portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
+    how = _How(distribution, max_tokens, stop, truncation, after)
+    keys_P = torch.tensor([prompt_key(prompt) for prompt in prompts], device=vlm.device)
+    firsts = list(first) if isinstance(first, Sequence) else [first] * len(prompts)
+    first_P = torch.tensor(firsts, device=vlm.device)
+    whole = _nothing((len(prompts), num_samples, max_tokens), vlm)
+    prefilled: dict[range, list[Stream]] = {}
+    widths = [0]
+
+    def work(part: range, group: range) -> None:
+        if part not in prefilled:
+            prefilled.clear()
+            prefill = Stream.prefill_long if shared else Stream.prefill
+            prefilled[part] = [prefill(vlm, stream[part.start : part.stop]) for stream in read]
+        these, times = slice(part.start, part.stop), len(group)
+        repeated = torch.arange(len(part), device=vlm.device).repeat_interleave(times)
+        rows = [s.shared_rows(times, room) if shared else s.rows(repeated) for s in prefilled[part]]
+        numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(part))
+        uniform = partial(noise.uniform, keys_P[these][repeated], numbers + first_P[these][repeated])
+        kept = None if kept_PT is None else kept_PT[these].to(vlm.device)[repeated]
+        drawn = _decode(rows, how, uniform, kept)
+        for all_of_it, few in zip(whole, drawn, strict=True):
+            all_of_it[these, group.start : group.stop, : few.shape[1]] = few.view(len(part), times, -1)
+        widths.append(drawn[0].shape[1])  # with a stop token parts end at different lengths
+
+    portions.over(range(len(prompts)), range(num_samples), work)
+    ids_PGT, logprobs_PGT = whole
+    return Drawn(ids_PGT[..., : max(widths)], logprobs_PGT[..., : max(widths)])
 
 
-def _joined(parts: Sequence[tuple[Tensor, ...]], axis: int, pad: int) -> tuple[Tensor, Tensor]:
-    """Chunks of (ids, log-probabilities) put together; with a stop token they may have ended at different lengths."""
-    width = max(ids.shape[-1] for ids, _ in parts)
-    ids_PGT = [torch.nn.functional.pad(ids, (0, width - ids.shape[-1]), value=pad) for ids, _ in parts]
-    logprobs_PGT = [torch.nn.functional.pad(logprobs, (0, width - logprobs.shape[-1])) for _, logprobs in parts]
-    return torch.cat(ids_PGT, axis), torch.cat(logprobs_PGT, axis)
+@dataclass(frozen=True)
+class _How:
+    """What all rows of a call have in common."""
+
+    distribution: TokenDistribution
+    max_tokens: int
+    stop: int | None
+    truncation: Truncation | None
+    after: Sequence[Sequence[int]] | None
 
 
-def _decode(
-    streams: list[Stream],
-    distribution: TokenDistribution,
-    uniform: Any,
-    max_tokens: int,
-    stop: int | None,
-    truncation: Truncation | None,
-    kept_RT: Tensor | None,
-    after: Sequence[Sequence[int]] | None,
-) -> tuple[Tensor, Tensor]:
+def _nothing(shape: tuple[int, int, int], vlm: UnifiedVLM) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities of rows that have ended before they began."""
+    return torch.full(shape, vlm.layout.pad, device=vlm.device), torch.zeros(shape, device=vlm.device)
+
+
+def _decode(streams: Sequence[Rows], how: _How, uniform: Any, kept_RT: Tensor | None) -> tuple[Tensor, Tensor]:
     """The decoding loop: ids int64 and log-probabilities float32 [rows, T]."""
-    vlm = streams[0].vlm
+    vlm, distribution = streams[0].vlm, how.distribution
     head, allowed = vlm.head_weight(), distribution.allowed_ids_V.to(vlm.device)
     rows = len(streams[0].hidden)
     running = torch.ones(rows, dtype=torch.bool, device=vlm.device)
     ids, logprobs = [], []
-    for t in range(max_tokens):
+    for t in range(how.max_tokens):
         log_probs = distribution.log_probs(streams[0].hidden, head, *(s.hidden for s in streams[1:]))
-        if truncation is not None:
-            log_probs = truncation.apply(log_probs)
+        if how.truncation is not None:
+            log_probs = how.truncation.apply(log_probs)
         chosen = _invert(log_probs, uniform(t))
         if kept_RT is not None:
             kept = kept_RT[:, t]
@@ -207,13 +140,13 @@ def _decode(
         token = torch.where(running, allowed[chosen], vlm.layout.pad)
         ids.append(token)
         logprobs.append(torch.where(running, log_probs.gather(-1, chosen[:, None])[:, 0], 0.0))
-        if stop is not None:
-            running &= token != stop
+        if how.stop is not None:
+            running &= token != how.stop
             if not bool(running.any()):
                 break
-        if t + 1 < max_tokens:
+        if t + 1 < how.max_tokens:
             for stream in streams:
-                stream.push(token, after[t] if after is not None else ())
+                stream.push(token, how.after[t] if how.after is not None else ())
     return torch.stack(ids, 1), torch.stack(logprobs, 1)
 
 

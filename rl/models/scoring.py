@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rl.checks import check_whole
 from rl.models.distribution import TokenDistribution
-from rl.models.sampling import Stream
+from rl.models.memory import Portions, rows_that_fit, scoring_cost
+from rl.models.streams import Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
+
+USUAL_ROWS = 64
+"""More whole sequences at once are no faster; behind prompts that are read once, four times as many spans."""
 
 
 def span_log_probs(
@@ -19,21 +24,27 @@ def span_log_probs(
     spans: Sequence[Sequence[int]],
     distribution: TokenDistribution,
     *,
-    unconditional: Sequence[Sequence[int]] | None = None,
-    max_rows: int = 64,
+    unconditional: Sequence[Sequence[Sequence[int]]] | None = None,
+    max_rows: int | None = None,
     free: Sequence[bool] | None = None,
 ) -> list[Tensor]:
     """Log-probability of each token of span i after prompt i, float32 [len(span)] each, under the active adapter.
 
     With `free` (`PictureGrammar.free`, for spans of one length) only the tokens that it names are scored: the others
-    stand there by rule.
+    stand there by rule. A guided distribution needs the `unconditional` prompts, a list for each free prompt.
 
     Token t of a span is predicted at the position before it: the first one by the last token of the prompt.
     Gradients flow unless the caller disables them. Without gradients, a prompt that stands there several times (many
-    actions for one pair of pictures) is read once, and equal pairs of prompt and span are scored once.
+    actions for one pair of pictures, many targets of one source) is read once, and equal pairs of prompt and span are
+    scored once. At most `max_rows` rows are read at once, or as many as fit.
     """
-    check_whole("max_rows", max_rows, least=1)
-    if not torch.is_grad_enabled() and not distribution.guided:
+    max_rows = vlm.max_rows if max_rows is None else max_rows
+    if max_rows is not None:
+        check_whole("max_rows", max_rows, least=1)
+    if not len(prompts):
+        return []
+    alone = not torch.is_grad_enabled() and not distribution.guided
+    if alone:
         pairs = [(tuple(prompt), tuple(span)) for prompt, span in zip(prompts, spans, strict=True)]
         distinct = list(dict.fromkeys(pairs))
         if len(distinct) < len(pairs):  # a group's equal pictures
@@ -48,71 +59,120 @@ def span_log_probs(
             scores = dict(zip(distinct, once, strict=True))
             return [scores[pair] for pair in pairs]
     places = [[t for t in range(len(span)) if free is None or free[t]] for span in spans]
-    numbers: dict[tuple[int, ...], int] = {}
-    which = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
-    if not torch.is_grad_enabled() and not distribution.guided and 2 * len(numbers) <= len(prompts):
-        return _after_shared_prompts(vlm, list(numbers), which, spans, places, distribution, 4 * max_rows)
-    found: list[Tensor] = []
-    for start in range(0, len(prompts), max_rows):
-        part = slice(start, start + max_rows)
-        hidden = _span_hidden(vlm, prompts[part], spans[part], places[part])
-        other = []
-        if distribution.guided and unconditional:
-            other = [_span_hidden(vlm, unconditional[part], spans[part], places[part])]
-        log_probs = distribution.log_probs(hidden, vlm.head_weight(), *other)
-        tokens = [span[t] for span, here in zip(spans[part], places[part], strict=True) for t in here]
-        ids = torch.tensor(tokens, device=hidden.device)
-        flat = log_probs.gather(-1, distribution.positions(ids)[:, None])[:, 0]
-        found += flat.split([len(here) for here in places[part]])
-    return found
-
-
-def _after_shared_prompts(
-    vlm: UnifiedVLM,
-    prompts: Sequence[Sequence[int]],
-    which: Sequence[int],
-    spans: Sequence[Sequence[int]],
-    places: Sequence[Sequence[int]],
-    distribution: TokenDistribution,
-    max_rows: int,
-) -> list[Tensor]:
-    """`span_log_probs` with `prompts` distinct and span i after prompt `which[i]`."""
+    reading = _Reading(vlm, distribution, prompts, spans, places, unconditional or (), max_rows)
     found: dict[int, Tensor] = {}
-    order = sorted(range(len(spans)), key=lambda i: which[i])
-    for start in range(0, len(order), max_rows):
-        part = order[start : start + max_rows]
-        first, last = which[part[0]], which[part[-1]]
-        stream = Stream.prefill(vlm, prompts[first : last + 1])
-        width = max(len(spans[i]) for i in part)
-        # The last token of a span predicts nothing here; padding stands on the right, where nothing sees it.
-        ids = torch.tensor([[*spans[i], *[vlm.layout.pad] * (width - len(spans[i]))][: width - 1] for i in part])
-        rows = torch.tensor([which[i] - first for i in part], device=vlm.device)
-        hidden = stream.rows(rows).read(ids.view(len(part), width - 1).to(vlm.device))
-        here = torch.zeros(len(part), width, dtype=torch.bool)
-        for row, i in enumerate(part):
-            here[row, places[i]] = True
-        log_probs = distribution.log_probs(hidden[here.to(vlm.device)], vlm.head_weight())
-        tokens = torch.tensor([spans[i][t] for i in part for t in places[i]], device=vlm.device)
-        flat = log_probs.gather(-1, distribution.positions(tokens)[:, None])[:, 0]
-        found |= dict(zip(part, flat.split([len(places[i]) for i in part]), strict=True))
-    return [found[i] for i in range(len(spans))]
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        rows_of.setdefault(tuple(prompt), []).append(number)
+    if alone and shares_prompts(vlm, prompts):
+        by_count: dict[int, list[list[int]]] = {}
+        for numbers in rows_of.values():  # prompts with equally many spans make a rectangle
+            by_count.setdefault(len(numbers), []).append(numbers)
+        for count, groups in by_count.items():
+            found |= reading.shared(groups) if count > 1 else reading.whole([n for (n,) in groups])
+    elif alone and 2 * len(rows_of) <= len(prompts):
+        found = reading.copied([n for numbers in rows_of.values() for n in numbers])
+    else:
+        found = reading.whole(range(len(prompts)))
+    return [found[number] for number in range(len(prompts))]
 
 
-def _span_hidden(
-    vlm: UnifiedVLM,
-    prompts: Sequence[Sequence[int]],
-    spans: Sequence[Sequence[int]],
-    places: Sequence[Sequence[int]],
-) -> Tensor:
-    """Hidden states that predict the spans' tokens at some places, one after the other: float [total places, D]."""
-    sequences = [[*prompt, *span] for prompt, span in zip(prompts, spans, strict=True)]
-    width = max(len(sequence) for sequence in sequences)
-    # Padding stands on the right, where causal attention cannot see it, so no mask is needed.
-    ids = torch.tensor([sequence + [vlm.layout.pad] * (width - len(sequence)) for sequence in sequences])
-    hidden: Tensor = vlm.hidden_states(ids.to(vlm.device), use_cache=False).last_hidden_state
-    rows = [
-        row * width + len(prompt) - 1 + t
-        for row, (prompt, here) in enumerate(zip(prompts, places, strict=True))
-        for t in here
-    ]
-    return hidden.flatten(0, 1)[torch.tensor(rows, device=hidden.device)]
+@dataclass(frozen=True)
+class _Reading:
+    """Prompts, spans after them and the `places` in each span that are scored."""
+
+    vlm: UnifiedVLM
+    distribution: TokenDistribution
+    prompts: Sequence[Sequence[int]]
+    spans: Sequence[Sequence[int]]
+    places: Sequence[Sequence[int]]
+    unconditional: Sequence[Sequence[Sequence[int]]]
+    max_rows: int | None
+
+    def whole(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+        """Log-probabilities by number: prompt and span are read as a row of their own."""
+        found: dict[int, Tensor] = {}
+
+        def work(part: range, _: range) -> None:
+            these = [numbers[n] for n in part]
+            streams = [self.prompts, *(self.unconditional if self.distribution.guided else ())]
+            hidden = [self._whole_hidden([stream[n] for n in these], these) for stream in streams]
+            found.update(self._scores(these, hidden))
+
+        self._portions(numbers, 1, None).over(range(len(numbers)), range(1), work)
+        return found
+
+    def copied(self, numbers: Sequence[int]) -> dict[int, Tensor]:
+        """The same of spans ordered by their prompts: each prompt is read once and copied to its rows."""
+        found: dict[int, Tensor] = {}
+
+        def work(part: range, _: range) -> None:
+            these = [numbers[n] for n in part]
+            order: dict[tuple[int, ...], int] = {}
+            which = [order.setdefault(tuple(self.prompts[n]), len(order)) for n in these]
+            stream = Stream.prefill(self.vlm, list(order))
+            rows = stream.rows(torch.tensor(which, device=self.vlm.device))
+            found.update(self._scores(these, [rows.read(self._ids(these))[self._here(these)]]))
+
+        self._portions(numbers, 1, False).over(range(len(numbers)), range(1), work)
+        return found
+
+    def shared(self, groups: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """The same of groups of equally many spans, a prompt a group: each is read once and kept once."""
+        found: dict[int, Tensor] = {}
+        prefilled: dict[range, Stream] = {}
+
+        def work(part: range, few: range) -> None:
+            if part not in prefilled:
+                prefilled.clear()
+                prefilled[part] = Stream.prefill_long(self.vlm, [self.prompts[groups[n][0]] for n in part])
+            these = [groups[n][number] for n in part for number in few]
+            rows = prefilled[part].shared_rows(len(few))
+            found.update(self._scores(these, [rows.read(self._ids(these))[self._here(these)]]))
+
+        numbers = [number for group in groups for number in group]
+        self._portions(numbers, len(groups[0]), True).over(range(len(groups)), range(len(groups[0])), work)
+        return found
+
+    def _portions(self, numbers: Sequence[int], each: int, shared: bool | None) -> Portions:
+        prompt, span = (max(len(x[n]) for n in numbers) for x in (self.prompts, self.spans))
+        scored = max(len(self.places[n]) for n in numbers)
+        cost = scoring_cost(self.vlm, prompt, span, scored, len(self.distribution.allowed_ids_V), shared)
+        usual = USUAL_ROWS if shared is None else 4 * USUAL_ROWS
+        return Portions(rows_that_fit(cost, each, self.vlm.device, self.max_rows, usual))
+
+    def _ids(self, these: Sequence[int]) -> Tensor:
+        """Spans without their last token, which predicts nothing here; padded on the right, where nothing sees it."""
+        width = max(len(self.spans[n]) for n in these)
+        pad = self.vlm.layout.pad
+        ids = torch.tensor([[*self.spans[n], *[pad] * (width - len(self.spans[n]))][: width - 1] for n in these])
+        return ids.view(len(these), width - 1).to(self.vlm.device)
+
+    def _here(self, these: Sequence[int]) -> Tensor:
+        """Where the scored tokens are predicted, bool [rows, T]."""
+        here = torch.zeros(len(these), max(len(self.spans[n]) for n in these), dtype=torch.bool)
+        for row, n in enumerate(these):
+            here[row, self.places[n]] = True
+        return here.to(self.vlm.device)
+
+    def _scores(self, these: Sequence[int], hidden: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Log-probabilities of the scored tokens, from the states that predict them: one a place, row by row."""
+        log_probs = self.distribution.log_probs(hidden[0], self.vlm.head_weight(), *hidden[1:])
+        ids = torch.tensor([self.spans[n][t] for n in these for t in self.places[n]], device=log_probs.device)
+        flat = log_probs.gather(-1, self.distribution.positions(ids)[:, None])[:, 0]
+        return dict(zip(these, flat.split([len(self.places[n]) for n in these]), strict=True))
+
+    def _whole_hidden(self, prompts: Sequence[Sequence[int]], these: Sequence[int]) -> Tensor:
+        """Hidden states that predict the spans' tokens at their places, one after the other: float [places, D]."""
+        spans, places = [self.spans[n] for n in these], [self.places[n] for n in these]
+        sequences = [[*prompt, *span] for prompt, span in zip(prompts, spans, strict=True)]
+        width = max(len(sequence) for sequence in sequences)
+        # Padding stands on the right, where causal attention cannot see it, so no mask is needed.
+        ids = torch.tensor([sequence + [self.vlm.layout.pad] * (width - len(sequence)) for sequence in sequences])
+        hidden: Tensor = self.vlm.hidden_states(ids.to(self.vlm.device), use_cache=False).last_hidden_state
+        rows = [
+            row * width + len(prompt) - 1 + t
+            for row, (prompt, here) in enumerate(zip(prompts, places, strict=True))
+            for t in here
+        ]
+        return hidden.flatten(0, 1)[torch.tensor(rows, device=hidden.device)]

@@ -140,6 +140,16 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
             (of_vectors or template.fdm) if action else template.fdm_free, action, source=source_ids_K
         )
 
+    def free_prompts(self, source_ids_K: Sequence[int], count: int) -> list[list[int]]:
+        """The prompts that guidance by so many numbers compares with, each with less of the condition."""
+        known = [self.template.fdm_free, *self.template.fdm_freer]
+        return [self._rendered(segments, "", source=source_ids_K) for segments in known[:count]]
+
+    def check_guidance(self, count: int) -> None:
+        """Raise a `RewindError` if the template has fewer free prompts than guidance has numbers."""
+        if count > (known := 1 + len(self.template.fdm_freer)):
+            raise RewindError(f"guidance takes at most {known} number(s) with {self.name}, one a prompt, not {count}")
+
     def without_words(self, mask_BT: Tensor) -> Tensor:
         """The mask of FDM sequences without their action, int64 [B, T]: 0 at its words too.
 
@@ -180,6 +190,11 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
     def device(self) -> torch.device:
         """Where the head is, and with it ids, states and pictures; layers of a divided model lie elsewhere too."""
         return self.head_weight().device
+
+    @property
+    def divided(self) -> bool:
+        """Whether the weights lie on several devices (`device_map`)."""
+        return len({str(place) for place in getattr(self.model, "hf_device_map", {}).values()}) > 1
 
     def hidden_states(self, input_ids_BT: Tensor, **kwargs: Any) -> Any:
         """The transformer's output (`last_hidden_state` float [B, T, D], `past_key_values`), active adapter in.

@@ -6,16 +6,18 @@ import argparse
 import json
 from typing import Any
 
-NAMES = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device", "device_map")
+from rl.errors import RewindError
 
+NAMES = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device", "device_map", "max_rows")
+ROWS_HELP = "the most rows drawn, scored, encoded or decoded at once (default: as many as fit into memory)"
 SIZE_HELP = (
     "of pictures, for families that take several: 512 (square), 384x672 (height x width), own:512 (each keeps its "
     "shape, at the area of 512x512)"
 )
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what `load_fdm` and `load_idm` take beside the model's name."""
+def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True) -> None:
+    """Add what `load_fdm` and `load_idm` take beside the model's name; `rows` where something is drawn or scored."""
     group = parser.add_argument_group("how models are opened")
     group.add_argument("--base", help="the base of the run, where the one that it names has been moved")
     group.add_argument("--vq", help="a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part")
@@ -29,11 +31,24 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         type=_device_map,
         help="divide the weights among devices: auto, balanced, sequential, or JSON by names of modules",
     )
+    if rows:
+        group.add_argument("--max_rows", type=int, help=ROWS_HELP)
 
 
 def opening(arguments: Any) -> dict[str, Any]:
-    """What `add_model_flags` added and was given, as arguments of `load_fdm`."""
-    return {name: value for name in NAMES if (value := getattr(arguments, name)) is not None}
+    """What `add_model_flags` added and was given, as arguments of `load_fdm`.
+
+    Raises:
+        RewindError: less than one row at once.
+    """
+    check_max_rows(getattr(arguments, "max_rows", None))
+    return {name: value for name in NAMES if (value := getattr(arguments, name, None)) is not None}
+
+
+def check_max_rows(max_rows: int | None) -> None:
+    """Raise a `RewindError` for less than one row at once."""
+    if max_rows is not None and max_rows < 1:
+        raise RewindError(f"--max_rows must be at least 1, not {max_rows}")
 
 
 def _device_map(text: str) -> Any:

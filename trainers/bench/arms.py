@@ -13,9 +13,20 @@ LOGPROBS = {"tokens": 2048, "hidden": 512, "vocabulary": 65536, "codes": 8192, "
 STATE = {"hidden": 1024, "layers": 8, "r": 16, "rows": 2}
 VIDEO = {"frames": 240, "pixels": 256, "repeats": 5}
 
+EIGHT = {"prompts": 8, "candidates": 8}
+TINY = {"hidden": 64, "layers": 2, "codes": 64, "image_tokens": 144, "prompts": 2, "candidates": 2}
+
 # part: (module, its arms, size of the preset full, what the preset smoke changes)
 PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = {
     "sampler": ("sampler", ("ours", "baseline"), SAMPLER, {"prompts": 2, "candidates": 2, "repeats": 1}),
+    "sampler_256": ("sampler", ("ours", "baseline", "static"), {**EIGHT, "image_tokens": 256, "repeats": 2}, TINY),
+    "sampler_1024": (
+        *("sampler", ("ours", "baseline", "static")),
+        *({**EIGHT, "image_tokens": 1024, "repeats": 1, "warm": 0}, TINY),
+    ),
+    "rollout_cache": ("kept", ("ours", "baseline"), {**EIGHT, "image_tokens": 1024}, TINY),
+    "margin": ("kept", ("margin",), {"candidates": 8, "image_tokens": 1024}, TINY),
+    "scorer_256": ("scorer", ("ours", "baseline"), {"targets": 16, "image_tokens": 256, "repeats": 5}, TINY),
     "scorer": ("scorer", ("ours", "baseline"), SCORER, {"pairs": 2, "actions": 3, "repeats": 1}),
     "logprobs": ("logprobs", ("ours", "baseline"), LOGPROBS, {"tokens": 64, "hidden": 32, "repeats": 1}),
     "state": ("state", ("ours", "baseline"), STATE, {"hidden": 128, "layers": 2}),

@@ -22,11 +22,15 @@ from trainers.plan.shapes import KNOWN
 
 Raw = dict[str, dict[str, dict[str, Any]]]
 Run = Callable[[str, str, str], dict[str, Any]]
+BASELINES = ("baseline", "static")
 ROUNDS = {"smoke": 1, "full": 3}
 
-# figure: (part, what is compared, 'ratio' = ours / baseline or 'speedup' = baseline / ours)
+# figure: (part, what is compared, 'ratio' = ours / baseline or 'speedup' = baseline / ours; of several the best one)
 FIGURES = {
     "sampler_speedup": ("sampler", "seconds", "speedup"),
+    "sampler_256_speedup": ("sampler_256", "seconds", "speedup"),
+    "sampler_1024_speedup": ("sampler_1024", "seconds", "speedup"),
+    "rollout_cache_ratio": ("rollout_cache", "bytes", "ratio"),
     "scorer_many_actions_speedup": ("scorer", "seconds", "speedup"),
     "logprob_memory_ratio": ("logprobs", "bytes", "ratio"),
     "logprob_time_ratio": ("logprobs", "seconds", "ratio"),
@@ -99,8 +103,13 @@ def figures(raw: Raw) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (part, key, kind) in FIGURES.items():
         if part in raw:
-            ours, other = raw[part]["ours"][key], raw[part]["baseline"][key]
+            ours, other = raw[part]["ours"][key], min(raw[part][arm][key] for arm in raw[part] if arm in BASELINES)
             found[name] = ours / other if kind == "ratio" else other / ours
+    if "scorer_256" in raw:  # 1 would be as fast as counting tokens allows
+        arms = raw["scorer_256"]
+        found["scorer_of_token_limit"] = arms["baseline"]["seconds"] / arms["ours"]["seconds"] / arms["ours"]["limit"]
+    if "margin" in raw:
+        found["margin_rows"] = raw["margin"]["margin"]["rows"]
     if "state_of_shipped_base" in raw:
         shipped = raw["state_of_shipped_base"]
         shipped["compared"] = {"ratio": shipped["ours"]["bytes"] / shipped["baseline"]["bytes"]}

@@ -13,15 +13,15 @@ Size = dict[str, int]
 """How much of what a part does, by name: prompts, candidates, repeats, ..."""
 
 
-def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
+def seconds(function: Callable[[], Any], repeats: int, warm: int = 1) -> list[float]:
+    """Seconds of each of `repeats` calls, after `warm` that are not counted."""
     found = []
-    for number in range(repeats + 1):
+    for number in range(repeats + warm):
         start = time.perf_counter()
         function()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if number:
+        if number >= warm:
             found.append(time.perf_counter() - start)
     return found
 

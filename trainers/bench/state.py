@@ -18,7 +18,7 @@ from rl.models.opening import load_base
 from rl.models.text_tokenizer import train_text_tokenizer
 from rl.models.unified import UnifiedVLM
 from trainers.bench.measure import Size, peak_bytes, state_bytes
-from trainers.bench.sampler import ACTIONS
+from trainers.bench.mid import ACTIONS
 from trainers.common.adapters import add_adapter
 
 ROLES = ("default", "ref", "idm")

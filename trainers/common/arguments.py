@@ -14,10 +14,9 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 from rl.errors import RewindError
-from rl.models.known import MAX_ROWS
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
-from rl.running.model_flags import SIZE_HELP
+from rl.running.model_flags import ROWS_HELP, SIZE_HELP, check_max_rows
 from trainers.common.sharding import as_launched, without_compiler
 
 VQ_HELP = "a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part"
@@ -33,8 +32,10 @@ class RunArguments:
         default=None, metadata={"help": "the folder that image paths in files of triplets start from, if not their own"}
     )
     strict: bool = field(default=False, metadata={"help": "stop at an entry that would be left out, and name it"})
+    max_rows: int | None = field(default=None, metadata={"help": ROWS_HELP})
 
     def __post_init__(self) -> None:
+        check_max_rows(self.max_rows)
         for one in fields(self):  # a text is a list of one, not of its letters
             is_list = one.default_factory is not MISSING and isinstance(one.default_factory(), list)
             if is_list and isinstance(getattr(self, one.name), str):
@@ -72,7 +73,7 @@ class ImproveArguments(RunArguments):
 
     def opening(self) -> dict[str, Any]:
         """How the models are opened, as arguments of `load_fdm`."""
-        names = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization")
+        names = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "max_rows")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -87,12 +88,6 @@ class DrawArguments(ImproveArguments):
     )
     rounds: int = field(default=1, metadata={"help": "rounds of drawing and training, each on fresh candidates"})
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
-    max_rows: int = field(default=MAX_ROWS, metadata={"help": "candidates drawn at once: bounds the memory"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_rows < 1:
-            raise RewindError(f"--max_rows must be at least 1, not {self.max_rows}")
 
 
 class StartsAnywhere:

@@ -13,7 +13,6 @@ from rewards import Batch, Reward, score, scorers
 from rl.data.columns import columns_text
 from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.errors import RewindError
-from rl.models.known import MAX_ROWS
 from rl.models.roles import ForwardDynamics
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet, columns_of
@@ -70,7 +69,7 @@ def scored_groups(
     seed: int = 0,
     step: int = 0,
     chunk_size: int = 32,
-    max_rows: int = MAX_ROWS,
+    max_rows: int | None = None,
     normalise: bool = False,
     store: CandidateStore | None = None,
 ) -> Iterator[tuple[Triplet, list[Scored]]]:

@@ -27,7 +27,6 @@ from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
-from rl.models.known import MAX_ROWS
 from rl.models.noise import Noise
 from rl.models.unified import UnifiedVLM
 from rl.report.grids import candidate_row
@@ -224,9 +223,8 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
     def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
         """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
         noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
-        most = max(MAX_ROWS, self.args.per_device_train_batch_size)  # the loss needs more memory
         with self.accelerator.autocast(), self.vlm.using("default", merged=True):
-            rows = self.groups.trajectories.draw(parts, noise, most)
+            rows = self.groups.trajectories.draw(parts, noise)
         return self.groups.scored(parts, rows, self.state)
 
     @property

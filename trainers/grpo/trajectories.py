@@ -74,7 +74,7 @@ class Trajectories:
         self.steps = len(chains[0])
         self.source_ids = vlm.codes([chain[0].source for chain in chains])
 
-    def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
+    def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """Every prediction of the parts, ordered by part, trajectory and step."""
         rows = self._first(parts, noise, max_rows)
         by_step = [rows]
@@ -83,7 +83,7 @@ class Trajectories:
             by_step.append(rows)
         return [row for trajectory in zip(*by_step, strict=True) for row in trajectory]
 
-    def _first(self, parts: Sequence[Part], noise: Noise, max_rows: int) -> list[Row]:
+    def _first(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """The first step of each trajectory: a group's members are drawn from one prefill."""
         drawn: dict[Part, list[Candidate]] = {}
         for members in dict.fromkeys(members for _, members in parts):
@@ -97,7 +97,7 @@ class Trajectories:
             for member, candidate in zip(members, drawn[number, members], strict=True)
         ]
 
-    def _next(self, rows: Sequence[Row], step: int, noise: Noise, max_rows: int) -> list[Row]:
+    def _next(self, rows: Sequence[Row], step: int, noise: Noise, max_rows: int | None = None) -> list[Row]:
         """The next step of each trajectory. Those that have come to one picture share it, so that rewards which compare
         the candidates of a source with one another do so.
         """
@@ -122,7 +122,7 @@ class Trajectories:
         count: int,
         first: int | list[int],
         noise: Noise,
-        max_rows: int,
+        max_rows: int | None,
     ) -> list[list[Candidate]]:
         how: Any = {"num_samples": count, "first": first, "noise": noise, "max_rows": max_rows}
         return sampled_pictures(self.vlm, sources, actions, self.distribution, **how)

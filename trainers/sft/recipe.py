@@ -58,6 +58,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
         vlm = load_base(arguments.base, _opening(arguments, model_config), arguments.vq)
+        vlm.max_rows = arguments.max_rows
         if actions is not None:
             vlm.use_actions(actions)
         rows = role_rows(vlm, role, triplets, importance)

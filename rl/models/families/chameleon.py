@@ -27,7 +27,7 @@ from rl.errors import RewindError
 from rl.models.families.chameleon_files import open_folder, open_tokenizer
 from rl.models.families.vqgan import VQGANBackbone, cell_of
 from rl.models.families.vqgan_files import quiet_transformers
-from rl.models.grammar import PictureGrammar
+from rl.models.grammar import PictureGrammar, Template
 from rl.models.layout import TokenLayout
 from rl.models.settings import Settings
 from rl.models.sizes import PictureSize
@@ -52,6 +52,7 @@ class ChameleonVLM(VQGANBackbone):
     family, model_type = "chameleon", "chameleon"
     left_out: ClassVar[tuple[str, ...]] = ()
     """Prefixes of tensors that published checkpoints of the family hold besides, and that no role needs."""
+    template = Template(fdm_freer=(("<bos>", "{header}"),))  # without the source too: guidance by words and by picture
 
     def __init__(
         self,

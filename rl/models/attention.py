@@ -1,0 +1,235 @@
+"""Two-part attention: rows behind a shared prompt read its keys and values where they lie, once a prompt.
+
+Attention over prompt and row together is the mean of attention over each, weighted by their sums of exponentials:
+softmax needs nothing else of either part. So a prompt's keys and values are kept once for all its rows, which read them
+as the queries of one matrix product, and a row's own part lies in room that is reserved for it: nothing is copied or
+grown. The state travels with each call (`shared_prefix=`), so that threads and backbones never meet in it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rl.models.unified import UnifiedVLM
+
+logger = logging.getLogger("rl")
+
+SHARED_PREFIX = "rewind_shared_prefix"
+ABLE = ("sdpa", "eager", SHARED_PREFIX)
+"""Attention that two-part attention may stand in for; others (flash_attention_2, ...) were asked for by name."""
+BLOCK = 64
+"""On a GPU a row's own part is read in steps of so many tokens, so that shapes and kernels seldom change."""
+
+
+class SharedPrefix:
+    """Keys and values of prompts, once a prompt, and of what their rows have read since; a cache to transformers.
+
+    Args:
+        layers: keys and values [P, heads, T, D] of each layer, as a prefill left them, all in one precision.
+        mask_PT: 1 where a prompt has a token, 0 at the padding on its left.
+        times: rows G of each prompt; row p * G + g stands behind prompt p.
+        room: tokens that a row will read; 0 keeps nothing of them, for rows that are read in one pass.
+        block: the own part's length is shown in multiples of it.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[Tensor, Tensor]], mask_PT: Tensor, times: int, room: int, block: int | None = None
+    ) -> None:
+        self.layers_of_prompts, self.times, self.room, self.length = layers, times, room, 0
+        first = layers[0][0]
+        self.block = block or (1 if first.device.type == "cpu" else BLOCK)
+        shape = (first.shape[0] * times, first.shape[1], room, first.shape[3])
+        # Zeros, since what is not written yet is read with weight 0.
+        self.own = [(k.new_zeros(shape), v.new_zeros(shape)) for k, v in layers] if room else []
+        self.prompt_mask = None if bool(mask_PT.all()) else _additive(mask_PT.bool(), first.dtype)[:, None, None]
+        self.own_mask: Tensor | None = None
+        self.causal = False
+
+    def begin(self, tokens: int) -> None:
+        """Say that each row reads so many tokens next: the mask of their own part is made once for all layers."""
+        shown, first = self._shown(self.length + tokens), self.layers_of_prompts[0][0]
+        self.causal = tokens > 1 and tokens == shown
+        self.own_mask = None
+        if not self.causal and not tokens == shown - self.length == 1:
+            at = self.length + torch.arange(tokens, device=first.device)
+            self.own_mask = _additive(torch.arange(shown, device=first.device) <= at[:, None], first.dtype)
+
+    def end(self, tokens: int) -> None:
+        """Say that all layers have read them."""
+        self.length += tokens
+
+    def _shown(self, length: int) -> int:
+        return min(-(-length // self.block) * self.block, self.room) if self.room else length
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What transformers' attention calls: write new keys and values, get all of the rows' own part."""
+        if not self.room:
+            return keys, values
+        end = self.length + keys.shape[2]
+        own_keys, own_values = self.own[layer_idx]
+        own_keys[:, :, self.length : end] = keys
+        own_values[:, :, self.length : end] = values
+        shown = self._shown(end)
+        return own_keys[:, :, :shown], own_values[:, :, :shown]
+
+    def in_its_precision(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Tensors as the keys are: under autocast a norm may leave queries in float32."""
+        return tuple(tensor.to(self.layers_of_prompts[0][0].dtype) for tensor in tensors)
+
+    def get_seq_length(self, *_: Any) -> int:
+        """How much stands before the next token, padding included."""
+        return self.layers_of_prompts[0][0].shape[2] + self.length
+
+    @property
+    def is_compileable(self) -> bool:
+        """No: transformers asks it of a cache that it may compile for."""
+        return False
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, float("-inf"))
+
+
+def two_part_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    shared_prefix: SharedPrefix | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: `query` [R, H, n, D]; `key` and `value` are the rows' own part.
+
+    Without `shared_prefix`, as in a pass of another thread over a config that two backbones share, it is sdpa.
+    """
+    if shared_prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kind, (query, key, value) = query.dtype, shared_prefix.in_its_precision(query, key, value)
+    prompt_keys, prompt_values = shared_prefix.layers_of_prompts[module.layer_idx]
+    (prompts, kv_heads, _, _), (rows, heads, tokens, size) = prompt_keys.shape, query.shape
+    groups = heads // kv_heads  # queries that share a head of keys
+    times = shared_prefix.times
+    of_prompts = query.view(prompts, times, kv_heads, groups, tokens, size).transpose(1, 2)
+    before, before_lse = partial_attention(
+        of_prompts.reshape(prompts, kv_heads, -1, size), prompt_keys, prompt_values, scaling, shared_prefix.prompt_mask
+    )
+    before = before.view(prompts, kv_heads, times, groups, tokens, size).transpose(1, 2).reshape(query.shape)
+    before_lse = before_lse.view(prompts, kv_heads, times, groups, tokens).transpose(1, 2).reshape(rows, heads, tokens)
+    if tokens == 1:
+        packed = query.view(rows, kv_heads, groups, size)
+        own, own_lse = partial_attention(packed, key, value, scaling, shared_prefix.own_mask)
+        own, own_lse = own.reshape(query.shape), own_lse.reshape(rows, heads, 1)
+    else:
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        own, own_lse = partial_attention(query, key, value, scaling, shared_prefix.own_mask, shared_prefix.causal)
+    share = torch.sigmoid(before_lse - own_lse)[..., None]  # of the prompt in the sum of exponentials
+    found = torch.lerp(own.float(), before.float(), share).to(kind)
+    return found.transpose(1, 2).contiguous(), None
+
+
+def partial_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Attention over a part of the keys, [B, H, L, D], and the log of its sum of exponentials, float32 [B, H, L].
+
+    `mask` is added to the scores, [L or 1, T] or [B, 1, L or 1, T]; `causal`, of L = T: a query sees what is before it.
+    """
+    if query.device.type == "cpu":
+        return _on_cpu(query, key, value, scaling, mask, causal)
+    if causal:
+        ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+        mask = _additive(ones.tril(), query.dtype)
+    return _by_hand(query, key, value, scaling, mask)
+
+
+def _on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """By the kernel behind torch's sdpa, which holds no matrix of scores and knows the sum anyway."""
+    if mask is not None:
+        mask = mask.expand(query.shape[0] if mask.dim() == 4 else 1, 1, query.shape[2], key.shape[2])
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found, lse = kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scaling)
+    return found, lse
+
+
+def _by_hand(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By two matrix products with scores in float32, for so many queries at once as keep those small."""
+    batch, heads, length, size = query.shape
+    keys, values = key.reshape(batch * heads, -1, size), value.reshape(batch * heads, -1, size)
+    few = max(1, SCORES_AT_ONCE // (batch * heads * keys.shape[1]))
+    found, sums = [], []
+    for part in chunks(length, few):
+        scores = _float_product(query[:, :, part].reshape(batch * heads, -1, size), keys.transpose(1, 2)) * scaling
+        if mask is not None:
+            here = mask if mask.shape[-2] == 1 else mask[..., part, :]
+            scores = (scores.view(batch, heads, *scores.shape[1:]) + here).flatten(0, 1)
+        sums.append(scores.logsumexp(-1))
+        weights = (scores - sums[-1][..., None]).exp()
+        found.append(torch.bmm(weights.to(values.dtype), values))
+    return torch.cat(found, 1).view(query.shape), torch.cat(sums, 1).view(batch, heads, length)
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices that cover range(total), at most `size` each."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+SCORES_AT_ONCE = 2**27
+"""Scores that `_by_hand` holds at once: half a GiB."""
+
+
+def _float_product(a: Tensor, b: Tensor) -> Tensor:
+    """A matrix product in float32 of operands that may be in half precision."""
+    if a.dtype == torch.float32:
+        return torch.bmm(a, b)
+    if a.device.type == "cuda":
+        return torch.bmm(a, b, out_dtype=torch.float32)  # type: ignore[call-overload]
+    return torch.bmm(a.float(), b.float())
+
+
+AttentionInterface.register(SHARED_PREFIX, two_part_attention)
+AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
+
+_told: set[str] = set()
+
+
+def can_share(vlm: UnifiedVLM) -> bool:
+    """Whether a backbone's attention can be done in two parts; says once why not."""
+    config: Any = vlm.transformer().config
+    asked = str(config._attn_implementation)
+    if asked in ABLE and vlm.divided:
+        asked = "layers on several devices"
+    if asked in ABLE:
+        return True
+    if asked not in _told:
+        _told.add(asked)
+        logger.warning("with %s prompts are not shared, so each row keeps a copy: sdpa on one device can", asked)
+    return False
+
+
+@contextmanager
+def two_parts(vlm: UnifiedVLM) -> Iterator[None]:
+    """The backbone's attention is two-part attention meanwhile; other threads wait."""
+    config: Any = vlm.transformer().config
+    with vlm._lock:
+        before = config._attn_implementation
+        config._attn_implementation = SHARED_PREFIX
+        try:
+            yield
+        finally:
+            config._attn_implementation = before

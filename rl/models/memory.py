@@ -1,0 +1,211 @@
+"""How many rows fit into memory at once: the one place that knows what a row costs.
+
+A row's bytes follow from the model's config and precision; what is free is asked of the device. Chunks change no result
+but the rounding of sums, so nobody needs to know how many there were.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from rl.checks import check_whole
+from rl.errors import RewindError
+from rl.models.known import MAX_ROWS
+
+if TYPE_CHECKING:
+    from rl.models.picture_tokens import PictureTokens
+    from rl.models.unified import UnifiedVLM
+
+logger = logging.getLogger("rl")
+Found = TypeVar("Found")
+
+SHARE_OF_GPU, SHARE_OF_RAM = 0.9, 0.5
+"""Of what is free: a GPU is ours, and its allocator needs some room; RAM belongs to others too."""
+TOKENS_A_PASS = 4096
+"""Tokens of long prompts that are read at once: enough to be bound by arithmetic."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of what is held at once: `prompt` for each prompt, `row` for each row behind one, `fixed` for all."""
+
+    prompt: int
+    row: int
+    fixed: int = 0
+
+
+def kv_bytes(vlm: UnifiedVLM, tokens: int = 1) -> int:
+    """Keys and values of so many tokens in all layers."""
+    config: Any = vlm.transformer().config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * vlm.head_weight().element_size() * tokens
+
+
+def pass_bytes(vlm: UnifiedVLM, tokens: int) -> int:
+    """What one layer holds while it reads so many tokens without gradients: residual, queries, keys, values, MLP."""
+    config: Any = vlm.transformer().config
+    half = vlm.head_weight().element_size() * (8 * config.hidden_size + 3 * config.intermediate_size)
+    return tokens * (half + 8 * config.hidden_size)  # norms are computed in float32
+
+
+def logits_bytes(tokens: int, allowed: int, drawn: bool = False) -> int:
+    """Scores of so many tokens over the allowed ids in float32, divided, normalised; a draw sums them in float64."""
+    return tokens * allowed * (40 if drawn else 16)
+
+
+def picture_bytes(vlm: PictureTokens) -> int:
+    """Activations of the VQ image tokenizer for one picture: a few maps at full size, in float32."""
+    config = getattr(getattr(vlm, "vqmodel", None), "config", None)
+    channels = getattr(config, "base_channels", 128)
+    return 4 * 4 * int(channels) * vlm.picture_size.height * vlm.picture_size.width
+
+
+def prefill_cost(vlm: UnifiedVLM, prompt: int, streams: int = 1) -> tuple[int, int]:
+    """Bytes of what each long prompt keeps, and of what one pass over some of them holds beside it."""
+    pass_of = max(prompt, TOKENS_A_PASS)
+    padding = prompt**2 * (pass_of // prompt) * (1 + vlm.head_weight().element_size())  # a mask of all pairs
+    return streams * kv_bytes(vlm, prompt), pass_bytes(vlm, pass_of) + kv_bytes(vlm, pass_of) + padding
+
+
+def sampling_cost(vlm: UnifiedVLM, prompt: int, drawn: int, allowed: int, shared: bool, streams: int = 1) -> Cost:
+    """Of prompts of so many tokens whose rows draw so many, in `streams` that differ in what guidance leaves out."""
+    logits = logits_bytes(streams, allowed, drawn=True)
+    if shared:
+        kept, fixed = prefill_cost(vlm, prompt, streams)
+        return Cost(kept, streams * (kv_bytes(vlm, drawn) + pass_bytes(vlm, 1)) + logits, fixed)
+    row = streams * (kv_bytes(vlm, prompt + drawn) + pass_bytes(vlm, 1)) + logits
+    return Cost(streams * (kv_bytes(vlm, prompt) + pass_bytes(vlm, prompt)), row)
+
+
+def scoring_cost(vlm: UnifiedVLM, prompt: int, span: int, scored: int, allowed: int, shared: bool | None) -> Cost:
+    """Of spans of so many tokens, some of them scored, behind prompts that their rows share or (False) copy; None:
+    prompts that are read anew in each row.
+    """
+    logits = logits_bytes(scored, allowed)
+    if shared is None:
+        return Cost(0, pass_bytes(vlm, prompt + span) + logits)
+    if shared:
+        kept, fixed = prefill_cost(vlm, prompt)
+        return Cost(kept, pass_bytes(vlm, span) + logits, fixed)
+    return Cost(0, kv_bytes(vlm, 2 * prompt + span) + pass_bytes(vlm, prompt + span) + logits)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What may be used of a device's memory now; None where nobody can say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(SHARE_OF_GPU * (torch.cuda.mem_get_info(device)[0] + cached))
+    if device.type != "cpu":
+        return None
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    available = _available_ram()
+    return None if available is None else int(SHARE_OF_RAM * available / processes)
+
+
+def _available_ram(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that can be had without swapping, within the limit of a container."""
+    try:
+        lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
+        found = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found = min(found, limit - used + int(stat["inactive_file"]))  # files that were read are no use of memory
+    except (OSError, KeyError, ValueError):  # no limit, written 'max', or no such group
+        pass
+    return found
+
+
+def rows_that_fit(
+    cost: Cost, each: int, device: torch.device, max_rows: int | None = None, usual: int = MAX_ROWS
+) -> int:
+    """Rows to hold at once: what fits, at most `max_rows`, or what is quick (`usual`) where nothing is said.
+
+    Args:
+        cost: of a prompt and of a row.
+        each: rows behind each prompt.
+        device: where they will be.
+        max_rows: what the caller allows.
+        usual: more rows than that are no faster.
+
+    Raises:
+        RewindError: not even one row fits.
+    """
+    if max_rows is not None:
+        check_whole("max_rows", max_rows, least=1)
+    most, free = max_rows or usual, free_bytes(device)
+    if free is None:
+        return most
+    left = free - cost.fixed
+    whole, group = left // (cost.prompt + each * cost.row), (left - cost.prompt) // cost.row
+    fitting = whole * each if whole > 0 else min(group, each)
+    if fitting < 1:
+        # A share that is too small is no reason yet: the whole may do.
+        share = SHARE_OF_GPU if device.type == "cuda" else SHARE_OF_RAM
+        needed = cost.prompt + cost.row + cost.fixed
+        if free / share < needed:
+            raise RewindError(
+                f"one row needs {needed / GIB:.2f} GiB and {free / share / GIB:.2f} GiB are free on {device}: free "
+                "some, or lower it by smaller pictures or half precision (--dtype bfloat16)"
+            )
+        fitting = 1
+    return min(most, fitting)
+
+
+class Portions:
+    """Work in rectangles of prompts and rows behind each, at most `rows` at once.
+
+    Out of memory all the same, it halves the rows once, says so and goes on.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.halved = rows, False
+
+    def over(self, prompts: range, each: range, work: Callable[[range, range], None]) -> None:
+        """`work` on ranges that cover prompts x each; prompts one after the other, rows within them."""
+        size = max(1, self.rows // max(1, len(each)))
+        start = prompts.start
+        while start < prompts.stop:
+            part = range(start, min(start + size, prompts.stop))
+            begin = each.start
+            while begin < each.stop:
+                few = range(begin, min(begin + self.rows, each.stop))
+                if not self._worked(work, part, few):
+                    self.over(part, few, work)
+                begin = few.stop
+            start = part.stop
+            size = min(size, max(1, self.rows // max(1, len(each))))
+
+    def _worked(self, work: Callable[[range, range], None], part: range, few: range) -> bool:
+        try:
+            work(part, few)
+            return True
+        except torch.OutOfMemoryError as error:
+            if self.halved or self.rows == 1:
+                raise RewindError(
+                    f"out of memory with {len(part) * len(few)} rows at once: {str(error).splitlines()[0]} Give "
+                    "--max_rows less than that, or free memory"
+                ) from error
+        self.rows, self.halved = max(1, len(part) * len(few) // 2), True
+        logger.warning("out of memory: from here on %d rows at once (--max_rows sets it from the start)", self.rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return False
+
+
+def in_parts(count: int, rows: int, work: Callable[[range], Found]) -> list[Found]:
+    """What `work` returns for ranges that cover range(count), at most `rows` of them at once."""
+    found: list[Found] = []
+    Portions(rows).over(range(count), range(1), lambda part, _: found.append(work(part)))
+    return found

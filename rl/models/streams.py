@@ -1,0 +1,164 @@
+"""Prompts that have been read, and rows that go on from them: each with a copy of its prompt, or sharing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rl.models.attention import SharedPrefix, can_share, chunks, two_parts
+from rl.models.memory import TOKENS_A_PASS
+from rl.models.unified import UnifiedVLM
+
+Layers = list[tuple[Tensor, Tensor]]
+SHARED_FROM = 128
+"""Tokens from which on a prompt is shared: a shorter one is copied sooner than attended to in two parts."""
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts of any length -> ids and mask, int64 [B, T], aligned at their ends."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def shares_prompts(vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> bool:
+    """Whether rows behind these prompts share them: by the longest, whatever stands together in a batch."""
+    return max(map(len, prompts), default=0) >= SHARED_FROM and can_share(vlm)
+
+
+class Stream:
+    """Prompts in the cache: `layers` of keys and values [P, heads, T, D], and the last hidden state [P, D] of each."""
+
+    def __init__(
+        self, vlm: UnifiedVLM, mask_PT: Tensor, hidden_PD: Tensor, layers: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.vlm, self.mask, self.hidden, self.layers = vlm, mask_PT, hidden_PD, layers
+
+    @classmethod
+    def prefill(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
+        """Read prompts of any lengths, each once, in one pass."""
+        ids, mask = pad_left(prompts, vlm.layout.pad, vlm.device)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        output = vlm.hidden_states(
+            ids, attention_mask=mask, position_ids=positions, past_key_values=DynamicCache(), use_cache=True
+        )
+        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        return cls(vlm, mask, output.last_hidden_state[:, -1].clone(), layers)  # a view would keep all the others
+
+    @classmethod
+    def prefill_long(cls, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
+        """The same of long prompts, `TOKENS_A_PASS` at once: what a pass holds beside keys and values stays small."""
+        width = max(map(len, prompts))
+        few = max(1, TOKENS_A_PASS // width)
+        if few >= len(prompts):
+            return cls.prefill(vlm, prompts)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long, device=vlm.device)
+        layers: Layers = []
+        hidden: list[Tensor] = []
+        for part in chunks(len(prompts), few):
+            read = cls.prefill(vlm, prompts[part])
+            begin = width - read.mask.shape[1]
+            if not layers:
+                shape = (len(prompts), read.layers[0][0].shape[1], width, read.layers[0][0].shape[3])
+                layers = [(keys.new_zeros(shape), values.new_zeros(shape)) for keys, values in read.layers]
+            for whole, new in zip(layers, read.layers, strict=True):
+                for all_of_it, some in zip(whole, new, strict=True):
+                    all_of_it[part, :, begin:] = some
+            mask[part, begin:] = read.mask
+            hidden.append(read.hidden)
+        return cls(vlm, mask, torch.cat(hidden), layers)
+
+    def rows(self, numbers_R: Tensor) -> CopiedRows:
+        """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self.layers):
+            here = numbers_R.to(keys.device)  # a divided model has its layers on several devices
+            cache.update(keys[here], values[here], index)
+        return CopiedRows(self.vlm, self.mask[numbers_R], self.hidden[numbers_R], cache)
+
+    def shared_rows(self, times: int, room: int = 0) -> SharedRows:
+        """`times` rows for each prompt, which all keep it once; `room`: tokens that a row will `push`, 0 if it only
+        `read`s.
+        """
+        before = self.mask.sum(-1, keepdim=True).repeat_interleave(times, 0)
+        return SharedRows(self.vlm, before, self.hidden.repeat_interleave(times, 0), self._prefix(times, room))
+
+    def _prefix(self, times: int, room: int) -> SharedPrefix:
+        kind = self.layers[0][1].device.type
+        if torch.is_autocast_enabled(kind):  # as sdpa would cast them, but once
+            dtype = torch.get_autocast_dtype(kind)
+            self.layers = [(keys.to(dtype), values.to(dtype)) for keys, values in self.layers]
+        return SharedPrefix(self.layers, self.mask, times, room)
+
+
+class Rows:
+    """Rows behind prompts: `hidden` [R, D] is the state that the next token is drawn from."""
+
+    vlm: UnifiedVLM
+    hidden: Tensor
+
+    def read(self, ids_RT: Tensor) -> Tensor:
+        """Hidden states [R, 1 + T, D]: the one that predicts the first of the given tokens, and those after each."""
+        return torch.cat([self.hidden[:, None], self._pass(ids_RT)], 1) if ids_RT.shape[1] else self.hidden[:, None]
+
+    def push(self, token_R: Tensor, then: Sequence[int] = ()) -> None:
+        """Feed the drawn token of each row, and tokens that stand behind it in all rows, in one pass."""
+        ids = token_R[:, None]
+        if then:
+            ids = torch.cat([ids, torch.tensor([then], device=ids.device).expand(len(ids), -1)], 1)
+        self.hidden = self._pass(ids)[:, -1]
+
+    def _pass(self, ids_RT: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class CopiedRows(Rows):
+    """Each row has a copy of its prompt in a cache that grows: quickest where prompts are short."""
+
+    def __init__(self, vlm: UnifiedVLM, mask_RT: Tensor, hidden_RD: Tensor, cache: Any) -> None:
+        self.vlm, self.mask, self.hidden, self.cache = vlm, mask_RT, hidden_RD, cache
+
+    def _pass(self, ids_RT: Tensor) -> Tensor:
+        before, after = self.mask.sum(-1, keepdim=True), torch.ones_like(ids_RT)
+        self.mask = torch.cat([self.mask, after], 1)
+        output = self.vlm.hidden_states(
+            ids_RT,
+            attention_mask=self.mask,
+            position_ids=before + after.cumsum(-1) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = output.past_key_values
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+class SharedRows(Rows):
+    """Each row has room for what it reads; its prompt's keys and values are kept once for all rows of that prompt."""
+
+    def __init__(self, vlm: UnifiedVLM, before_R1: Tensor, hidden_RD: Tensor, prefix: SharedPrefix) -> None:
+        self.vlm, self.before, self.hidden, self.prefix = vlm, before_R1, hidden_RD, prefix
+        # A mask of four axes is taken as it is: two-part attention has masks of its own.
+        self.no_mask = torch.zeros(1, 1, 1, 1, device=hidden_RD.device)
+
+    def _pass(self, ids_RT: Tensor) -> Tensor:
+        tokens = ids_RT.shape[1]
+        self.prefix.begin(tokens)
+        with two_parts(self.vlm):
+            output = self.vlm.hidden_states(
+                ids_RT,
+                attention_mask=self.no_mask,
+                position_ids=self.before + self.prefix.length + torch.arange(tokens, device=ids_RT.device),
+                past_key_values=self.prefix,
+                use_cache=True,
+                shared_prefix=self.prefix,
+            )
+        self.prefix.end(tokens)
+        return output.last_hidden_state  # type: ignore[no-any-return]
