@@ -221,7 +221,7 @@ def test_attention_that_cannot_share_falls_back_and_says_so(share: Any, passes: 
         assert not streams.shares_prompts(vlm, PROMPTS)
         assert not streams.shares_prompts(vlm, PROMPTS)
     assert [record.getMessage() for record in caplog.records] == [
-        "attention by flex_attention cannot share prompts, so each row keeps a copy: sdpa can"
+        "attention by flex_attention cannot share prompts, so each row keeps a copy: sdpa on one device can"
     ]
     vlm.transformer().config._attn_implementation = "eager"
     assert_same(copied, both(share, vlm, PROMPTS, num_samples=2)[1])

@@ -212,13 +212,12 @@ def can_share(vlm: UnifiedVLM) -> bool:
     """Whether a backbone's attention can be done in two parts; says once why not."""
     config: Any = vlm.transformer().config
     asked = str(config._attn_implementation)
-    if asked in ABLE and vlm.divided:
-        asked = "layers on several devices"
-    if asked in ABLE:
+    why = f"attention by {asked} cannot" if asked not in ABLE else "a model on several devices cannot" * vlm.divided
+    if not why:
         return True
-    if asked not in _told:
-        _told.add(asked)
-        logger.warning("with %s prompts are not shared, so each row keeps a copy: sdpa on one device can", asked)
+    if why not in _told:
+        _told.add(why)
+        logger.warning("%s share prompts, so each row keeps a copy: sdpa on one device can", why)
     return False
 
 
