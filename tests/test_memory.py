@@ -181,7 +181,7 @@ def test_little_memory_means_few_rows_and_the_same_results(free: Any, monkeypatc
 
     sizes: list[int] = []
     hidden, pixels, decode = UnifiedVLM.hidden_states, type(make_tiny()).features_pixels, type(make_tiny()).decode_ids
-    noted = lambda original: lambda self, x, *a: (sizes.append(len(x)), original(self, x, *a))[1]  # noqa: E731
+    noted = lambda original: lambda self, x, *a, **k: (sizes.append(len(x)), original(self, x, *a, **k))[1]  # noqa: E731
     monkeypatch.setattr(UnifiedVLM, "hidden_states", noted(hidden))
     monkeypatch.setattr(type(make_tiny()), "features_pixels", noted(pixels))
     monkeypatch.setattr(type(make_tiny()), "decode_ids", noted(decode))
