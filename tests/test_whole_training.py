@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
-from opened_families import opened, pictures
+from opened_families import copied, opened, pictures
 from transformers import set_seed
 
 from rl import RewindError, load_fdm, load_idm
@@ -98,7 +97,7 @@ def test_a_run_of_all_weights_goes_on_exactly(family: str, tmp_path: Path) -> No
     steps = 2 if family == "emu3" else 3
 
     def trained(folder: Path, max_steps: int, resume: bool) -> tuple[Any, Any]:
-        made = copy.deepcopy(vlm, {id(x): x for x in (vlm.tokenizer, vlm.layout, vlm.vqmodel, vlm.model.config)})
+        made = copied(vlm)
         set_seed(0)
         more = {"save_steps": 1, "save_total_limit": 2, "lr_scheduler_type": "constant", "max_steps": max_steps}
         trainer = RoleSFTTrainer(made, "idm", RoleConfig(**settings(folder, **more)), rows)
