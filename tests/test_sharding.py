@@ -223,6 +223,8 @@ def test_the_script_on_two_plain_processes(world: Path, alone: Path, tmp_path: P
     done = run([*TORCHRUN, *fdm_flags(world, output, 2, 6)])
     assert done.returncode == 0, done.stdout[-4000:]
     assert losses(output) == pytest.approx(losses(alone), rel=1e-4)
+    assert done.stdout.count("the adapter is in") == 1  # said by one process
+    assert "Could not find a config file" not in done.stdout  # nor is the Hub asked for the base
 
 
 @pytest.mark.slow

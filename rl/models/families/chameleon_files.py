@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ _HEAD_NORM = re.compile(r"\.[qk]_norm\.(weight|bias)$")
 
 
 def open_folder(
-    folder: Path, settings: Settings, vq_folder: Path | None
+    folder: Path, settings: Settings, vq_folder: Path | None, look: Callable[[ChameleonConfig], object] | None = None
 ) -> tuple[ChameleonForConditionalGeneration, VQDecoder | None]:
     """The transformers model, its VQ tokenizer in float32, and the decoder, None where nobody has one.
 
@@ -42,6 +43,7 @@ def open_folder(
         folder: a transformers checkpoint in safetensors.
         settings: how it is opened.
         vq_folder: where the VQ weights are, if not in the folder.
+        look: called with the config before the language model is read, to refuse what it cannot do.
 
     Raises:
         RewindError: weights that do not fit the config, or no VQ tokenizer.
@@ -54,6 +56,8 @@ def open_folder(
     sizes = {key: value for key, value in {**vq_config_of(told), **vq.config}.items() if key in SIZES}
     if any(getattr(config.vq_config, key, None) != value for key, value in sizes.items()):
         config.vq_config = ChameleonVQVAEConfig(**{**config.vq_config.to_dict(), **sizes})
+    if look is not None:
+        look(config)
     with quiet_transformers():
         model, report = ChameleonForConditionalGeneration.from_pretrained(
             folder,
