@@ -128,6 +128,7 @@ def main() -> None:
 def _check(a: argparse.Namespace) -> None:
     check_data_flags(a.image_root, a.strict, a.triplets)
     from rewards.loading import weight_of
+    from rl.search.attack import PROPOSALS
 
     if a.triplets is None and a.world is None:
         raise RewindError("give something to audit on: --triplets data/test.json, or --world with --fdm")
@@ -139,6 +140,10 @@ def _check(a: argparse.Namespace) -> None:
         raise RewindError("the reward 'fdm_confidence' asks how likely a forward model finds a picture: give --fdm")
     if a.best_of < 2 or a.num_scenes < 2 or a.limit < 2:
         raise RewindError("--best_of, --num_scenes and --limit must be at least 2")
+    if a.fdm is not None and a.queries < PROPOSALS:
+        raise RewindError(
+            f"--queries must be at least {PROPOSALS}, the scores of one round of optimising tokens, not {a.queries}"
+        )
 
 
 def _models(a: argparse.Namespace) -> tuple[Any, Any]:

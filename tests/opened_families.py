@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -67,7 +68,9 @@ class Shelf:
 
 @functools.cache
 def shelf() -> Shelf:
-    """One for all tests of a process."""
+    """One for all tests of a process, or of several (`REWIND_TEST_SHELF`)."""
+    if "REWIND_TEST_SHELF" in os.environ:
+        return Shelf(Path(os.environ["REWIND_TEST_SHELF"]))
     folder = tempfile.mkdtemp(prefix="families-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Shelf(Path(folder))
@@ -81,12 +84,17 @@ def opened(name: str, dtype: str = "float32") -> Any:
     return load_base(shelf()[name], settings, vq=None if vq is None else shelf()[vq])
 
 
-def trainable(vlm: Any) -> Any:
-    """A copy with a fresh adapter that does change something; what no training changes is shared."""
+def copied(vlm: Any) -> Any:
+    """A copy to train; what no training changes is shared."""
     config = vlm.model.config
     maps = [config.vocabulary_map] if hasattr(config, "vocabulary_map") else []
     shared = [vlm.tokenizer, vlm.layout, vlm.vqmodel, config, *maps]
-    made = copy.deepcopy(vlm, {id(x): x for x in shared})
+    return copy.deepcopy(vlm, {id(x): x for x in shared})
+
+
+def trainable(vlm: Any) -> Any:
+    """A copy with a fresh adapter that does change something."""
+    made = copied(vlm)
     torch.manual_seed(1)
     add_adapter(made, LoraConfig(r=2, target_modules=list(LINEAR_LAYERS), init_lora_weights=False))
     return made

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from conftest import make_tiny  # sets what must be set before the libraries are imported
+from opened_families import copied, opened, pictures, trainable
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -216,7 +218,24 @@ def dpo(folder: Path) -> dict[str, Any]:
     return found | {"totals": [scored.total for _, group in groups for scored in group]}
 
 
+def family(name: str, kind: str, folder: Path) -> dict[str, Any]:
+    """A family's tiny checkpoint: two steps of SFT (of Lumina all weights, whose head is its own), or one of GRPO."""
+    vlm = copied(opened(name)) if (name, kind) == ("lumina", "sft") else trainable(opened(name))
+    images = pictures(vlm, 8)
+    rows = [Triplet(a, ACTIONS[0], b) for a, b in zip(images[:4], images[4:], strict=True)]
+    common: dict[str, Any] = {"output_dir": str(folder), **COMMON, "per_device_train_batch_size": 4 // WORLD}
+    if kind == "sft":
+        trainer: Any = RoleSFTTrainer(vlm, "fdm", RoleConfig(max_steps=2, **common), role_rows(vlm, "fdm", rows))
+        return finish(trainer, vlm, folder)
+    config = RewindGRPOConfig(max_steps=1, num_generations=2, beta=0.1, seed=3, **common)
+    trainer = WorldModelGRPOTrainer(vlm, rows, [Reward.of(even)], config)
+    return finish(trainer, vlm, folder) | {"gap": trainer.sampler_trainer_gap}
+
+
+NAMES = ("lumina", "liquid", "emu3")
+FAMILIES = {f"{name}-{kind}": partial(family, name, kind) for name in NAMES for kind in ("sft", "grpo")}
 SCENARIOS = {
+    **FAMILIES,
     "sft": sft,
     "whole": whole,
     "half": lambda folder: sft(folder, half_batch=True),

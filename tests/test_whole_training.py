@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny
-from opened_families import opened, pictures
+from opened_families import copied, opened, pictures
+from safetensors.torch import load_file
+from test_sharding import LAUNCH, run
+from test_sharding import config as sharding
 from transformers import set_seed
 
 from rl import RewindError, load_fdm, load_idm
@@ -98,7 +101,7 @@ def test_a_run_of_all_weights_goes_on_exactly(family: str, tmp_path: Path) -> No
     steps = 2 if family == "emu3" else 3
 
     def trained(folder: Path, max_steps: int, resume: bool) -> tuple[Any, Any]:
-        made = copy.deepcopy(vlm, {id(x): x for x in (vlm.tokenizer, vlm.layout, vlm.vqmodel, vlm.model.config)})
+        made = copied(vlm)
         set_seed(0)
         more = {"save_steps": 1, "save_total_limit": 2, "lr_scheduler_type": "constant", "max_steps": max_steps}
         trainer = RoleSFTTrainer(made, "idm", RoleConfig(**settings(folder, **more)), rows)
@@ -149,3 +152,29 @@ def test_a_base_that_was_cut_off_while_it_was_saved_does_not_open(tmp_path: Path
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(RewindError, match="there is no base"):
         load_base(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_script_on_two_processes_under_zero3(data: Path, tmp_path: Path) -> None:
+    """Divided, evaluated, its best checkpoint kept, cut off and gone on with: to the bit, and as one process ends."""
+    flags = ["scripts/train_fdm.py", "--base", "tabletop-chameleon", "--use_peft", "false", "--triplets", data]
+    flags += ["--validation", data, "--eval_strategy", "steps", "--eval_steps", 2, "--save_steps", 2, "--max_steps", 4]
+    flags += ["--load_best_model_at_end", "true", "--metric_for_best_model", "eval_loss", "--learning_rate", 1e-4]
+
+    def train(name: str, processes: int, *more: str) -> Path:
+        launch = [*LAUNCH, "--config_file", sharding(tmp_path, "zero3")] if processes == 2 else [sys.executable]
+        batch = ["--per_device_train_batch_size", 4 // processes]
+        done = run([*launch, *flags, *batch, "--output_dir", tmp_path / name, *more])
+        assert done.returncode == 0, done.stdout[-4000:]
+        return tmp_path / name
+
+    one, two = train("one", 1), train("two", 2)
+    shutil.copytree(two, tmp_path / "cut")
+    for left in ("checkpoint-4", "model"):
+        shutil.rmtree(tmp_path / "cut" / left)
+    cut = train("cut", 2, "--resume", "true")
+    weights = [load_file(folder / "model" / "model.safetensors") for folder in (one, two, cut)]
+    for name, weight in weights[1].items():
+        assert torch.equal(weights[2][name], weight), name
+        assert torch.allclose(weights[0][name], weight, atol=1e-5), name
+    assert load_fdm(two).backbone.can_draw

@@ -11,6 +11,8 @@ import numpy as np
 
 from rl.errors import RewindError
 
+PROPOSALS = 16
+"""Scores a round."""
 ScoreGroups = Callable[[Sequence[np.ndarray]], Sequence[Sequence[float | None]]]
 """Groups of pictures, int64 [candidates, K] each -> a score a candidate, None where it cannot be scored."""
 
@@ -20,7 +22,7 @@ def greedy(
     image_ids_V: np.ndarray,
     score: ScoreGroups,
     queries: int = 256,
-    proposals: int = 16,
+    proposals: int = PROPOSALS,
     seed: int = 0,
 ) -> np.ndarray:
     """Change one token after another, each time to what scores best of a few random proposals.

@@ -88,12 +88,15 @@ class WholeCheckpoints:
             rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The model as transformers does it, but one without adapters under its own names: those under which a family
-        is published are not the names by which `Trainer` loads a checkpoint, and it goes on without what it misses.
+        """The model as transformers does it, with two things said that it leaves open.
+
+        A model without adapters is written under its own names: those under which a family is published are not the
+        names by which `Trainer` loads a checkpoint, and it goes on without what it misses. Adapters never bring the
+        embeddings with them: else peft would ask the Hub, by the base's name, whether they are the base's.
         """
         model: Any = cast(Trainer, self).model
-        if not hasattr(model, "peft_config"):
-            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        told = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {"save_original_format": False}
+        model.save_pretrained = partial(model.save_pretrained, **told)
         try:
             super()._save(output_dir, state_dict)  # type: ignore[misc]
         finally:

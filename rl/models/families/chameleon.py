@@ -103,8 +103,12 @@ class ChameleonVLM(VQGANBackbone):
             RewindError: another family's checkpoint, weights that do not fit, no VQ tokenizer.
         """
         settings = settings or Settings()
-        model, decoder = open_folder(folder, settings, vq_folder, cls.left_out)
-        size = cls.size_of(settings.picture_size, model.config.vq_config.resolution, name)
+
+        def size_for(config: ChameleonConfig) -> PictureSize:
+            return cls.size_of(settings.picture_size, config.vq_config.resolution, name)
+
+        model, decoder = open_folder(folder, settings, vq_folder, cls.left_out, size_for)
+        size = size_for(model.config)
         tokenizer = open_tokenizer(folder, vq_folder)
         for config in (model.config, model.generation_config):  # published ones say 1, 2 and nothing
             config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,7 +37,11 @@ _logger = logging.getLogger("rl")
 
 
 def open_folder(
-    folder: Path, settings: Settings, vq_folder: Path | None, left_out: tuple[str, ...] = ()
+    folder: Path,
+    settings: Settings,
+    vq_folder: Path | None,
+    left_out: tuple[str, ...] = (),
+    look: Callable[[ChameleonConfig], object] | None = None,
 ) -> tuple[ChameleonForConditionalGeneration, VQDecoder | None]:
     """The transformers model, its VQ tokenizer in float32, and the decoder, None where nobody has one.
 
@@ -45,6 +50,7 @@ def open_folder(
         settings: how it is opened.
         vq_folder: where the VQ weights are, if not in the folder.
         left_out: prefixes of tensors that are not read, which is logged: heads that a family has beside its words.
+        look: called with the config before the language model is read, to refuse what it cannot do.
 
     Raises:
         RewindError: weights that do not fit the config, or no VQ tokenizer.
@@ -57,6 +63,8 @@ def open_folder(
     sizes = {key: value for key, value in {**vq_config_of(told), **vq.config}.items() if key in SIZES}
     if any(getattr(config.vq_config, key, None) != value for key, value in sizes.items()):
         config.vq_config = ChameleonVQVAEConfig(**{**config.vq_config.to_dict(), **sizes})
+    if look is not None:
+        look(config)
     with quiet_transformers():
         model, report = ChameleonForConditionalGeneration.from_pretrained(
             folder,
