@@ -66,7 +66,7 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) 
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
         if role is not None:
-            told = {} if vlm.actions is None else {"actions": vlm.actions.bins.card()}
+            told = {} if vlm.actions is None else {"actions": vlm.actions.card()}
             (beside / CARD_FILE).write_text(json.dumps({"role": role, **told}) + "\n", encoding="utf-8")
         model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)
         inner = beside / name
