@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,6 +192,11 @@ class SpeaksActions(ABC):
     def action(self, ids: Sequence[int]) -> str:
         """What an IDM has said, from its ids: words, or a vector's text."""
         return self.text(ids) if self.actions is None else self.actions.text(ids)
+
+    def check_actions(self, actions: Iterable[str]) -> None:
+        """Raise a `RewindError` for the first action that this backbone cannot read."""
+        for action in dict.fromkeys(actions):
+            self.check_action(action)
 
     def check_action(self, action: str) -> None:
         """Raise a `RewindError` for a vector whose ranges are not known, or of another length."""
