@@ -149,6 +149,8 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     triplets = read_triplets(
         arguments.triplets, arguments.limit, with_targets=True, **reading(arguments), left_out=left_out
     )
+    for backbone in (fdm.backbone, fdm.backbone if idm is None else idm.backbone):
+        backbone.check_actions(triplet.action for triplet in triplets)
     rewards = _rewards_on(triplets, idm, arguments)
     inputs = [arguments.fdm, arguments.idm, arguments.triplets]
     output = claim(

@@ -66,6 +66,7 @@ def main() -> None:
         triplets = read_triplets(arguments.triplets, arguments.limit, **reading(arguments), left_out=left_out)
     fdm = load_fdm(arguments.fdm, **opening(arguments))
     fdm.backbone.check_can_draw()
+    fdm.backbone.check_actions(triplet.action for triplet in triplets)
     names = ("num_samples", "temperature", "top_k", "top_p", "guidance", "seed")
     arguments.guidance = arguments.guidance[0] if len(arguments.guidance) == 1 else arguments.guidance
     settings = {name: getattr(arguments, name) for name in names}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from opened_families import opened, pictures, trainable
 from PIL import Image
+from test_scripts import start
 from transformers import set_seed
 
 from rewards import Reward
@@ -227,7 +228,12 @@ def test_both_roles_take_vectors(name: str) -> None:
     assert best.best.score == pytest.approx(max(float(x.mean()) for x in scores), abs=1e-3)
 
 
-def test_a_base_without_ranges_says_so() -> None:
+def test_a_base_without_ranges_says_so(tmp_path: Path) -> None:
+    Image.fromarray(pictures(opened("chameleon"))[0]).save(tmp_path / "a.png")
+    asked = ["--source", tmp_path / "a.png", "--action", "[0.5, 0.1]", "--output", tmp_path / "out"]
+    done = start("scripts/sample.py", "--fdm", "tabletop-chameleon", *asked)
+    assert "error: tabletop-chameleon knows no ranges for the numbers of an action" in done.stderr
+    assert not (tmp_path / "out").exists()  # nothing is begun
     vlm, source = opened("lumina"), pictures(opened("lumina"))[0]
     for ask in (
         lambda: ForwardDynamics(vlm).sample(source, "[0.5, 0.1]", 1),
@@ -290,8 +296,8 @@ def test_a_run_keeps_its_ranges(tmp_path: Path) -> None:
     assert card["role"] == "idm"
     assert card["actions"]["kind"] == "bins"
     for changed, sentence in (
-        ({"actions": {**card["actions"], "low": [-9.0] * 3}}, "has its actions in other ranges already"),
-        ({"actions": {"kind": "flow"}}, "states actions of an unknown kind: 'bins' alone is known"),
+        ({"actions": {**card["actions"], "low": [-9.0] * 3}}, "has its actions in other ranges or tokens already"),
+        ({"actions": {"kind": "flow"}}, "states actions of an unknown kind: 'bins' and 'fast' are known"),
         ({"actions": None}, "names actions in words, and .* takes vectors"),
     ):
         (run / "idm" / "adapter" / "rewind.json").write_text(json.dumps(card | changed))

@@ -89,7 +89,7 @@ def prepare(
     settings, folder = Settings(dtype=dtype), folder_of(name, META_FILES)
     vq_folder = None if vq is None else folder_of(vq)
     card: dict[str, Any] = {"converted": {"from": name, "vq": vq, "dtype": dtype, **_revision(folder)}}
-    card |= {} if actions is None else {"actions": actions.card()}
+    card |= {} if actions is None else {"actions": {"kind": "bins", **actions.card()}}
     inputs = [folder] if vq_folder is None else [folder, vq_folder]
     if is_meta(folder):
         _check_family(name, ChameleonVLM.family, family)

@@ -17,6 +17,7 @@ from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
+from rl.models.fast import FastCodec
 from rl.models.fingerprint import fingerprint
 from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
@@ -38,7 +39,7 @@ def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_siz
     vlm.save(folder, max_shard_size)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
     told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
-    told |= {} if vlm.actions is None else {"actions": vlm.actions.bins.card()}
+    told |= {} if vlm.actions is None else {"actions": vlm.actions.card()}
     write_card(folder, told | ({"template": asdict(vlm.template)} if vlm.template != type(vlm).template else {}))
 
 
@@ -287,13 +288,13 @@ def _take_actions(vlm: UnifiedVLM, card: dict[str, Any], folder: Path) -> None:
     """What a card says of actions that are vectors.
 
     Raises:
-        RewindError: another kind than bins, an inverse model that says words beside a model of vectors.
+        RewindError: an unknown kind, an inverse model that says words beside a model of vectors.
     """
     told = card.get("actions")
     if told is None:
         if card.get("role") == "idm" and vlm.actions is not None:
             raise RewindError(f"the inverse model in {folder} names actions in words, and {vlm.name} takes vectors")
         return
-    if not isinstance(told, dict) or told.get("kind") != "bins":
-        raise RewindError(f"{folder / CARD_FILE} states actions of an unknown kind: 'bins' alone is known")
-    vlm.use_actions(ActionBins.of(told))
+    if not isinstance(told, dict) or told.get("kind") not in ("bins", "fast"):
+        raise RewindError(f"{folder / CARD_FILE} states actions of an unknown kind: 'bins' and 'fast' are known")
+    vlm.use_actions(ActionBins.of(told), FastCodec.of(told.get("codec") or {}) if told["kind"] == "fast" else None)

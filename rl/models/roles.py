@@ -242,7 +242,7 @@ class InverseDynamics(_Role):
         """The action in words, for one pair of pictures or for lists of them.
 
         Greedy at temperature 0; above, a sample (same seed, same words). A model of actions that are vectors says the
-        text of one, `[0.1, -0.25]`, a token a number whatever `max_tokens` is.
+        text of one, `[0.1, -0.25]`, whatever `max_tokens` is.
         """
         check_whole("max_tokens", max_tokens, least=1)
         vlm = self.backbone
@@ -260,9 +260,9 @@ class InverseDynamics(_Role):
                 [vlm.idm_prompt(a, b) for a, b in pairs],
                 TokenDistribution(vlm.action_vocabulary, temperature),
                 num_samples=1,
-                max_tokens=max_tokens if vectors is None else len(vectors.bins.low),
+                max_tokens=max_tokens if vectors is None else vectors.most,
                 noise=Noise(seed),
-                stop=vlm.layout.end_text if vectors is None else None,
+                stop=vlm.layout.end_text if vectors is None else vectors.stop,
                 max_rows=self.max_rows,
             )
         texts = [vlm.action(row) for row in drawn.ids_PGT[:, 0].tolist()]

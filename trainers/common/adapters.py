@@ -80,7 +80,7 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) 
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
         card = {**({} if role is None else {"role": role}), **told_of_base(vlm.fingerprint, vlm.asked_size)}
         if role is not None and vlm.actions is not None:
-            card["actions"] = vlm.actions.bins.card()
+            card["actions"] = vlm.actions.card()
         if card:
             (beside / CARD_FILE).write_text(json.dumps(card) + "\n", encoding="utf-8")
         model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)

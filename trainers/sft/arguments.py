@@ -34,6 +34,13 @@ class IDMArguments(RunArguments):
             "numbers of the triplets span)"
         },
     )
+    action_codec: str | None = field(
+        default=None,
+        metadata={
+            "help": "for vectors in UniVLA's FAST tokens in place of bins: a folder or Hub id with the codec, e.g. "
+            'physical-intelligence/fast; --action_ranges then states "steps" too'
+        },
+    )
 
 
 @dataclass

@@ -16,6 +16,8 @@ from rl.data.action_vectors import ranges_of
 from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
+from rl.models.fast import FastCodec
+from rl.models.hub import folder_of
 from rl.models.known import LINEAR_LAYERS
 from rl.models.opening import load_base
 from rl.models.roles import IDM_ADAPTER, Role
@@ -45,6 +47,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     with_idm = isinstance(arguments, FDMArguments) and arguments.with_idm
     synthetic = getattr(arguments, "synthetic", [])
     _check(arguments, config, model_config, with_idm)
+    codec = None if arguments.action_codec is None else FastCodec.open(folder_of(arguments.action_codec))
     lora, importance = lora_config(model_config, LINEAR_LAYERS) if model_config.use_peft else None, None
     if isinstance(arguments, FDMArguments) and arguments.token_weights:
         normalise: Any = arguments.importance_normalise
@@ -55,12 +58,14 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     triplets += read_files(arguments, synthetic, left_out, limit=arguments.limit, with_targets=True)
     held_out = read_files(arguments, arguments.validation, left_out, with_targets=True)
     actions = ranges_of(triplets, arguments.action_ranges)
+    if actions is None and codec is not None:
+        raise RewindError("--action_codec is for actions that are vectors, and these are words: leave it out")
     set_seed(config.seed)  # before the adapter is drawn
     with whole_weights():
         vlm = load_base(arguments.base, _opening(arguments, model_config), arguments.vq)
         vlm.max_rows = arguments.max_rows
         if actions is not None:
-            vlm.use_actions(actions)
+            vlm.use_actions(actions, codec)
         rows = role_rows(vlm, role, triplets, importance)
         eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
         if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:

@@ -113,6 +113,12 @@ class Emu3VLM(UnifiedVLM):
         ids = tuple(range(last - 1, last - 1 - NUM_BINS, -1))
         return BinTokens(ids, (vocabulary[BEGIN_ACTION],), (vocabulary[END_ACTION],))
 
+    def fast_tokens(self, size: int) -> BinTokens:
+        """As UniVLA's code has them: token t of the codec is the t-th word from the last one backwards."""
+        bins = self.bin_tokens()
+        last = bins.ids[0] + 1
+        return BinTokens(tuple(range(last, last - size, -1)), bins.begin, bins.end)
+
     def save(self, folder: Path, max_shard_size: int | str = "50GB") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         inner = self._emu.model
