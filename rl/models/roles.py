@@ -11,6 +11,7 @@ import torch
 from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.drafting import Counts
 from rl.models.inputs import as_list, check_actions, rows_of, token_ids
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
@@ -39,7 +40,14 @@ class ForwardDynamics(_Role):
     Args:
         backbone: the unified VLM.
         adapter: name of the LoRA adapter of this role on it, None for the base itself.
+
+    Attributes:
+        counts: passes of all `sample` calls so far, and how many tokens of the sources were guessed and came true.
     """
+
+    def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
+        super().__init__(backbone, adapter)
+        self.counts = Counts()
 
     def distribution(self, temperature: float = 1.0, guidance: float | Sequence[float] = 1.0) -> TokenDistribution:
         """The distribution of image tokens that sampler and trainers share."""
@@ -130,14 +138,14 @@ class ForwardDynamics(_Role):
         if kept_PT is not None and kept_PT.shape != (len(sources), vlm.layout.tokens_per_image):
             raise RewindError(f"'kept' must hold {vlm.layout.tokens_per_image} ids (or -1) for each source")
         distribution = self.distribution(temperature, guidance)
-        count = distribution.free_prompts
+        count, codes = distribution.free_prompts, vlm.layout.tokens_per_image
         with vlm.using(self.adapter, merged=True):
             drawn = sample_tokens(
                 vlm,
                 [vlm.fdm_prompt(ids, words) for ids, words in zip(source_ids, actions, strict=True)],
                 distribution,
                 num_samples=num_samples,
-                max_tokens=vlm.layout.tokens_per_image,
+                max_tokens=codes,
                 noise=Noise(seed, step),
                 unconditional=list(zip(*(vlm.free_prompts(ids, count) for ids in source_ids), strict=True)),
                 truncation=Truncation(top_k, top_p) if top_k is not None or top_p is not None else None,
@@ -145,7 +153,9 @@ class ForwardDynamics(_Role):
                 first=first,
                 kept_PT=kept_PT,
                 after=vlm.layout.grammar.after,
+                draft_PT=torch.tensor(source_ids) if {len(ids) for ids in source_ids} == {codes} else None,
             )
+            self.counts.add(drawn.counts)
         groups = [
             [Candidate(ids, logprobs, vlm) for ids, logprobs in zip(*group, strict=True)]
             for group in zip(drawn.ids_PGT.cpu().numpy(), drawn.logprobs_PGT.cpu().numpy(), strict=True)
