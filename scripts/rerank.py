@@ -154,6 +154,9 @@ def main() -> None:
 
     rerank_all(output, triplets, numbers, best_of, block=max(1, (a.max_rows or AT_ONCE) // a.num_candidates))
     print(f"best of {a.num_candidates}: {summary(output, triplets, fdm.backbone)}")
+    counts = fdm.counts
+    guessed = f", {counts.accepted} of {counts.drafted} guesses from the sources came true" if counts.drafted else ""
+    print(f"{counts.passes} passes behind the prompts{guessed}")
 
 
 if __name__ == "__main__":

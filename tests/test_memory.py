@@ -57,7 +57,8 @@ def test_a_row_of_7b_by_hand() -> None:
     assert 512 * 2**20 < shared.row < 520 * 2**20
     assert shared.prompt == 520 * 2**20
     assert sampling_cost(vlm, 1040, 1024, 8192, shared=True, streams=2).prompt == 2 * shared.prompt
-    assert scoring_cost(vlm, 2080, 12, 12, 65536, shared=True).row < 16 * 2**20
+    assert scoring_cost(vlm, 2080, 12, shared=True).row < 2 * 2**20
+    assert scoring_cost(vlm, 2080, 12, shared=False).row > 2 * 2080 * 2**19
 
 
 LLAMA_7B = {

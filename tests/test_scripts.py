@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -119,6 +120,9 @@ def test_rerank_shards_and_resume(world_folder: Path, tmp_path: Path) -> None:
     command = ["scripts/rerank.py", *base, "--triplets", world_folder / "triplets.json", "--shard", "0/2"]
     said = succeed(*command, "--good_enough", -99, "--output", tmp_path / "out")
     assert "2 candidates for 2 sources, 6 saved by stopping early" in said
+    passes, accepted, drafted = map(int, re.findall(r"(\d+) passes .*, (\d+) of (\d+) guesses", said)[0])
+    assert passes <= 2 * 15  # one a token, but for the first
+    assert accepted <= drafted
     folder = tmp_path / "out" / "shard-0-of-2"
     whole = (folder / "candidates.jsonl").read_bytes()
     assert [json.loads(line)["triplet"] for line in whole.splitlines()] == [0, 2]

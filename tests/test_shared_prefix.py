@@ -10,7 +10,7 @@ import torch
 from conftest import make_tiny
 from opened_families import opened, trainable
 
-from rl.models import attention, streams
+from rl.models import attention, scoring, streams
 from rl.models.attention import SHARED_PREFIX, SharedPrefix, partial_attention, two_parts
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
@@ -105,7 +105,9 @@ def test_chunks_kept_tokens_truncation_and_stops(tiny: UnifiedVLM, share: Any) -
 
 
 @torch.no_grad()
-def test_spans_behind_shared_prompts(tiny: UnifiedVLM, share: Any, passes: list[int]) -> None:
+def test_spans_behind_shared_prompts(
+    tiny: UnifiedVLM, share: Any, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Spans of any lengths, one or several behind a prompt, in the order asked for, in any chunks."""
     distribution = TokenDistribution(tiny.layout.text_ids_V)
     words = [int(token) for token in tiny.layout.text_ids_V[:9]]
@@ -120,6 +122,10 @@ def test_spans_behind_shared_prompts(tiny: UnifiedVLM, share: Any, passes: list[
         shared = span_log_probs(tiny, prompts, spans, distribution, max_rows=max_rows)
         assert passes
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(copied, shared, strict=True))
+    with monkeypatch.context() as patch:  # few logits at once
+        patch.setattr(scoring, "LOGITS_AT_ONCE", 3 * len(distribution.allowed_ids_V))
+        parts = span_log_probs(tiny, prompts, spans, distribution)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(copied, parts, strict=True))
     with torch.enable_grad():  # the path of gradients is as it was
         passes.clear()
         assert span_log_probs(tiny, prompts, spans, distribution)[0].requires_grad

@@ -70,6 +70,10 @@ class SharedPrefix:
     def _shown(self, length: int) -> int:
         return min(-(-length // self.block) * self.block, self.room) if self.room else length
 
+    def keep(self, counts_R: Tensor) -> None:
+        """All that is read stays here: `DraftedPrefix` is for rows of which each keeps another part."""
+        raise NotImplementedError
+
     def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What transformers' attention calls: write new keys and values, get all of the rows' own part."""
         if not self.room:
@@ -93,6 +97,40 @@ class SharedPrefix:
     def is_compileable(self) -> bool:
         """No: transformers asks it of a cache that it may compile for."""
         return False
+
+
+class DraftedPrefix(SharedPrefix):
+    """The same with a length for each row: each keeps of what it has read only what came true."""
+
+    def __init__(
+        self, layers: Sequence[tuple[Tensor, Tensor]], mask_PT: Tensor, times: int, room: int, block: int | None = None
+    ) -> None:
+        super().__init__(layers, mask_PT, times, room, block)
+        rows = len(self.own[0][0])
+        self.rows = torch.arange(rows, device=layers[0][0].device)[:, None]
+        self.length: Any = torch.zeros_like(self.rows)  # [R, 1]
+        self.at = self.rows
+        self.shown = 0
+
+    def begin(self, tokens: int) -> None:
+        device = self.rows.device
+        self.at = self.length + torch.arange(tokens, device=device)
+        self.shown = self._shown(int(self.at.max()) + 1)
+        visible = torch.arange(self.shown, device=device) <= self.at[..., None]
+        self.own_mask = _additive(visible, self.layers_of_prompts[0][0].dtype)[:, None]
+
+    def end(self, tokens: int) -> None:
+        pass
+
+    def keep(self, counts_R: Tensor) -> None:
+        """So many of the tokens that were read last stay; the others are written over."""
+        self.length = self.length + counts_R[:, None]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        own_keys, own_values = self.own[layer_idx]
+        own_keys[self.rows, :, self.at] = keys.transpose(1, 2).to(own_keys.dtype)
+        own_values[self.rows, :, self.at] = values.transpose(1, 2).to(own_values.dtype)
+        return own_keys[:, :, : self.shown], own_values[:, :, : self.shown]
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

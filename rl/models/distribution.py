@@ -111,7 +111,9 @@ class TokenDistribution:
         if self.temperature == 0:
             best = torch.full_like(logits, float("-inf"))
             return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
-        return torch.log_softmax(logits / self.temperature, dim=-1)
+        if self.temperature != 1:  # the same to the bit, without a copy of the logits
+            logits = logits / self.temperature
+        return torch.log_softmax(logits, dim=-1)
 
     def log_probs_and_log_z(self, hidden_D: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
         """`log_probs` float32 [..., V], and float32 [...] the log Z that was taken from the logits to get them.

@@ -9,6 +9,7 @@ import torch
 
 from rl.codes import Codes, by_grid
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.drafting import Counts
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.unified import UnifiedVLM
@@ -27,11 +28,12 @@ def sampled_pictures(
     max_rows: int | None = None,
     first: int | Sequence[int] = 0,
     kept: Sequence[np.ndarray] | None = None,
+    counts: Counts | None = None,
 ) -> list[list[Candidate]]:
     """Draw `num_samples` targets of each source and action under the active adapter, in the source's size.
 
     Sources of one size are drawn together; a candidate does not depend on what is drawn beside it. The other arguments
-    are those of `sample_tokens`, `kept` int64 [K] a source.
+    are those of `sample_tokens`, `kept` int64 [K] a source; what it counts is added to `counts`.
     """
     found: dict[int, list[Candidate]] = {}
     count = distribution.free_prompts
@@ -49,7 +51,10 @@ def sampled_pictures(
             first=first if isinstance(first, int) else [first[n] for n in numbers],
             kept_PT=None if kept is None else torch.from_numpy(np.stack([kept[n] for n in numbers])),
             after=vlm.layout.grammar.of(grid).after,
+            draft_PT=torch.tensor([sources[n] for n in numbers]),
         )
+        if counts is not None:
+            counts.add(drawn.counts)
         groups = zip(drawn.ids_PGT.cpu().numpy(), drawn.logprobs_PGT.cpu().numpy(), strict=True)
         found |= {
             n: [Candidate(ids, logprobs, vlm, grid) for ids, logprobs in zip(*group, strict=True)]

@@ -30,6 +30,8 @@ SHARE_OF_GPU, SHARE_OF_RAM = 0.9, 0.5
 """Of what is free: a GPU is ours, and its allocator needs some room; RAM belongs to others too."""
 TOKENS_A_PASS = 4096
 """Tokens of long prompts that are read at once: enough to be bound by arithmetic."""
+LOGITS_AT_ONCE = 2**21
+"""Log-probabilities, places x allowed ids, that scoring holds at once: 8 MiB, which a processor keeps at hand."""
 GIB = 2**30
 
 
@@ -86,17 +88,17 @@ def sampling_cost(vlm: UnifiedVLM, prompt: int, drawn: int, allowed: int, shared
     return Cost(streams * (kv_bytes(vlm, prompt) + pass_bytes(vlm, prompt)), row)
 
 
-def scoring_cost(vlm: UnifiedVLM, prompt: int, span: int, scored: int, allowed: int, shared: bool | None) -> Cost:
-    """Of spans of so many tokens, some of them scored, behind prompts that their rows share or (False) copy; None:
-    prompts that are read anew in each row.
+def scoring_cost(vlm: UnifiedVLM, prompt: int, span: int, shared: bool | None) -> Cost:
+    """Of spans of so many tokens behind prompts that their rows share or (False) copy; None: prompts that are read anew
+    in each row.
     """
-    logits = logits_bytes(scored, allowed)
+    logits = logits_bytes(1, LOGITS_AT_ONCE)
     if shared is None:
-        return Cost(0, pass_bytes(vlm, prompt + span) + logits)
+        return Cost(0, pass_bytes(vlm, prompt + span), logits)
     if shared:
         kept, fixed = prefill_cost(vlm, prompt)
-        return Cost(kept, pass_bytes(vlm, span) + logits, fixed)
-    return Cost(0, kv_bytes(vlm, 2 * prompt + span) + pass_bytes(vlm, prompt + span) + logits)
+        return Cost(kept, pass_bytes(vlm, span), fixed + logits)
+    return Cost(0, kv_bytes(vlm, 2 * prompt + span) + pass_bytes(vlm, prompt + span), logits)
 
 
 def free_bytes(device: torch.device) -> int | None:

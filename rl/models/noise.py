@@ -47,8 +47,8 @@ class Noise:
         if not (abs(self.seed) < 2**63 and abs(self.step) < 2**63):
             raise RewindError(f"a seed must fit into 64 bits, not {self.seed}")
 
-    def uniform(self, prompt_keys_B: Tensor, candidates_B: Tensor, token: int) -> Tensor:
-        """float64 [B] in [0, 1) for int64 prompt keys and candidate numbers [B] at one token position."""
+    def uniform(self, prompt_keys_B: Tensor, candidates_B: Tensor, token: int | Tensor) -> Tensor:
+        """float64 [B] in [0, 1) for int64 prompt keys and candidate numbers [B] at a token position, or one each."""
         x = _mix(torch.full_like(prompt_keys_B, self.seed) + _GOLDEN)  # else (seed, step) = (0, 31) were (1, 0)
         for part in (self.step, prompt_keys_B, candidates_B, token):
             x = _mix(x * 31 + part + _GOLDEN)

@@ -12,6 +12,7 @@ from rl.checks import check_whole
 from rl.codes import by_grid
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.drafting import Counts
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import action_texts, as_list, check_actions, rows_of, token_ids
 from rl.models.noise import Noise
@@ -41,7 +42,14 @@ class ForwardDynamics(_Role):
     Args:
         backbone: the unified VLM.
         adapter: name of the LoRA adapter of this role on it, None for the base itself.
+
+    Attributes:
+        counts: passes of all `sample` calls so far, and how many tokens of the sources were guessed and came true.
     """
+
+    def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
+        super().__init__(backbone, adapter)
+        self.counts = Counts()
 
     def distribution(self, temperature: float = 1.0, guidance: float | Sequence[float] = 1.0) -> TokenDistribution:
         """The distribution of image tokens that sampler and trainers share."""
@@ -145,6 +153,7 @@ class ForwardDynamics(_Role):
                 max_rows=max_rows,
                 first=first,
                 kept=kept,
+                counts=self.counts,
             )
         return groups[0] if single else groups
 

@@ -7,17 +7,18 @@ candidate does not depend on the batch it is drawn in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rl.models.decoding import How, decode
 from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.drafting import Counts, decode_drafted, window_of
 from rl.models.memory import Portions, rows_that_fit, sampling_cost
 from rl.models.noise import Noise, prompt_key
-from rl.models.streams import Rows, Stream, shares_prompts
+from rl.models.streams import Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
 
 
@@ -25,11 +26,13 @@ from rl.models.unified import UnifiedVLM
 class Drawn:
     """Sampled sequences: `ids_PGT` int64 and `logprobs_PGT` float32, [prompts, candidates, tokens].
 
-    With a stop token, what follows it in a row is the pad id with log-probability 0.
+    With a stop token, what follows it in a row is the pad id with log-probability 0. `counts` tells in how many passes
+    behind the prompts they were drawn.
     """
 
     ids_PGT: Tensor
     logprobs_PGT: Tensor
+    counts: Counts = field(default_factory=Counts)
 
 
 @torch.no_grad()
@@ -48,6 +51,7 @@ def sample_tokens(
     first: int | Sequence[int] = 0,
     kept_PT: Tensor | None = None,
     after: Sequence[Sequence[int]] | None = None,
+    draft_PT: Tensor | None = None,
 ) -> Drawn:
     """Draw `num_samples` continuations of each prompt under the active adapter.
 
@@ -67,23 +71,27 @@ def sample_tokens(
         kept_PT: int64 [P, T], ids that every candidate of a prompt has at a position, -1 where it is drawn. A kept id
             gets its log-probability from the same distribution, so a row's sum is still that of the whole sequence.
         after: ids that stand by rule behind each token (`PictureGrammar.after`): read, and neither drawn nor returned.
+        draft_PT: int64 [P, T], guesses of what will be drawn, such as the source: where rows are few, several are read
+            in one pass and those that come true are kept (`rl.models.drafting`). The candidates are the same.
     """
     if distribution.guided:
         assert unconditional is not None, "a guided distribution needs unconditional prompts"
     read = [prompts, *(unconditional if distribution.guided and unconditional else [])]
     every = [prompt for stream in read for prompt in stream]
-    shared = shares_prompts(vlm, every)
+    plain = stop is None and not any(after or ())
+    window = window_of(vlm, len(prompts) * num_samples, max_tokens) if draft_PT is not None and plain else 0
+    shared = shares_prompts(vlm, every) or window > 0
     room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
     allowed = len(distribution.allowed_ids_V)
     cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read))
     portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
-    how = _How(distribution, max_tokens, stop, truncation, after)
+    how = How(distribution, max_tokens, stop, truncation, after)
     keys_P = torch.tensor([prompt_key(prompt) for prompt in prompts], device=vlm.device)
     firsts = list(first) if isinstance(first, Sequence) else [first] * len(prompts)
     first_P = torch.tensor(firsts, device=vlm.device)
     whole = _nothing((len(prompts), num_samples, max_tokens), vlm)
     prefilled: dict[range, list[Stream]] = {}
-    widths = [0]
+    widths, counts = [0], Counts()
 
     def work(part: range, group: range) -> None:
         if part not in prefilled:
@@ -92,67 +100,26 @@ def sample_tokens(
             prefilled[part] = [prefill(vlm, stream[part.start : part.stop]) for stream in read]
         these, times = slice(part.start, part.stop), len(group)
         repeated = torch.arange(len(part), device=vlm.device).repeat_interleave(times)
-        rows = [s.shared_rows(times, room) if shared else s.rows(repeated) for s in prefilled[part]]
         numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(part))
-        uniform = partial(noise.uniform, keys_P[these][repeated], numbers + first_P[these][repeated])
+        keys, numbers = keys_P[these][repeated], numbers + first_P[these][repeated]
         kept = None if kept_PT is None else kept_PT[these].to(vlm.device)[repeated]
-        drawn = _decode(rows, how, uniform, kept)
+        if draft_PT is not None and window:
+            drafted = [stream.drafted_rows(times, room + window) for stream in prefilled[part]]
+            guesses = draft_PT[these].to(vlm.device)[repeated]
+            drawn = decode_drafted(drafted, how, partial(noise.uniform, keys, numbers), kept, guesses, window, counts)
+        else:
+            rows = [s.shared_rows(times, room) if shared else s.rows(repeated) for s in prefilled[part]]
+            drawn = decode(rows, how, partial(noise.uniform, keys, numbers), kept)
+            counts.passes += drawn[0].shape[1] - 1
         for all_of_it, few in zip(whole, drawn, strict=True):
             all_of_it[these, group.start : group.stop, : few.shape[1]] = few.view(len(part), times, -1)
         widths.append(drawn[0].shape[1])  # with a stop token parts end at different lengths
 
     portions.over(range(len(prompts)), range(num_samples), work)
     ids_PGT, logprobs_PGT = whole
-    return Drawn(ids_PGT[..., : max(widths)], logprobs_PGT[..., : max(widths)])
-
-
-@dataclass(frozen=True)
-class _How:
-    """What all rows of a call have in common."""
-
-    distribution: TokenDistribution
-    max_tokens: int
-    stop: int | None
-    truncation: Truncation | None
-    after: Sequence[Sequence[int]] | None
+    return Drawn(ids_PGT[..., : max(widths)], logprobs_PGT[..., : max(widths)], counts)
 
 
 def _nothing(shape: tuple[int, int, int], vlm: UnifiedVLM) -> tuple[Tensor, Tensor]:
     """Ids and log-probabilities of rows that have ended before they began."""
     return torch.full(shape, vlm.layout.pad, device=vlm.device), torch.zeros(shape, device=vlm.device)
-
-
-def _decode(streams: Sequence[Rows], how: _How, uniform: Any, kept_RT: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The decoding loop: ids int64 and log-probabilities float32 [rows, T]."""
-    vlm, distribution = streams[0].vlm, how.distribution
-    head, allowed = vlm.head_weight(), distribution.allowed_ids_V.to(vlm.device)
-    rows = len(streams[0].hidden)
-    running = torch.ones(rows, dtype=torch.bool, device=vlm.device)
-    ids, logprobs = [], []
-    for t in range(how.max_tokens):
-        log_probs = distribution.log_probs(streams[0].hidden, head, *(s.hidden for s in streams[1:]))
-        if how.truncation is not None:
-            log_probs = how.truncation.apply(log_probs)
-        chosen = _invert(log_probs, uniform(t))
-        if kept_RT is not None:
-            kept = kept_RT[:, t]
-            chosen = torch.where(kept < 0, chosen, distribution.positions(torch.where(kept < 0, allowed[0], kept)))
-        token = torch.where(running, allowed[chosen], vlm.layout.pad)
-        ids.append(token)
-        logprobs.append(torch.where(running, log_probs.gather(-1, chosen[:, None])[:, 0], 0.0))
-        if how.stop is not None:
-            running &= token != how.stop
-            if not bool(running.any()):
-                break
-        if t + 1 < how.max_tokens:
-            for stream in streams:
-                stream.push(token, how.after[t] if how.after is not None else ())
-    return torch.stack(ids, 1), torch.stack(logprobs, 1)
-
-
-def _invert(log_probs_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes the uniform number, int64 [B]."""
-    cumulative = log_probs_BV.double().exp().cumsum(-1)
-    target = (uniform_B * cumulative[:, -1])[:, None]
-    found = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=log_probs_BV.shape[-1] - 1)
-    return found

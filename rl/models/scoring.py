@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rl.checks import check_whole
+from rl.models.attention import chunks
 from rl.models.distribution import TokenDistribution
-from rl.models.memory import Portions, rows_that_fit, scoring_cost
+from rl.models.memory import LOGITS_AT_ONCE, Portions, rows_that_fit, scoring_cost
 from rl.models.streams import Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
 
@@ -136,8 +137,7 @@ class _Reading:
 
     def _portions(self, numbers: Sequence[int], each: int, shared: bool | None) -> Portions:
         prompt, span = (max(len(x[n]) for n in numbers) for x in (self.prompts, self.spans))
-        scored = max(len(self.places[n]) for n in numbers)
-        cost = scoring_cost(self.vlm, prompt, span, scored, len(self.distribution.allowed_ids_V), shared)
+        cost = scoring_cost(self.vlm, prompt, span, shared)
         usual = USUAL_ROWS if shared is None else 4 * USUAL_ROWS
         return Portions(rows_that_fit(cost, each, self.vlm.device, self.max_rows, usual))
 
@@ -157,9 +157,15 @@ class _Reading:
 
     def _scores(self, these: Sequence[int], hidden: Sequence[Tensor]) -> dict[int, Tensor]:
         """Log-probabilities of the scored tokens, from the states that predict them: one a place, row by row."""
-        log_probs = self.distribution.log_probs(hidden[0], self.vlm.head_weight(), *hidden[1:])
-        ids = torch.tensor([self.spans[n][t] for n in these for t in self.places[n]], device=log_probs.device)
-        flat = log_probs.gather(-1, self.distribution.positions(ids)[:, None])[:, 0]
+        ids = torch.tensor([self.spans[n][t] for n in these for t in self.places[n]], device=hidden[0].device)
+        positions, head = self.distribution.positions(ids)[:, None], self.vlm.head_weight()
+        few = max(1, LOGITS_AT_ONCE // len(self.distribution.allowed_ids_V))
+        parts = [slice(None)] if torch.is_grad_enabled() else chunks(len(ids), few)  # a graph would keep all of them
+        found = []
+        for n in parts:
+            log_probs = self.distribution.log_probs(hidden[0][n], head, *(free[n] for free in hidden[1:]))
+            found.append(log_probs.gather(-1, positions[n])[:, 0])
+        flat = torch.cat(found)
         return dict(zip(these, flat.split([len(self.places[n]) for n in these]), strict=True))
 
     def _whole_hidden(self, prompts: Sequence[Sequence[int]], these: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rl.models.attention import SharedPrefix, can_share, chunks, two_parts
+from rl.models.attention import DraftedPrefix, SharedPrefix, can_share, chunks, two_parts
 from rl.models.memory import TOKENS_A_PASS
 from rl.models.unified import UnifiedVLM
 
@@ -88,15 +88,22 @@ class Stream:
         """`times` rows for each prompt, which all keep it once; `room`: tokens that a row will `push`, 0 if it only
         `read`s.
         """
-        before = self.mask.sum(-1, keepdim=True).repeat_interleave(times, 0)
-        return SharedRows(self.vlm, before, self.hidden.repeat_interleave(times, 0), self._prefix(times, room))
+        return self._rows_of(times, SharedPrefix(self._layers(), self.mask, times, room))
 
-    def _prefix(self, times: int, room: int) -> SharedPrefix:
+    def drafted_rows(self, times: int, room: int) -> SharedRows:
+        """The same for rows that get ahead of one another: `read_on`, and then `keep` of each what came true."""
+        return self._rows_of(times, DraftedPrefix(self._layers(), self.mask, times, room))
+
+    def _rows_of(self, times: int, prefix: SharedPrefix) -> SharedRows:
+        before = self.mask.sum(-1, keepdim=True).repeat_interleave(times, 0)
+        return SharedRows(self.vlm, before, self.hidden.repeat_interleave(times, 0), prefix)
+
+    def _layers(self) -> Layers:
         kind = self.layers[0][1].device.type
         if torch.is_autocast_enabled(kind):  # as sdpa would cast them, but once
             dtype = torch.get_autocast_dtype(kind)
             self.layers = [(keys.to(dtype), values.to(dtype)) for keys, values in self.layers]
-        return SharedPrefix(self.layers, self.mask, times, room)
+        return self.layers
 
 
 class Rows:
@@ -162,3 +169,11 @@ class SharedRows(Rows):
             )
         self.prefix.end(tokens)
         return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def read_on(self, ids_RT: Tensor) -> Tensor:
+        """Hidden states [R, T, D] after each of some tokens, which only `keep` makes part of their row."""
+        return self._pass(ids_RT)
+
+    def keep(self, counts_R: Tensor) -> None:
+        """So many of the tokens that were read last stay; what stands behind them is read again."""
+        self.prefix.keep(counts_R)

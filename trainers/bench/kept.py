@@ -29,7 +29,7 @@ class _EnoughError(Exception):
 class _ShortNoise(Noise):
     """Noise that ends a call after `WATCHED` tokens."""
 
-    def uniform(self, prompt_keys_B: torch.Tensor, candidates_B: torch.Tensor, token: int) -> torch.Tensor:
+    def uniform(self, prompt_keys_B: torch.Tensor, candidates_B: torch.Tensor, token: Any) -> torch.Tensor:
         if token == WATCHED:
             raise _EnoughError
         return super().uniform(prompt_keys_B, candidates_B, token)

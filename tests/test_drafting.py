@@ -1,0 +1,99 @@
+"""A draft changes how many passes there are and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rl.models import drafting
+from rl.models.distribution import TokenDistribution, Truncation
+from rl.models.noise import Noise
+from rl.models.roles import ForwardDynamics
+from rl.models.sampling import Drawn, sample_tokens
+from rl.models.unified import UnifiedVLM
+
+PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]
+TOKENS = 12
+
+
+def drawn(vlm: UnifiedVLM, draft: torch.Tensor | None = None, **settings: Any) -> Drawn:
+    distribution = settings.pop("distribution", None) or TokenDistribution(vlm.layout.image_ids_V)
+    prompts = settings.pop("prompts", PROMPTS)
+    how = {"num_samples": 3, "max_tokens": TOKENS, "noise": Noise(5), "draft_PT": draft, **settings}
+    return sample_tokens(vlm, prompts, distribution, **how)
+
+
+def drafts(vlm: UnifiedVLM, plain: Drawn) -> dict[str, torch.Tensor]:
+    """A candidate itself, with a few other tokens, and one that has nothing to do with it."""
+    ids = vlm.layout.image_ids_V
+    spoilt = plain.ids_PGT[:, 0].clone()
+    spoilt[:, [3, 7]] = ids[(torch.searchsorted(ids, spoilt[:, [3, 7]]) + 1) % len(ids)]
+    other = ids[torch.randint(len(ids), spoilt.shape, generator=torch.Generator().manual_seed(0))]
+    return {"true": plain.ids_PGT[:, 0], "spoilt": spoilt, "other": other}
+
+
+def assert_same(a: Drawn, b: Drawn) -> None:
+    assert a.ids_PGT.tolist() == b.ids_PGT.tolist()
+    assert torch.allclose(a.logprobs_PGT, b.logprobs_PGT, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_same_candidates_in_any_case(tiny: UnifiedVLM) -> None:
+    """Prompts of different lengths, kept tokens, truncation, greedy, guidance, later candidates, chunks."""
+    ids = tiny.layout.image_ids_V
+    kept = torch.full((3, TOKENS), -1)
+    kept[0, 2], kept[1, 0], kept[1, 11] = ids[[3, 1, 7]]
+    cases: list[dict[str, Any]] = [
+        {},
+        {"kept_PT": kept},
+        {"truncation": Truncation(top_k=5, top_p=0.9)},
+        {"distribution": TokenDistribution(ids, temperature=0.0), "num_samples": 1},
+        {"distribution": TokenDistribution(ids, guidance=2.0), "unconditional": [[[0], [0, 50], [0]]]},
+        {"first": [4, 0, 2], "max_rows": 2},
+    ]
+    for case in cases:
+        plain = drawn(tiny, **case)
+        for name, draft in drafts(tiny, plain).items():
+            found = drawn(tiny, draft, **case)
+            assert_same(found, plain)
+            assert 0 <= found.counts.accepted <= found.counts.drafted, name
+            assert found.counts.drafted > 0
+
+
+@torch.no_grad()
+def test_passes_and_what_came_true(tiny: UnifiedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One candidate: a draft that is right takes one pass behind the prompt's, two wrong tokens two more."""
+    plain = drawn(tiny, num_samples=1)
+    assert plain.counts.passes == TOKENS - 1
+    one = {"prompts": PROMPTS[:1], "num_samples": 1}
+    guesses = {name: draft[:1] for name, draft in drafts(tiny, plain).items()}
+    seen: list[int] = []
+    original = UnifiedVLM.hidden_states
+    monkeypatch.setattr(
+        UnifiedVLM, "hidden_states", lambda self, ids, **k: (seen.append(ids.shape[1]), original(self, ids, **k))[1]
+    )
+    true = drawn(tiny, guesses["true"], **one)
+    assert (true.counts.passes, true.counts.accepted) == (1, TOKENS - 2)
+    assert seen == [len(PROMPTS[0]), TOKENS - 1]  # the prompt, and all but the last token
+    spoilt = drawn(tiny, guesses["spoilt"], **one)
+    assert spoilt.counts.passes == 3
+    assert spoilt.counts.accepted == TOKENS - 4  # but for the first token and the last of each pass
+    assert drawn(tiny, guesses["other"], **one).counts.passes <= TOKENS - 1
+    monkeypatch.setattr(drafting, "TOKENS_A_PASS", 4 * 9 - 1)  # three tokens for each of nine rows: not worth it
+    many = drawn(tiny, drafts(tiny, plain)["true"])
+    assert (many.counts.passes, many.counts.drafted) == (TOKENS - 1, 0)
+
+
+def test_roles_draft_with_the_source(tiny: UnifiedVLM, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted over all calls; the same candidates as without."""
+    fdm = ForwardDynamics(tiny)
+    found = fdm.sample(picture, "remove all rings", 3, seed=1)
+    assert fdm.counts.drafted > 0
+    passes = fdm.counts.passes
+    monkeypatch.setattr(drafting, "TOKENS_A_PASS", 0)
+    plain = fdm.sample(picture, "remove all rings", 3, seed=1)
+    assert [c.ids.tolist() for c in found] == [c.ids.tolist() for c in plain]
+    assert fdm.counts.passes == passes + tiny.layout.tokens_per_image - 1
