@@ -206,7 +206,9 @@ def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarra
     edits = ["move the red circle right", "move the blue circle left", "move the red square left"]
     assert word_edits(ACTION) == edits
     # Four rivals at most: the word edits, then one sentence of the data set; the action itself is none.
-    reward = IDMMargin(_Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4, floor=None)  # type: ignore[arg-type]
+    reward = IDMMargin(
+        _Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4, floor=None, rivals="first"
+    )  # type: ignore[arg-type]
     expected = []
     for candidate in batch.candidates:
         words = (ACTION, *edits, "remove all rings")
@@ -217,7 +219,7 @@ def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarra
     assert max(expected) <= 0
     # The background is one more rival, of a fixed likelihood, and stands alone where there is no other.
     background = sorted(expected)[1]
-    with_it = IDMMargin(_Silent(idm), num_rivals=3, floor=None, background=background)  # type: ignore[arg-type]
+    with_it = IDMMargin(_Silent(idm), num_rivals=3, floor=None, background=background, rivals="first")  # type: ignore[arg-type]
     found, expected = with_it(batch.prompts, batch.source_image, batch.candidates), []
     for candidate in batch.candidates:
         totals = [float(idm.log_probs(picture, [candidate], w)[0].sum()) for w in (ACTION, *edits)]
