@@ -100,8 +100,9 @@ def test_yes_or_no(picture: np.ndarray) -> None:
 def test_copies_are_charged() -> None:
     source = [[1, 2, 3, 4]] * 3
     predicted = [[1, 2, 3, 4], [9, 2, 3, 4], [9, 9, 3, 4]]
-    assert CopyPenalty()(predicted, source) == [-1.0, 0.0, 0.0]
-    assert CopyPenalty(2)(predicted, source) == [-1.0, -0.5, 0.0]
+    changed = list(np.array(predicted) != source)
+    assert CopyPenalty()(changed) == [-1.0, 0.0, 0.0]
+    assert CopyPenalty(2)(changed) == [-1.0, -0.5, 0.0]
     with pytest.raises(RewindError, match="at least 1 changed token"):
         CopyPenalty(0)
 
@@ -257,9 +258,10 @@ def test_keep_unchanged_by_hand() -> None:
     reward = KeepUnchanged({"move": 1}, default=3)
     source = [[1, 2, 3, 4]] * 3
     predicted = [[1, 2, 3, 4], [9, 9, 3, 4], [9, 9, 9, 9]]
-    assert reward(predicted, source, ["move"] * 3) == [0.0, -1.0, -3.0]  # 0, 1 and 3 tokens beyond the 1 that is free
-    assert reward(predicted, source, [None, "other", "other"]) == [0.0, 0.0, pytest.approx(-1 / 3)]
-    assert KeepUnchanged(default=0)(predicted, source, [None] * 3) == [0.0, -2.0, -4.0]
+    changed = list(np.array(predicted) != source)
+    assert reward(changed, ["move"] * 3) == [0.0, -1.0, -3.0]  # 0, 1 and 3 tokens beyond the 1 that is free
+    assert reward(changed, [None, "other", "other"]) == [0.0, 0.0, pytest.approx(-1 / 3)]
+    assert KeepUnchanged(default=0)(changed, [None] * 3) == [0.0, -2.0, -4.0]
     with pytest.raises(RewindError, match="0 or more"):
         KeepUnchanged(default=-1)
 
