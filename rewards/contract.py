@@ -91,6 +91,12 @@ class Batch:
 
         return token_ids(self.candidates[0].backbone, self.source_image)
 
+    @cached_property
+    def changed_tokens(self) -> list[np.ndarray]:
+        """Which tokens of each prediction show something else than its source's, bool [K]."""
+        pairs = zip(self.candidates, self.source_ids, strict=True)
+        return [candidate.backbone.changed(candidate.ids, source) for candidate, source in pairs]
+
     def only(self, number: int) -> Batch:
         """One candidate as a batch of its own, which logs nothing."""
         one = slice(number, number + 1)

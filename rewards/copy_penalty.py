@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from rl.errors import RewindError
 
 
@@ -25,11 +27,5 @@ class CopyPenalty:
             raise RewindError(f"copy_penalty needs at least 1 changed token, not {least}")
         self.least = least
 
-    def __call__(
-        self, predicted_ids: Sequence[Sequence[int]], source_ids: Sequence[Sequence[int]]
-    ) -> list[float | None]:
-        scores: list[float | None] = []
-        for predicted, source in zip(predicted_ids, source_ids, strict=True):
-            changed = sum(a != b for a, b in zip(predicted, source, strict=True))
-            scores.append(-max(0, self.least - changed) / self.least)
-        return scores
+    def __call__(self, changed_tokens: Sequence[np.ndarray]) -> list[float | None]:
+        return [-max(0, self.least - int(np.sum(changed_K))) / self.least for changed_K in changed_tokens]

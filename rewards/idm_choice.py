@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rewards.rivals import SameOutcome, pick_rivals, word_edits
+from rewards.rivals import Rivals, SameOutcome
 from rl.errors import RewindError
 from rl.models.roles import InverseDynamics
 from rl.pictures import Picture
@@ -26,6 +26,7 @@ class IDMChoice:
         idm: the inverse model.
         actions: sentences of the data set to fill up the options with, from a place that depends on the action.
         num_options: options, the action itself included: word edits of it first.
+        rivals: which others, `near` or `first` (`rewards.rivals.Rivals`).
         same_outcome: `(source_picture, a, b) -> bool` where a world can tell that two sentences name one outcome.
     """
 
@@ -37,10 +38,11 @@ class IDMChoice:
         actions: Sequence[str] = (),
         num_options: int = 4,
         same_outcome: SameOutcome | None = None,
+        rivals: str = "near",
     ) -> None:
         if num_options < 2:
             raise RewindError(f"idm_choice needs at least 2 options, not {num_options}")
-        self.idm, self.actions, self.num_options, self.same_outcome = idm, list(actions), num_options, same_outcome
+        self.idm, self.num_options, self.rivals = idm, num_options, Rivals(actions, rivals, same_outcome)
 
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
@@ -59,6 +61,5 @@ class IDMChoice:
 
     def options(self, source: Picture, action: str) -> list[str]:
         """The action and what is offered beside it."""
-        start = zlib.crc32(action.encode()) % max(1, len(self.actions))
-        offered = (*word_edits(action), *self.actions[start:], *self.actions[:start])
-        return [action, *pick_rivals(source, action, offered, self.num_options - 1, self.same_outcome)]
+        start = zlib.crc32(action.encode()) % max(1, len(self.rivals.sentences))
+        return [action, *self.rivals.of(source, action, self.num_options - 1, start=start)]

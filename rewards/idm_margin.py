@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards.rivals import pick_rivals, word_edits
+from rewards.rivals import Rivals
 from rl.errors import RewindError
 from rl.models.roles import InverseDynamics
 from rl.pictures import Picture
@@ -28,8 +28,9 @@ class IDMMargin:
     Args:
         idm: the inverse model.
         actions: sentences of the data set to draw rivals from, the same for all candidates of a source.
-        num_rivals: rivals K: what the model itself says of the group's candidates, always all of it, then word edits
-            and sentences of the data set until there are as many.
+        num_rivals: rivals K: what the model itself says of the group's candidates, always all of it, then others until
+            there are as many.
+        rivals: which others, `near` or `first` (`rewards.rivals.Rivals`).
         floor: what the margin levels off at, in nats; None for none. How much likelier something else is, of a picture
             that the model takes for something else, is mostly noise: without a floor it outweighs the difference
             between right and wrong. The order of candidates stays: log(e^margin + e^floor), moved so that 0 stays 0.
@@ -48,6 +49,7 @@ class IDMMargin:
         same_outcome: Callable[[Any, str, str], bool] | None = None,
         floor: float | None = -5.0,
         background: float | None = None,
+        rivals: str = "near",
     ) -> None:
         if num_rivals < 1:
             raise RewindError(f"idm_margin needs at least one rival, not {num_rivals}")
@@ -55,7 +57,7 @@ class IDMMargin:
             raise RewindError(f"the floor of idm_margin must be below 0, which is its highest value, not {floor}")
         if background is not None and not background <= 0:
             raise RewindError(f"the background of idm_margin is a log-likelihood: 0 or less, not {background}")
-        self.idm, self.actions, self.num_rivals, self.same_outcome = idm, list(actions), num_rivals, same_outcome
+        self.idm, self.num_rivals, self.rivals = idm, num_rivals, Rivals(actions, rivals, same_outcome)
         self.floor = -np.inf if floor is None else floor
         self.background = [] if background is None else [background]
 
@@ -102,5 +104,4 @@ class IDMMargin:
         }
 
     def _rivals(self, source: Picture, action: str, said: Sequence[str]) -> list[str]:
-        offered = (*said, *word_edits(action), *self.actions)
-        return pick_rivals(source, action, offered, self.num_rivals, self.same_outcome, always=len(said))
+        return self.rivals.of(source, action, self.num_rivals, said)

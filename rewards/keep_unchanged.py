@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from rl.errors import RewindError
 
 
@@ -25,13 +27,11 @@ class KeepUnchanged:
         if any(value < 0 for value in (*self.free.values(), default or 0.0)):
             raise RewindError("the number of tokens that may change freely must be 0 or more")
 
-    def __call__(
-        self, predicted_ids: Sequence[Sequence[int]], source_ids: Sequence[Sequence[int]], task: Sequence[str | None]
-    ) -> list[float | None]:
+    def __call__(self, changed_tokens: Sequence[np.ndarray], task: Sequence[str | None]) -> list[float | None]:
         scores: list[float | None] = []
-        for predicted, source, name in zip(predicted_ids, source_ids, task, strict=True):
-            changed = sum(a != b for a, b in zip(predicted, source, strict=True))
-            otherwise = len(source) / 8 if self.default is None else self.default
+        for changed_K, name in zip(changed_tokens, task, strict=True):
+            changed = int(np.sum(changed_K))
+            otherwise = len(changed_K) / 8 if self.default is None else self.default
             free = self.free.get(name, otherwise) if name is not None else otherwise
             scores.append(-max(0.0, changed - free) / max(free, 1.0))
         return scores

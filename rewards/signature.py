@@ -25,6 +25,7 @@ COLUMNS = (
     "target_image",
     "source_ids",
     "predicted_ids",
+    "changed_tokens",
     "task",
     "log_metric",
     "trainer_state",
@@ -35,7 +36,7 @@ ALIASES = {"completion_ids": "predicted_ids"}
 CHEAP = ("prompts", "predicted_ids", "completion_ids", "source_image", "task", "log_metric", "trainer_state")
 """What `**kwargs` receives beside the further columns of the data. True targets have to be named: who predicts does not
 have them, and it is said of a reward that asks."""
-PREDICTION = {"completions", "candidates", "predicted_ids", "completion_ids"}
+PREDICTION = {"completions", "candidates", "predicted_ids", "completion_ids", "changed_tokens"}
 
 
 @dataclass(frozen=True)

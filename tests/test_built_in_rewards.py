@@ -100,8 +100,9 @@ def test_yes_or_no(picture: np.ndarray) -> None:
 def test_copies_are_charged() -> None:
     source = [[1, 2, 3, 4]] * 3
     predicted = [[1, 2, 3, 4], [9, 2, 3, 4], [9, 9, 3, 4]]
-    assert CopyPenalty()(predicted, source) == [-1.0, 0.0, 0.0]
-    assert CopyPenalty(2)(predicted, source) == [-1.0, -0.5, 0.0]
+    changed = list(np.array(predicted) != source)
+    assert CopyPenalty()(changed) == [-1.0, 0.0, 0.0]
+    assert CopyPenalty(2)(changed) == [-1.0, -0.5, 0.0]
     with pytest.raises(RewindError, match="at least 1 changed token"):
         CopyPenalty(0)
 
@@ -206,7 +207,9 @@ def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarra
     edits = ["move the red circle right", "move the blue circle left", "move the red square left"]
     assert word_edits(ACTION) == edits
     # Four rivals at most: the word edits, then one sentence of the data set; the action itself is none.
-    reward = IDMMargin(_Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4, floor=None)  # type: ignore[arg-type]
+    reward = IDMMargin(
+        _Silent(idm), [ACTION.upper(), "remove all rings", "paint it"], num_rivals=4, floor=None, rivals="first"
+    )  # type: ignore[arg-type]
     expected = []
     for candidate in batch.candidates:
         words = (ACTION, *edits, "remove all rings")
@@ -217,7 +220,7 @@ def test_idm_margin_by_hand(batch: Batch, tiny: ChameleonVLM, picture: np.ndarra
     assert max(expected) <= 0
     # The background is one more rival, of a fixed likelihood, and stands alone where there is no other.
     background = sorted(expected)[1]
-    with_it = IDMMargin(_Silent(idm), num_rivals=3, floor=None, background=background)  # type: ignore[arg-type]
+    with_it = IDMMargin(_Silent(idm), num_rivals=3, floor=None, background=background, rivals="first")  # type: ignore[arg-type]
     found, expected = with_it(batch.prompts, batch.source_image, batch.candidates), []
     for candidate in batch.candidates:
         totals = [float(idm.log_probs(picture, [candidate], w)[0].sum()) for w in (ACTION, *edits)]
@@ -255,9 +258,10 @@ def test_keep_unchanged_by_hand() -> None:
     reward = KeepUnchanged({"move": 1}, default=3)
     source = [[1, 2, 3, 4]] * 3
     predicted = [[1, 2, 3, 4], [9, 9, 3, 4], [9, 9, 9, 9]]
-    assert reward(predicted, source, ["move"] * 3) == [0.0, -1.0, -3.0]  # 0, 1 and 3 tokens beyond the 1 that is free
-    assert reward(predicted, source, [None, "other", "other"]) == [0.0, 0.0, pytest.approx(-1 / 3)]
-    assert KeepUnchanged(default=0)(predicted, source, [None] * 3) == [0.0, -2.0, -4.0]
+    changed = list(np.array(predicted) != source)
+    assert reward(changed, ["move"] * 3) == [0.0, -1.0, -3.0]  # 0, 1 and 3 tokens beyond the 1 that is free
+    assert reward(changed, [None, "other", "other"]) == [0.0, 0.0, pytest.approx(-1 / 3)]
+    assert KeepUnchanged(default=0)(changed, [None] * 3) == [0.0, -2.0, -4.0]
     with pytest.raises(RewindError, match="0 or more"):
         KeepUnchanged(default=-1)
 

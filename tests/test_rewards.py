@@ -173,7 +173,7 @@ def test_pictures_are_decoded_once_and_together(batch: Batch, monkeypatch: pytes
     decoded: list[int] = []
     vlm = batch.candidates[0].backbone
     whole = type(vlm).decode
-    monkeypatch.setattr(type(vlm), "decode", lambda self, ids: decoded.append(len(ids)) or whole(self, ids))
+    monkeypatch.setattr(type(vlm), "decode", lambda self, ids, **k: decoded.append(len(ids)) or whole(self, ids, **k))
     rewards = [Reward.of(lambda completions: [0.0] * 3, name) for name in ("first", "second")]
     score([*rewards, Reward.of(TargetDistance("pixels"))], batch)
     assert decoded == [3]
@@ -298,7 +298,8 @@ def test_arguments_of_rewards(tmp_path: Path, batch: Batch) -> None:
         ["idm_margin"], "model", ["go"], same_outcome=same, arguments={"idm_margin": {"num_rivals": 3, "floor": None}}
     )
     made: Any = margin.function
-    assert (made.actions, made.num_rivals, made.same_outcome, made.floor) == (["go"], 3, same, -np.inf)
+    rivals = made.rivals
+    assert (rivals.sentences, made.num_rivals, rivals.same_outcome, made.floor) == (["go"], 3, same, -np.inf)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from rl.codes import by_grid
 from rl.pictures import Picture
 from rl.triplets import Candidate, Scored, Triplet
 
+NEAR = 0.02
+"""Share of its tokens in which a near-copy may differ: none of 16, five of 256."""
 PICTURES = 64
 """At most so many candidates of a rollout are looked at as pictures and judged: enough for means, at little cost."""
 
@@ -25,9 +27,10 @@ def measure(
     A row's source may be a `Candidate` of the same backbone, which stands for its own ids.
 
     Returns:
-        `copy_rate`, share that equals its source token by token; `duplicates`, share that an earlier candidate of the
-        group equals; `entropy`, mean of minus the log-probability of the drawn tokens (nats a token, an estimate of the
-        policy's entropy); `code_usage`, perplexity of the codes drawn, of that of the sources' codes; and on `PICTURES`
+        `copy_rate`, share that copies its source, but for `NEAR` of its tokens; `duplicates`, share that copies an
+        earlier candidate of the group; `entropy`, mean of minus the log-probability of the drawn tokens (nats a token,
+        an estimate of the policy's entropy); `code_usage`, perplexity of the codes drawn, of that of the sources'
+        codes; and on `PICTURES`
         evenly chosen candidates `brightness` and `colour` (saturation), mean of prediction minus source, -1..1;
         `sharpness`, mean step between neighbouring pixels, of the sources'; `survival`, share of ids that come back
         when the picture is decoded and encoded again; with a judge `judge_idm`, mean log-probability a token of the
@@ -37,11 +40,11 @@ def measure(
     vlm, ids = candidates[0].backbone, [c.ids for c in candidates]
     source_ids = _source_ids(vlm, [row.source for row in rows])
     starts = range(0, len(rows), group)
-    distinct = [len({c.ids.tobytes() for c in candidates[start : start + group]}) for start in starts]
+    distinct = [_distinct(candidates[start : start + group]) for start in starts]
     shown = np.unique(np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int))
     images, look = _look(vlm, [rows[n] for n in shown], [candidates[n] for n in shown])
     found = {
-        "copy_rate": float(np.mean([np.array_equal(a, b) for a, b in zip(ids, source_ids, strict=True)])),
+        "copy_rate": float(np.mean([_near(vlm, a, b) for a, b in zip(ids, source_ids, strict=True)])),
         "duplicates": 1 - sum(distinct) / len(rows),
         "entropy": -float(np.mean([c.logprobs.mean() for c in candidates])),
         "code_usage": _perplexity(np.concatenate(ids)) / _perplexity(np.concatenate(source_ids)),
@@ -51,6 +54,20 @@ def measure(
         sources, actions = [rows[n].source for n in shown], [rows[n].action for n in shown]
         found["judge_idm"] = float(np.mean(judge.score(sources, images, actions)))
     return found
+
+
+def _near(vlm: Any, ids_K: np.ndarray, other_K: np.ndarray) -> bool:
+    """Whether two pictures are copies but for a few tokens, of which some are always wrongly told."""
+    return int(vlm.changed(ids_K, other_K).sum()) <= NEAR * len(ids_K)
+
+
+def _distinct(group: Sequence[Candidate]) -> int:
+    """How many candidates of a group are no near-copies of an earlier one."""
+    different: list[np.ndarray] = []
+    for ids in {c.ids.tobytes(): c.ids for c in group}.values():
+        if not any(_near(group[0].backbone, ids, other) for other in different):
+            different.append(ids)
+    return len(different)
 
 
 def _look(

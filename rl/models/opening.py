@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from rl.actions import ActionBins
 from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
+from rl.models.cards import learned, take
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
-from rl.models.fast import FastCodec
 from rl.models.fingerprint import fingerprint
 from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
@@ -39,8 +38,8 @@ def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_siz
     vlm.save(folder, max_shard_size)
     words = sorted(vlm.known_words) if vlm.known_words is not None else None
     told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
-    told |= {} if vlm.actions is None else {"actions": vlm.actions.card()}
-    write_card(folder, told | ({"template": asdict(vlm.template)} if vlm.template != type(vlm).template else {}))
+    told |= {"template": asdict(vlm.template)} if vlm.template != type(vlm).template else {}
+    write_card(folder, told | learned(vlm))
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
@@ -99,7 +98,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     vlm.fingerprint, vlm.asked_size = fingerprint(folder), asked.written if asked else None
     if "template" in card:
         vlm.template = Template.of(card["template"])
-    _take_actions(vlm, card, folder)
+    take(vlm, card, folder)
     if not vlm.can_draw:
         logger.warning("%s has no VQ decoder: all works but drawing pictures, for which --vq names one", name_or_folder)
     return vlm
@@ -253,7 +252,7 @@ def _open(
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
     vlm = backbone or _base_of(folder, stands_on, settings, vq)
-    _take_actions(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder)
+    take(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder)
     vlm.attach_adapter(folder, name)
     return vlm, name
 
@@ -282,19 +281,3 @@ def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None
             f"({told}), and this one has {found}; give the one that it was trained on as base= (--base)"
         )
     return load_base(base, replace(settings, image_size=settings.image_size or size), vq)
-
-
-def _take_actions(vlm: UnifiedVLM, card: dict[str, Any], folder: Path) -> None:
-    """What a card says of actions that are vectors.
-
-    Raises:
-        RewindError: an unknown kind, an inverse model that says words beside a model of vectors.
-    """
-    told = card.get("actions")
-    if told is None:
-        if card.get("role") == "idm" and vlm.actions is not None:
-            raise RewindError(f"the inverse model in {folder} names actions in words, and {vlm.name} takes vectors")
-        return
-    if not isinstance(told, dict) or told.get("kind") not in ("bins", "fast"):
-        raise RewindError(f"{folder / CARD_FILE} states actions of an unknown kind: 'bins' and 'fast' are known")
-    vlm.use_actions(ActionBins.of(told), FastCodec.of(told.get("codec") or {}) if told["kind"] == "fast" else None)

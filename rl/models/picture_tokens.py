@@ -17,6 +17,7 @@ from rl.errors import RewindError
 from rl.models.layout import TokenLayout
 from rl.models.memory import Cost, in_parts, picture_bytes, rows_that_fit
 from rl.models.sizes import PictureSize
+from rl.models.vq import codes_of
 from rl.pictures import PictureLike, size_of, to_array
 
 
@@ -32,6 +33,8 @@ class PictureTokens(ABC):
         can_draw: whether ids can be decoded; some checkpoints lack a VQ decoder.
         remembered_pictures: how many pictures' ids are kept, so that no picture is encoded twice.
         remembered_features: the most floats that a picture's features may have for being kept too.
+        same_below: squared distance of code vectors up to which two tokens show the same (`changes.calibrated`); 0 is
+            equality of tokens.
         max_rows: the most rows or pictures at once, unless a call says otherwise; None for as many as fit in memory.
     """
 
@@ -43,6 +46,7 @@ class PictureTokens(ABC):
     can_draw: bool = True
     remembered_pictures: int = 50_000
     remembered_features: int = 1024
+    same_below: float = 0.0
     max_rows: int | None = None
     _seen: dict[tuple[int, bytes], tuple[Tensor, Tensor | None]] | None = None
     _lock: threading.RLock
@@ -71,6 +75,10 @@ class PictureTokens(ABC):
     @abstractmethod
     def quantise(self, features_BKD: Tensor) -> Tensor:
         """Features before quantisation -> vocabulary ids [B, K]."""
+
+    @abstractmethod
+    def code_vectors(self) -> Tensor:
+        """What the decoder reads of each code, float32 [V, D]."""
 
     @property
     def image_size(self) -> int | str:
@@ -164,6 +172,20 @@ class PictureTokens(ABC):
     def _full_precision(self) -> Any:
         """A trainer's autocast is off: in half precision some codes change."""
         return torch.autocast(self.device.type, enabled=False)
+
+    # ---- what two pictures have in common
+
+    def changed(self, ids_K: Sequence[int] | np.ndarray, other_K: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which tokens of a picture show something else than another's of the same grid, bool [K]."""
+        one, other = np.asarray(ids_K), np.asarray(other_K)
+        different: np.ndarray = one != other
+        return self.code_distance(one, other) > self.same_below if self.same_below else different
+
+    def code_distance(self, ids_K: Sequence[int] | np.ndarray, other_K: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Squared distance between the vectors of two pictures' codes, float32 [K]."""
+        image_ids, vectors = self.layout.image_ids_V, self.code_vectors()
+        one, other = (vectors[codes_of(torch.as_tensor(ids), image_ids).to(vectors.device)] for ids in (ids_K, other_K))
+        return (one - other).pow(2).sum(-1).cpu().numpy()  # type: ignore[no-any-return]
 
     def check_can_draw(self) -> None:
         """Raise a `RewindError` if there is no decoder for pictures."""

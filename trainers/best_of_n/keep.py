@@ -79,7 +79,8 @@ class Keep:
         return list(zip(found, (weights / weights.mean()).tolist(), strict=True))
 
     def _changes(self, scored: Scored, source_ids_K: Sequence[int]) -> bool:
-        return int((scored.candidate.ids != np.asarray(source_ids_K)).sum()) >= self.min_changed
+        changed_K = scored.candidate.backbone.changed(scored.candidate.ids, source_ids_K)
+        return int(changed_K.sum()) >= self.min_changed
 
 
 @dataclass(frozen=True)

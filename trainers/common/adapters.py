@@ -14,6 +14,7 @@ from trl import ModelConfig, get_peft_config
 from rl.errors import RewindError
 from rl.models.adapters import DIGESTS_FILE, quiet_peft, told_of_base
 from rl.models.bases import lasting_name
+from rl.models.cards import learned
 from rl.models.known import CARD_FILE, WHOLE
 from rl.models.opening import save_base
 from rl.models.roles import FDM_ADAPTER, Role
@@ -79,8 +80,7 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) 
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
         card = {**({} if role is None else {"role": role}), **told_of_base(vlm.fingerprint, vlm.asked_size)}
-        if role is not None and vlm.actions is not None:
-            card["actions"] = vlm.actions.card()
+        card |= {} if role is None else learned(vlm)
         if card:
             (beside / CARD_FILE).write_text(json.dumps(card) + "\n", encoding="utf-8")
         model.save_pretrained(str(beside), selected_adapters=[name], save_embedding_layers=False)

@@ -136,13 +136,13 @@ def step_means(rows: Sequence[ScoredRow], steps: int) -> dict[int, float]:
 
 
 def changed_tokens(vlm: UnifiedVLM, rows: Sequence[ScoredRow], true: bool) -> Tensor:
-    """Where a row's candidate, or its true target, differs from its source, bool [B, K]."""
-    sources = torch.tensor([row.source_ids for row in rows])
+    """Where a row's candidate, or its true target, shows something else than its source, bool [B, K]."""
+    sources = [row.source_ids for row in rows]
+    others: list[Any] = [row.candidate.ids for row in rows]
     if true:
         targets = [row.triplet.target for row in rows]
-        known = [target for target in targets if target is not None]
-        return torch.tensor(token_ids(vlm, known, [row.source_ids for row in rows])) != sources
-    return torch.tensor(np.stack([row.candidate.ids for row in rows])) != sources
+        others = list(token_ids(vlm, [target for target in targets if target is not None], sources))
+    return torch.from_numpy(np.stack([vlm.changed(a, b) for a, b in zip(others, sources, strict=True)]))
 
 
 def keep(store: CandidateStore, parts: Sequence[Sequence[ScoredRow]], seed: int, step: int) -> None:

@@ -54,6 +54,13 @@ class FDMArguments(IDMArguments):
     token_weights: bool = field(
         default=False, metadata={"help": "weigh each image token by how much it changes (arXiv 2506.06006)"}
     )
+    same_below: float | None = field(
+        default=None,
+        metadata={
+            "help": "squared distance of code vectors up to which two tokens show the same, for rewards and measures "
+            "of change; 0 is equality (default: found on the first 64 triplets)"
+        },
+    )
     importance_normalise: str = field(
         default="dataset",
         metadata={"help": "what distances are divided by", "choices": ["dataset", "sample", "none"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from os import environ
@@ -16,6 +17,7 @@ from rl.data.action_vectors import ranges_of
 from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
+from rl.models.changes import PAIRS, calibrated
 from rl.models.fast import FastCodec
 from rl.models.hub import folder_of
 from rl.models.known import LINEAR_LAYERS
@@ -24,10 +26,11 @@ from rl.models.roles import IDM_ADAPTER, Role
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.running.run_folder import CONFIG_FILE
+from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, check_whole, lora_config, save_adapter, save_whole
 from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile
-from trainers.common.preflight import check_training, check_validation
+from trainers.common.preflight import at_least, check_training, check_validation
 from trainers.common.refusals import MODEL, SFT, refuse_ignored
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import on_main, stage_asked_for, tell, whole_weights
@@ -66,6 +69,8 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         vlm.max_rows = arguments.max_rows
         if actions is not None:
             vlm.use_actions(actions, codec)
+        if isinstance(arguments, FDMArguments):
+            vlm.same_below = _same_below(arguments, vlm, triplets[:labelled])
         rows = role_rows(vlm, role, triplets, importance)
         eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
         if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:
@@ -113,6 +118,7 @@ def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelC
     check_training(config, SFT, arguments)
     check_validation(config, arguments.validation, METRICS)
     refuse_ignored(model_config, MODEL)
+    at_least(0, same_below=getattr(arguments, "same_below", None) or 0.0)
     _opening(arguments, model_config)
     if not model_config.use_peft:
         check_whole(model_config, LoraModelConfig())
@@ -123,6 +129,14 @@ def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelC
             )
     if with_idm:
         check_both(arguments, config)
+
+
+def _same_below(arguments: FDMArguments, vlm: UnifiedVLM, labelled: Sequence[Triplet]) -> float:
+    """How near two tokens show the same, as it was given or as labelled pairs tell."""
+    if arguments.same_below is not None:
+        return arguments.same_below
+    pairs = [(triplet.source, triplet.target) for triplet in labelled[:PAIRS] if triplet.target is not None]
+    return calibrated(vlm, [source for source, _ in pairs], [target for _, target in pairs])
 
 
 def _opening(arguments: IDMArguments, model_config: LoraModelConfig) -> Settings:

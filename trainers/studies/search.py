@@ -96,7 +96,9 @@ def study(job: Job, scenes: int, candidates: int, parts: Sequence[str]) -> dict[
     world, seed = load_split(job.world, "test"), job.seed
     fdm = load_fdm(job.run / job.system)
     idm = load_idm(job.run / "idm", fdm.backbone)
-    rewards = load_rewards(REWARDS, idm)
+    rewards = load_rewards(
+        REWARDS, idm, arguments={"idm_margin": {"rivals": "first"}}
+    )  # as committed figures were made
     if job.second_idms:
         rewards += load_rewards([ENSEMBLE], idm, arguments={ENSEMBLE: {"others": job.second_idms}})
     known = {

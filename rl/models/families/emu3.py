@@ -106,6 +106,10 @@ class Emu3VLM(UnifiedVLM):
         at_once = _at_once(grid.codes * self.cell**2)
         return torch.cat([to_uint8(pixels_of_stills(vq, part)) for part in codes.split(at_once)])
 
+    @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        return self.vqmodel.quantize.embedding.weight.float()  # type: ignore[no-any-return]
+
     def bin_tokens(self) -> BinTokens:
         """As UniVLA's code has them: the words before the last one, backwards, between two markers."""
         vocabulary = self._emu.config.vocabulary_map

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import ChameleonVQVAE
 
@@ -72,6 +73,10 @@ class VQGANBackbone(UnifiedVLM):
         self.vqmodel.to(self.device)  # follows the decoder stack wherever a trainer moves that
         latents = latents_before_quantisation(self.vqmodel, to_pixels(images_BHWC).to(self._codebook))
         return latents.flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def code_vectors(self) -> Tensor:
+        return self._codebook.float()
 
     @property
     def _codebook(self) -> Tensor:

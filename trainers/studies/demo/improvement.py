@@ -27,6 +27,8 @@ logger = logging.getLogger("rl")
 
 KEEP_WEIGHT = 1.0
 """Weight of `keep_unchanged` beside an `idm_margin` of 1."""
+RIVALS = "first"
+"""Of `idm_margin`: the tabletop's own words are in the smaller table, and the committed figures were made with it."""
 
 
 def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
@@ -44,7 +46,7 @@ def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
     free = {task: float(np.median(counts)) for task, counts in by_task.items()}
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", KEEP_WEIGHT)
     actions = [t.action for t in story.labelled]
-    arguments = {"idm_margin": {"background": background}}
+    arguments = {"idm_margin": {"background": background, "rivals": RIVALS}}
     return [*load_rewards(["idm_margin=1.0"], story.idm, actions, arguments=arguments), keep]
 
 
