@@ -33,7 +33,8 @@ def sampled_pictures(
     """Draw `num_samples` targets of each source and action under the active adapter, in the source's size.
 
     Sources of one size are drawn together; a candidate does not depend on what is drawn beside it. The other arguments
-    are those of `sample_tokens`, `kept` int64 [K] a source; what it counts is added to `counts`.
+    are those of `sample_tokens`, `kept` int64 [K] a source. With `counts`, to which it adds, the source
+    is the draft where rows are few; GRPO has many and does without.
     """
     found: dict[int, list[Candidate]] = {}
     count = distribution.free_prompts
@@ -51,7 +52,7 @@ def sampled_pictures(
             first=first if isinstance(first, int) else [first[n] for n in numbers],
             kept_PT=None if kept is None else torch.from_numpy(np.stack([kept[n] for n in numbers])),
             after=vlm.layout.grammar.of(grid).after,
-            draft_PT=torch.tensor([sources[n] for n in numbers]),
+            draft_PT=None if counts is None else torch.tensor([sources[n] for n in numbers]),
         )
         if counts is not None:
             counts.add(drawn.counts)
