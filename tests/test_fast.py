@@ -14,8 +14,8 @@ from tokenizers import ByteLevelBPETokenizer
 
 from rl import RewindError
 from rl.actions import ActionBins, vector_of
+from rl.models.cards import take
 from rl.models.fast import FastCodec
-from rl.models.opening import _take_actions
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from trainers.common.adapters import save_adapter
 
@@ -71,7 +71,7 @@ def test_univla_in_fast_tokens(tmp_path: Path) -> None:
     assert all(len(vector_of(text) or ()) == 12 for text in said)
     folder = save_adapter(vlm, tmp_path / "run", role="idm")
     again = copy.copy(opened("univla"))
-    _take_actions(again, json.loads((folder / "rewind.json").read_text()), folder)
+    take(again, json.loads((folder / "rewind.json").read_text()), folder)
     assert again.actions == vlm.actions
     with pytest.raises(RewindError, match=r"has no ids for FAST tokens, which are UniVLA's"):
         copy.copy(opened("lumina")).use_actions(BINS, codec)
