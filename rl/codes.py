@@ -8,15 +8,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Grid:
-    """Codes of a picture: `rows` x `columns`, row by row."""
+    """Codes of a picture: `rows` x `columns`, row by row; of several views, one camera's after the other."""
 
     rows: int
     columns: int
+    views: int = 1
 
     @property
     def codes(self) -> int:
         """How many codes there are (K)."""
-        return self.rows * self.columns
+        return self.rows * self.columns * self.views
+
+    @property
+    def one(self) -> Grid:
+        """The grid of each view."""
+        return Grid(self.rows, self.columns)
+
+    @property
+    def numbers(self) -> list[int]:
+        """As JSON: what `Grid(*numbers)` reads."""
+        return [self.rows, self.columns, self.views] if self.views > 1 else [self.rows, self.columns]
 
 
 class Codes(list[int]):

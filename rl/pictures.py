@@ -83,7 +83,34 @@ class PictureFile:
         return getattr(self.image, name)
 
 
-Picture: TypeAlias = "np.ndarray | Image.Image | PictureFile"
+@dataclass(frozen=True)
+class Views:
+    """One scene through several cameras: a picture that is made of pictures, for models that read them so.
+
+    `np.asarray` of it is uint8 RGB [views x H, W, 3], one below the other, all of the first one's size.
+
+    Raises:
+        RewindError: fewer than two pictures.
+    """
+
+    pictures: tuple[Picture, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pictures", tuple(from_path(one) for one in self.pictures))
+        if len(self.pictures) < 2:
+            raise RewindError(f"views are at least two pictures, not {len(self.pictures)}")
+
+    @classmethod
+    def of_stack(cls, stack_HWC: np.ndarray, views: int) -> Views:
+        """The views of what `np.asarray` has put together."""
+        return cls(tuple(np.split(stack_HWC, views)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        size = size_of(self.pictures[0])
+        return np.array(np.concatenate([to_array(one, size) for one in self.pictures]), dtype=dtype)
+
+
+Picture: TypeAlias = "np.ndarray | Image.Image | PictureFile | Views"
 PictureLike: TypeAlias = "Picture | str | Path"
 """What public doors take for a picture: the path of a file, too."""
 
@@ -110,6 +137,8 @@ def to_image(picture: PictureLike) -> Image.Image:
         return Image.fromarray(pixels(picture))
     if isinstance(picture, PictureFile):
         return picture.image
+    if isinstance(picture, Views):
+        return Image.fromarray(np.asarray(picture))
     if isinstance(picture, str | Path):
         return load_image(picture)
     if not isinstance(picture, Image.Image):
@@ -162,11 +191,13 @@ def size_of(picture: PictureLike) -> tuple[int, int]:
 
 
 def from_path(given: Any) -> Any:
-    """The picture in a file for its path; anything else as it is.
+    """The picture in a file for its path, the views in several for a list of paths; anything else as it is.
 
     Raises:
         RewindError: the path is that of no whole picture.
     """
+    if isinstance(given, list | tuple) and given and all(isinstance(one, str | Path) for one in given):
+        return Views(tuple(given))
     return PictureFile.of(given) if isinstance(given, str | Path) else given
 
 

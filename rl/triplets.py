@@ -13,7 +13,7 @@ from PIL import Image
 from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
-from rl.pictures import Picture, from_path
+from rl.pictures import Picture, Views, from_path
 
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
@@ -97,6 +97,12 @@ class Candidate:
                 "use dataclasses.replace(candidate, backbone=fdm.backbone)"
             )
         return Image.fromarray(self.backbone.decode(self.ids[None], grid=self.grid)[0])
+
+    @property
+    def picture(self) -> Picture:
+        """The picture for another model: of several views each by itself."""
+        several = self.grid is not None and self.grid.views > 1
+        return Views.of_stack(np.asarray(self.image), self.grid.views) if several and self.grid else self.image
 
     @property
     def logprob(self) -> float:

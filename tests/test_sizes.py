@@ -177,7 +177,7 @@ def test_each_picture_keeps_its_shape(own: Any) -> None:
     assert found[0] != found[3]
     (as_first,) = own.codes([images[1]], [found[0]])
     assert as_first.grid == found[0].grid
-    with pytest.raises(RewindError, match="pictures of one size: open the model with a fixed one, not image_size own:"):
+    with pytest.raises(RewindError, match="pictures of one size and one view"):
         own.encode(images)
 
 

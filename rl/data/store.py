@@ -25,7 +25,7 @@ from rl.codes import Grid
 from rl.data.columns import columns_text
 from rl.errors import RewindError
 from rl.paths import expanded
-from rl.pictures import Picture, PictureFile, PictureLike, pixels, to_image
+from rl.pictures import Picture, PictureFile, PictureLike, Views, pixels, to_image
 from rl.triplets import Candidate, Scored, Triplet
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ SCHEMA = pa.schema(
         ("total", pa.float64()),
         ("scorers", pa.list_(pa.string())),  # what each score comes from where the reward's name does not say it
         ("more", pa.string()),  # further columns of the data as JSON, null if there are none
-        ("grid", pa.list_(pa.int64())),  # rows and columns of the ids, null for the base's usual grid
+        (
+            "grid",
+            pa.list_(pa.int64()),
+        ),  # rows, columns (and views) of the ids, null for the base's usual grid
         ("fingerprint", pa.string()),  # of the base's weights, by which it is known wherever it lies
     ]
 )
@@ -205,7 +208,7 @@ class CandidateStore:
                 "total": scored.total,
                 "scorers": [self.scorers.get(name, "") for name in scored.scores],
                 "more": more,
-                "grid": None if candidate.grid is None else [candidate.grid.rows, candidate.grid.columns],
+                "grid": None if candidate.grid is None else candidate.grid.numbers,
                 "fingerprint": None if base is None else base.sha256,
             }
 
@@ -232,9 +235,14 @@ class CandidateStore:
         return picture
 
     def _triplet(self, row: dict[str, Any], pictures: Callable[[str], Picture]) -> Triplet:
-        target = None if row["target"] is None else pictures(row["target"])
+        views = Grid(*row["grid"]).views if row["grid"] else 1
+
+        def whole(key: str) -> Picture:
+            return pictures(key) if views == 1 else Views.of_stack(np.asarray(pictures(key)), views)
+
+        target = None if row["target"] is None else whole(row["target"])
         more = json.loads(row["more"]) if row["more"] else {}
-        return Triplet(pictures(row["source"]), row["action"], target, row["task"], more=more)
+        return Triplet(whole(row["source"]), row["action"], target, row["task"], more=more)
 
 
 def store_of(folder: str | Path) -> CandidateStore:

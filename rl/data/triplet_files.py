@@ -19,7 +19,7 @@ from rl.data.entries import NoEntry, read_entries
 from rl.data.left_out import LeftOut, check
 from rl.errors import RewindError
 from rl.paths import as_written, expanded, is_file
-from rl.pictures import PictureFile, to_image
+from rl.pictures import PictureFile, Views, to_image
 from rl.running.files import write_whole
 from rl.triplets import Triplet
 
@@ -44,8 +44,8 @@ class _EntryError(Exception):
 class _Entry:
     """A triplet whose pictures have not been looked at."""
 
-    source: Path
-    target: Path | None
+    source: tuple[Path, ...]
+    target: tuple[Path, ...]
     words: dict[str, Any]
 
 
@@ -63,7 +63,8 @@ def read_triplets(
 
     An entry has `instruction` (or `prompt`; of a list of them, the first) or `action`, a list of numbers; `input`, and
     optionally `output`, `task`, `class`, `score` and `source` (provenance); what else it holds is kept as it stands
-    (`Triplet.more`), for rewards that ask for it by name. Words beside a vector are its task. Pictures stay in their
+    (`Triplet.more`), for rewards that ask for it by name. Words beside a vector are its task. A list of pictures is
+    one scene through several cameras (`rl.pictures.Views`). Pictures stay in their
     files (`rl.pictures.PictureFile`); each is decoded once, at a reduced size where its format allows, to see that it
     is whole.
 
@@ -109,7 +110,7 @@ def _triplets(
             entries[number] = _entry(entry, roots, named, with_targets)
         except _EntryError as fault:
             faults[number] = fault
-    looked = _look(path for entry in entries.values() for path in (entry.source, entry.target) if path is not None)
+    looked = _look(path for entry in entries.values() for path in (*entry.source, *entry.target))
     triplets = []
     for number, found in entries.items():
         try:
@@ -149,8 +150,7 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
     score = entry.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
         raise _EntryError("score", "wrong 'score'", f"'score' must be a number, not {score!r}")
-    source, target = (_located(entry.get(key), key, roots) for key in ("input", "output"))
-    assert source is not None
+    source, target = (_all_located(entry.get(key), key, roots) for key in ("input", "output"))
     words = {
         "action": action.strip(),
         "task": entry.get("task", words if vector is not None and isinstance(words, str) and words else None),
@@ -170,7 +170,9 @@ def _roots(file: Path, image_root: str | Path | None, raw: Sequence[Any]) -> lis
         if not root.is_dir():
             raise RewindError(f"there is no folder {image_root} for images to be in: check --image_root")
         return [root, folder]
-    named = [one["input"] for one in raw[:TRIED] if isinstance(one, dict) and isinstance(one.get("input"), str)]
+    first: list[Any] = [one.get("input") for one in raw[:TRIED] if isinstance(one, dict)]
+    first = [one[0] if isinstance(one, list) and one else one for one in first]
+    named = [one for one in first if isinstance(one, str)]
     names = [name for name in named if not expanded(name).is_absolute()]
     for root in (folder, *folder.parents[:ANCESTORS]):
         if any((path := _below(name, root, [root])) is not None and is_file(path) for name in names):
@@ -187,6 +189,13 @@ def _below(name: str, root: Path, roots: Sequence[Path]) -> Path | None:
     # The second is for a full path into a folder that was itself given by a link to it.
     inside = any(path.is_relative_to(one) or path.is_relative_to(one.resolve()) for one in roots)
     return path if inside else None
+
+
+def _all_located(given: Any, key: str, roots: Sequence[Path]) -> tuple[Path, ...]:
+    """Where the picture of an entry should be, or of a list of names each; empty without one."""
+    names = given if isinstance(given, list) and given else [given]
+    found = tuple(_located(name, key, roots) for name in names)
+    return tuple(path for path in found if path is not None)
 
 
 def _located(name: Any, key: str, roots: Sequence[Path]) -> Path | None:
@@ -228,18 +237,21 @@ def _look(paths: Iterable[Path]) -> dict[Path, PictureFile | RewindError]:
     return found
 
 
-def _picture(path: Path | None, key: str, looked: dict[Path, PictureFile | RewindError]) -> PictureFile | None:
+def _picture(
+    paths: Sequence[Path], key: str, looked: dict[Path, PictureFile | RewindError]
+) -> PictureFile | Views | None:
     """A picture of its own for every entry, as if each had been read: what groups by identity keeps entries apart.
 
     Raises:
         _EntryError: it is missing or not whole.
     """
-    if path is None:
-        return None
-    found = looked[path]
-    if isinstance(found, RewindError):
-        raise _EntryError(key, "unreadable picture" if is_file(path) else "missing picture", f"'{key}': {found}")
-    return PictureFile(found.path, found.size)
+    pictures = []
+    for path in paths:
+        found = looked[path]
+        if isinstance(found, RewindError):
+            raise _EntryError(key, "unreadable picture" if is_file(path) else "missing picture", f"'{key}': {found}")
+        pictures.append(PictureFile(found.path, found.size))
+    return None if not pictures else pictures[0] if len(pictures) == 1 else Views(tuple(pictures))
 
 
 def _left_out(file: Path, number: int, fault: _EntryError) -> LeftOut:
@@ -256,9 +268,11 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
             entry = {"action": list(vector)}
         for key, picture in (("input", triplet.source), ("output", triplet.target)):
             if picture is not None:
-                file = f"images/{number:0{width}d}-{key}.png"
-                to_image(picture).save(folder / file)
-                entry[key] = file
+                views = picture.pictures if isinstance(picture, Views) else (picture,)
+                names = [f"images/{number:0{width}d}-{key}{f'-{n}' if n else ''}.png" for n in range(len(views))]
+                for name_of_view, view in zip(names, views, strict=True):
+                    to_image(view).save(folder / name_of_view)
+                entry[key] = names if len(names) > 1 else names[0]
         optional = {
             "task": triplet.task,
             "class": triplet.label,

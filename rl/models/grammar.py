@@ -18,7 +18,7 @@ from rl.errors import RewindError
 
 @dataclass(frozen=True)
 class PictureGrammar:
-    """The tokens around a picture's codes.
+    """The tokens around a picture's codes. Several views of one scene are pictures one after the other.
 
     Args:
         grid: of the picture; `of` gives the grammar of another one.
@@ -41,7 +41,7 @@ class PictureGrammar:
         if grid == self.grid:
             return self
         if grid not in self._others:
-            header = self.header if self.header_of is None else self.header_of(grid)
+            header = self.header if self.header_of is None else self.header_of(grid.one)
             self._others[grid] = replace(self, grid=grid, header=header)
         return self._others[grid]
 
@@ -52,11 +52,11 @@ class PictureGrammar:
     @cached_property
     def after(self) -> tuple[tuple[int, ...], ...]:
         """The ids that are forced behind each code, up to the next one, K tuples; nothing is read behind the last."""
-        rows, columns = self.grid.rows, self.grid.columns
-        if self.row_end is None:
-            return ((),) * self.grid.codes
-        ends = [((),) * (columns - 1) + ((self.row_end,) if row + 1 < rows else (),) for row in range(rows)]
-        return tuple(ids for row in ends for ids in row)
+        rows, columns, views = self.grid.rows, self.grid.columns, self.grid.views
+        end = () if self.row_end is None else (self.row_end,)
+        between = (*self._last, *self.trailer, *self.header)  # a view ends and the next one begins
+        ends = [((),) * (columns - 1) + (end if row + 1 < rows else between,) for row in range(rows)] * views
+        return (*[ids for row in ends for ids in row][:-1], ())
 
     @cached_property
     def free(self) -> tuple[bool, ...]:
@@ -80,13 +80,17 @@ class PictureGrammar:
 
     def picture(self, codes_K: Sequence[int]) -> list[int]:
         """A whole picture: header, rows, trailer."""
-        last = [self.row_end] if self.row_end is not None and self.row_end_last else []
-        return [*self.header, *self.target(codes_K), *last, *self.trailer]
+        return [*self.header, *self.target(codes_K), *self._last, *self.trailer]
+
+    @property
+    def _last(self) -> tuple[int, ...]:
+        """What stands behind the last row."""
+        return (self.row_end,) if self.row_end is not None and self.row_end_last else ()
 
     @property
     def forced(self) -> frozenset[int]:
-        """Ids that may stand between the codes of a target."""
-        return frozenset() if self.row_end is None else frozenset({self.row_end})
+        """Ids that may stand between the codes of a target, of several views too."""
+        return frozenset((*(() if self.row_end is None else (self.row_end,)), *self.trailer, *self.header))
 
 
 @dataclass(frozen=True)

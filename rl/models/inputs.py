@@ -13,7 +13,7 @@ from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
-from rl.pictures import PictureFile, PictureLike
+from rl.pictures import PictureFile, PictureLike, Views
 from rl.triplets import Candidate
 
 
@@ -38,7 +38,7 @@ def as_list(name: str, given: Any) -> Any:
     Raises:
         RewindError: it is one picture or nothing at all.
     """
-    one = Candidate | Image.Image | PictureFile | str | Path
+    one = Candidate | Image.Image | PictureFile | Views | str | Path
     one_picture = isinstance(given, one) or (isinstance(given, np.ndarray) and given.ndim == 3)
     if one_picture or not hasattr(given, "__len__"):
         raise RewindError(f"{name} must be a list, not one {type(given).__name__}")
@@ -61,7 +61,7 @@ def token_ids(
         # a picture that stands there many times, such as the source of a group, is encoded once
         keys.append((id(picture), None if size is None else vlm.layout.grammar_of(size).grid))
         if not (isinstance(picture, Candidate) and picture.backbone is vlm):
-            fresh[keys[-1]] = picture.image if isinstance(picture, Candidate) else picture, size
+            fresh[keys[-1]] = picture.picture if isinstance(picture, Candidate) else picture, size
     encoded: dict[tuple[int, Grid | None], Codes] = {}
     if fresh:
         images = [image for image, _ in fresh.values()]

@@ -18,7 +18,7 @@ from rl.models.layout import TokenLayout
 from rl.models.memory import Cost, in_parts, picture_bytes, rows_that_fit
 from rl.models.sizes import PictureSize
 from rl.models.vq import codes_of
-from rl.pictures import PictureLike, size_of, to_array
+from rl.pictures import PictureLike, Views, size_of, to_array
 
 
 class PictureTokens(ABC):
@@ -76,6 +76,15 @@ class PictureTokens(ABC):
     def quantise(self, features_BKD: Tensor) -> Tensor:
         """Features before quantisation -> vocabulary ids [B, K]."""
 
+    def _views(self, height: int) -> int:
+        """How many views an array of `to_array` holds, from its height."""
+        return 1 if self.picture_size.own else height // self.picture_size.height
+
+    def _grid(self, array_HWC: np.ndarray) -> Grid:
+        height, width = array_HWC.shape[:2]
+        views = self._views(height)
+        return Grid(height // views // self.cell, width // self.cell, views)
+
     @abstractmethod
     def code_vectors(self) -> Tensor:
         """What the decoder reads of each code, float32 [V, D]."""
@@ -86,8 +95,15 @@ class PictureTokens(ABC):
         return self.picture_size.written
 
     def to_array(self, picture: PictureLike, like: Grid | None = None) -> np.ndarray:
-        """A picture of any kind as uint8 RGB [H, W, 3] of the model's size, or of the size of grid `like`."""
+        """A picture of any kind as uint8 RGB [H, W, 3] of the model's size, or of the size of grid `like`.
+
+        Views are one below the other, [views x H, W, 3].
+        """
         size = self.picture_size
+        if isinstance(picture, Views):
+            if size.own:
+                raise RewindError(f"views need pictures of one size, not image_size {self.image_size}")
+            return np.concatenate([self.to_array(one) for one in picture.pictures])
         if not size.own:
             return to_array(picture, (size.height, size.width))
         if like is not None:
@@ -106,7 +122,8 @@ class PictureTokens(ABC):
         found = self.codes(images, batch_size=batch_size)
         if {*by_grid(found)} != {self.layout.grammar.grid}:
             raise RewindError(
-                f"this needs pictures of one size: open the model with a fixed one, not image_size {self.image_size}"
+                "this needs pictures of one size and one view: open the model with a fixed size, not image_size "
+                f"{self.image_size}"
             )
         return torch.tensor(found, device=self.device)
 
@@ -156,8 +173,11 @@ class PictureTokens(ABC):
                 names = same[part.start : part.stop]
                 with torch.no_grad(), self._full_precision():
                     pixels = torch.from_numpy(np.stack([fresh[key] for key in names]))
-                    features = self.features_pixels(pixels.to(self.device))
-                    ids = self.quantise(features).cpu()
+                    views = self._views(pixels.shape[1])
+                    each = pixels.unflatten(1, (views, -1)).flatten(0, 1)  # a view's codes know nothing of another's
+                    features = self.features_pixels(each.to(self.device))
+                    ids = self.quantise(features).cpu().unflatten(0, (-1, views)).flatten(1, 2)
+                    features = features.unflatten(0, (-1, views)).flatten(1, 2)
                 small = features[0].numel() <= self.remembered_features
                 kept = features.cpu() if small or with_features else [None] * len(names)
                 found.update({key: (i, f) for key, i, f in zip(names, ids, kept, strict=True)})
@@ -166,7 +186,7 @@ class PictureTokens(ABC):
             in_parts(len(same), batch_size or self._pictures_at_once(64), encode)
         for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
             del seen[key]
-        grids = [Grid(array.shape[0] // self.cell, array.shape[1] // self.cell) for array in arrays]
+        grids = [self._grid(array) for array in arrays]
         return [(Codes(found[key][0].tolist(), grid), found[key][1]) for key, grid in zip(keys, grids, strict=True)]
 
     def _full_precision(self) -> Any:
@@ -214,7 +234,8 @@ class PictureTokens(ABC):
         grid = self.layout.grammar.grid if grid is None else grid
 
         def decoded(part: range) -> Tensor:
-            return self.decode_ids(ids_BK[part.start : part.stop], grid).cpu()
+            each = ids_BK[part.start : part.stop].unflatten(1, (grid.views, -1)).flatten(0, 1)
+            return self.decode_ids(each, grid.one).cpu().unflatten(0, (-1, grid.views)).flatten(1, 2)
 
         with torch.no_grad(), self._full_precision(), self._lock:
             return torch.cat(in_parts(max(1, len(ids_BK)), batch_size, decoded)).numpy()

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from rl.codes import Grid
 from rl.models.unified import UnifiedVLM
-from rl.pictures import Picture, pixels
+from rl.pictures import Picture, Views, pixels
 from rl.triplets import Candidate, Scored, Triplet
 
 
@@ -27,7 +27,7 @@ def write_waiting(file: Path, rows: Sequence[Triplet], scored: Sequence[Scored])
     width = max(len(c.ids) for c in candidates)  # pictures that keep their own sizes have more or fewer
     tensors["ids"] = np.stack([np.pad(c.ids, (0, width - len(c.ids)), constant_values=-1) for c in candidates])
     tensors["logprobs"] = np.stack([np.pad(c.logprobs, (0, width - len(c.ids))) for c in candidates])
-    tensors["grids"] = np.array([(c.codes.grid.rows, c.codes.grid.columns) for c in candidates])
+    tensors["grids"] = np.array([(g.rows, g.columns, g.views) for g in (c.codes.grid for c in candidates)])
     save_file(tensors, file, metadata={"actions": json.dumps([row.action for row in rows])})
 
 
@@ -37,7 +37,7 @@ def read_waiting(file: Path, backbone: UnifiedVLM) -> tuple[list[Triplet], list[
     with safe_open(file, framework="numpy") as opened:
         actions = json.loads(opened.metadata()["actions"])
     numbers = tensors["source_of_row"].tolist()
-    grids = [Grid(rows, columns) for rows, columns in tensors["grids"].tolist()]
+    grids = [Grid(*numbers_of_one) for numbers_of_one in tensors["grids"].tolist()]
     sources = {n: _source(tensors[f"source-{n}"], backbone, grids[numbers.index(n)]) for n in set(numbers)}
     rows = [Triplet(sources[number], action) for number, action in zip(numbers, actions, strict=True)]
     drawn = zip(tensors["ids"], tensors["logprobs"], grids, strict=True)
@@ -52,4 +52,6 @@ def _array(source: Picture | Candidate) -> np.ndarray:
 
 
 def _source(array: np.ndarray, backbone: UnifiedVLM, grid: Grid) -> Any:
-    return array if array.ndim == 3 else Candidate(array, np.zeros(len(array), np.float32), backbone, grid)
+    if array.ndim == 3:
+        return array if grid.views == 1 else Views.of_stack(array, grid.views)
+    return Candidate(array, np.zeros(len(array), np.float32), backbone, grid)

@@ -86,8 +86,9 @@ def _keep(output: Path, file: TextIO, number: int, triplet: Triplet, found: Rera
     for rank, scored in enumerate(found.candidates):
         row: dict[str, Any] = {"triplet": number, "action": triplet.action, "rank": rank, "total": scored.total}
         row |= {"scores": scored.scores, "logprob": scored.candidate.logprob, "ids": scored.candidate.ids.tolist()}
-        if scored.candidate.backbone.picture_size.own:
-            row["grid"] = [scored.candidate.codes.grid.rows, scored.candidate.codes.grid.columns]
+        lies = scored.candidate.codes.grid
+        if lies != scored.candidate.backbone.layout.grammar.grid:
+            row["grid"] = lies.numbers
         row |= {"image": best if rank == 0 else None}
         if rank == 0:
             row |= {"candidates": len(found.candidates), "lead": found.lead, "abstained": found.abstained}
