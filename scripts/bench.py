@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke only shows that it runs")
     p.add_argument("--parts", nargs="+", default=[], help="only these (sampler, scorer, logprobs, state, ...)")
+    p.add_argument("--fdm", help="a trained forward model (runs/demo/sft): passes that reranking takes")
     p.add_argument("--output", type=Path, required=True, help="its bench.json is written anew")
     return p
 
@@ -25,7 +26,7 @@ def main() -> None:
     arguments = parse_with_config(parser())
     from trainers.bench.figures import bench
 
-    found = bench(arguments.preset, arguments.output, arguments.parts)
+    found = bench(arguments.preset, arguments.output, arguments.parts, fdm=arguments.fdm)
     for name, value in found.items():
         if isinstance(value, float):
             print(f"{name:30s} {value:8.3f}")

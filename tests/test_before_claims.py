@@ -43,8 +43,8 @@ def test_fewer_queries_than_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_picture_size_before_the_language_model_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChameleonForConditionalGeneration, "from_pretrained", None)
     for name, size, sentence in (
-        ("lumina", 100, "multiples of 32 up to 1024, not 100"),
-        ("chameleon", 64, "32 pixels"),
+        ("lumina", 100, "multiples of 32 pixels"),
+        ("chameleon", 64, "32 x 32 alone"),
     ):
         vq = families()["vqgan"] if name == "lumina" else None
         with pytest.raises(RewindError, match=sentence):

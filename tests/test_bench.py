@@ -17,6 +17,7 @@ from trainers.bench import kept, logprobs, sampler, scorer, state
 from trainers.bench.arms import PARTS, measure
 from trainers.bench.figures import bench, figures, in_a_fresh_process
 from trainers.bench.measure import peak_bytes, seconds, state_bytes
+from trainers.bench.passes import rerank_passes
 
 SIZE = {"prompts": 2, "candidates": 3, "repeats": 1, "pairs": 2, "actions": 4}
 
@@ -130,3 +131,15 @@ def test_one_part_in_a_process_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(RewindError, match=r"the arm 'ours' of 'speed' failed \(exit code 2\): .*invalid choice"):
         in_a_fresh_process("speed", "ours", "smoke")
     assert set(PARTS) >= {"sampler", "scorer", "logprobs", "state", "mining"}
+
+
+def test_passes_are_counted_with_a_forward_model(tmp_path: Path) -> None:
+    """A draft of the source saves passes; they are in the file beside the figures."""
+    found = rerank_passes("tabletop-chameleon", scenes=3)
+    assert 1 < found["rerank_passes"] < found["of"] == 16
+    assert 0 < found["accepted"] < 1
+    arm = {"seconds": [1.0], "bytes": 1, "peak": 1}
+    written = bench("smoke", tmp_path, ["logprobs"], run=lambda *_: dict(arm), fdm="tabletop-chameleon")
+    assert 1 < written["rerank_passes"] < 16
+    assert written["raw"]["passes"]["scenes"] == 24
+    assert "logprobs" in written["raw"]

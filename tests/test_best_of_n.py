@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from rewards import Reward
 from rl.errors import RewindError
@@ -19,10 +20,12 @@ from trainers.best_of_n.keep import Keep, Kept, keep_best, kept_rows
 from trainers.common.candidates import groups_of_round, scored_groups
 
 SOURCE = [1, 1, 1, 1]
+EQUALITY: Any = SimpleNamespace(changed=lambda ids, other: np.asarray(ids) != np.asarray(other))
+"""A backbone that tells changes as the tabletop's does."""
 
 
 def scored(ids: list[int], total: float | None) -> Scored:
-    return Scored(Candidate(np.array(ids), np.zeros(4, np.float32), None), {}, total)  # type: ignore[arg-type]
+    return Scored(Candidate(np.array(ids), np.zeros(4, np.float32), EQUALITY), {}, total)
 
 
 def test_what_is_kept() -> None:
@@ -89,13 +92,13 @@ def test_max_rows_bounds_what_is_drawn_at_once(
     pictures = [np.full((32, 32, 3), value, np.uint8) for value in (0, 90, 180)]
     triplets = [Triplet(picture, "remove all rings") for picture in pictures]
     first = Reward.of(lambda predicted_ids: [float(ids[0]) for ids in predicted_ids], "first")
-    rows, original = [], Stream.rows
+    rows, original = [], Stream.drafted_rows
 
-    def counted(stream: Stream, numbers_R: torch.Tensor) -> Stream:
-        rows.append(len(numbers_R))
-        return original(stream, numbers_R)
+    def counted(stream: Stream, times: int, room: int) -> Any:
+        rows.append(times * len(stream.mask))
+        return original(stream, times, room)
 
-    monkeypatch.setattr(Stream, "rows", counted)
+    monkeypatch.setattr(Stream, "drafted_rows", counted)
     found = []
     for number, most in enumerate((512, 5)):
         rows.clear()

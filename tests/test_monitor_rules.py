@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from test_grpo import low_tokens, trainer
 
 from rewards import Reward
+from rl.codes import Codes, Grid
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.grpo.monitors import RULES, Monitors, rules_of
 
@@ -36,9 +38,9 @@ GROUP = len(TURNED)
 class Blocks:
     """A backbone whose picture is 2x2 blocks of one colour a token, so that every measure can be told by hand."""
 
-    image_size, device = 4, torch.device("cpu")
+    device, layout = torch.device("cpu"), SimpleNamespace(grammar=SimpleNamespace(grid=Grid(2, 2)))
 
-    def decode(self, ids_BK: np.ndarray) -> np.ndarray:
+    def decode(self, ids_BK: np.ndarray, grid: Grid | None = None) -> np.ndarray:
         blocks = COLOURS_V3[np.asarray(ids_BK)].reshape(-1, 2, 2, 3)
         return blocks.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8)
 
@@ -49,8 +51,15 @@ class Blocks:
         wrong = (features_BK3.long()[:, :, None] - torch.from_numpy(COLOURS_V3)).abs().sum(-1)
         return wrong.argmin(-1)  # the first of equal colours
 
-    def encode(self, images: Sequence[Any]) -> torch.Tensor:
-        return self.quantise(self.features_pixels(torch.from_numpy(np.stack(images))))
+    def codes(self, images: Sequence[Any]) -> list[Codes]:
+        found = self.quantise(self.features_pixels(torch.from_numpy(np.stack(images))))
+        return [Codes(ids, Grid(2, 2)) for ids in found.tolist()]
+
+    def to_array(self, picture: np.ndarray, like: Grid | None = None) -> np.ndarray:
+        return picture
+
+    def changed(self, ids_K: np.ndarray, other_K: np.ndarray) -> np.ndarray:
+        return ids_K != other_K  # type: ignore[no-any-return]
 
 
 class Judge:

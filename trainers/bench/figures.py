@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from rl.errors import RewindError
 from trainers.bench.arms import NOT_IN_SMOKE, PARTS
+from trainers.bench.passes import rerank_passes
 from trainers.plan.arithmetic import Job, computed
 from trainers.plan.shapes import KNOWN
 
@@ -39,8 +40,12 @@ FIGURES = {
 }
 
 
-def bench(preset: str, output: Path, parts: Sequence[str] = (), run: Run | None = None) -> dict[str, Any]:
+def bench(
+    preset: str, output: Path, parts: Sequence[str] = (), run: Run | None = None, fdm: str | None = None
+) -> dict[str, Any]:
     """Measure parts (all if none is named) and write `output/bench.json`; returns what is in it.
+
+    With a trained forward model `fdm` also `rerank_passes`.
 
     Raises:
         RewindError: an unknown part, or an arm that fails.
@@ -52,12 +57,15 @@ def bench(preset: str, output: Path, parts: Sequence[str] = (), run: Run | None 
     chosen = [part for part in PARTS if part in (parts or usual)]
     raw: Raw = {}
     found: dict[str, Any] = {}
+    passes = rerank_passes(fdm) if fdm is not None else None
     output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=ROUNDS[preset] * sum(len(PARTS[part][1]) for part in chosen)) as bar:
         for part in chosen:  # what is measured is kept, should a later part be interrupted
             bar.set_description(part)
             raw[part] = measure_part(part, preset, run or in_a_fresh_process, bar.update)
             found = {**figures(raw), "preset": preset, "raw": raw, "machine": machine(), "versions": versions()}
+            if passes is not None:
+                found |= {"rerank_passes": passes["rerank_passes"], "raw": {**raw, "passes": passes}}
             beside = output / ".bench.json"
             beside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             beside.replace(output / "bench.json")

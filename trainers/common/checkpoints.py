@@ -96,7 +96,8 @@ class WholeCheckpoints:
         """
         model: Any = cast(Trainer, self).model
         told = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {"save_original_format": False}
-        model.save_pretrained = partial(model.save_pretrained, **told)
+        if hasattr(model, "save_pretrained"):  # an image tokenizer in training is a plain module
+            model.save_pretrained = partial(model.save_pretrained, **told)
         try:
             super()._save(output_dir, state_dict)  # type: ignore[misc]
         finally:
