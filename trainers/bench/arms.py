@@ -9,7 +9,7 @@ from typing import Any
 
 SAMPLER = {"prompts": 32, "candidates": 8, "repeats": 5}
 SCORER = {"pairs": 32, "actions": 9, "repeats": 5}
-LOGPROBS = {"tokens": 2048, "hidden": 512, "vocabulary": 65536, "codes": 8192, "repeats": 5}
+LOGPROBS = {"tokens": 1024, "hidden": 512, "vocabulary": 65536, "codes": 8192, "repeats": 5}
 STATE = {"hidden": 1024, "layers": 8, "r": 16, "rows": 2}
 VIDEO = {"frames": 240, "pixels": 256, "repeats": 5}
 
