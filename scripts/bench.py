@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "--preset",
         choices=["smoke", "full", "gpu-7b", "gpu-smoke"],
         default="full",
-        help="smoke only shows that it runs; gpu-7b: a random 7B on one GPU of 80 GB; gpu-smoke: the same, tiny, anywhere",
+        help="smoke only shows that it runs; gpu-7b: a random 7B on one GPU of 80 GB; gpu-smoke: that, tiny, anywhere",
     )
     p.add_argument("--parts", nargs="+", default=[], help="only these (sampler, scorer, logprobs, ...)")
     p.add_argument("--output", type=Path, required=True, help="its bench.json is written anew")
