@@ -2,6 +2,7 @@
 
 python scripts/bench.py --preset full --output runs/bench
 python scripts/bench.py --preset smoke --parts logprobs state --output runs/bench
+python scripts/bench.py --preset gpu-7b --output runs/gpu-7b
 """
 
 from __future__ import annotations
@@ -15,8 +16,13 @@ from rl.running.command_line import parse_with_config, run
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", choices=["smoke", "full"], default="full", help="smoke only shows that it runs")
-    p.add_argument("--parts", nargs="+", default=[], help="only these (sampler, scorer, logprobs, state, ...)")
+    p.add_argument(
+        "--preset",
+        choices=["smoke", "full", "gpu-7b", "gpu-smoke"],
+        default="full",
+        help="smoke only shows that it runs; gpu-7b: a random 7B on one GPU of 80 GB; gpu-smoke: that, tiny, anywhere",
+    )
+    p.add_argument("--parts", nargs="+", default=[], help="only these (sampler, scorer, logprobs, ...)")
     p.add_argument("--fdm", help="a trained forward model (runs/demo/sft): passes that reranking takes")
     p.add_argument("--output", type=Path, required=True, help="its bench.json is written anew")
     return p
@@ -24,12 +30,21 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rl.errors import RewindError
     from trainers.bench.figures import bench
+    from trainers.bench.gpu import SIZES, bench_gpu
 
-    found = bench(arguments.preset, arguments.output, arguments.parts, fdm=arguments.fdm)
+    if arguments.preset in SIZES:
+        if arguments.fdm is not None:
+            raise RewindError(f"--fdm is not measured by --preset {arguments.preset}: leave it out")
+        found = bench_gpu(arguments.preset, arguments.output, arguments.parts)
+    else:
+        found = bench(arguments.preset, arguments.output, arguments.parts, fdm=arguments.fdm)
     for name, value in found.items():
         if isinstance(value, float):
             print(f"{name:30s} {value:8.3f}")
+    for part, reason in found.get("failed", {}).items():
+        print(f"{part:30s} not measured: {reason}")
     for labels, seconds in found.get("selection_seconds", {}).items():
         print(f"selection of {int(labels):>12,} labels {seconds:8.3f} s")
     print(f"medians, commands, machine and versions: {arguments.output / 'bench.json'}")

@@ -9,7 +9,7 @@ from typing import Any
 
 SAMPLER = {"prompts": 32, "candidates": 8, "repeats": 5}
 SCORER = {"pairs": 32, "actions": 9, "repeats": 5}
-LOGPROBS = {"tokens": 2048, "hidden": 512, "vocabulary": 65536, "codes": 8192, "repeats": 5}
+LOGPROBS = {"tokens": 1024, "hidden": 512, "vocabulary": 65536, "codes": 8192, "repeats": 5}
 STATE = {"hidden": 1024, "layers": 8, "r": 16, "rows": 2}
 VIDEO = {"frames": 240, "pixels": 256, "repeats": 5}
 
@@ -29,6 +29,10 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
     "scorer_256": ("scorer", ("ours", "baseline"), {"targets": 16, "image_tokens": 256, "repeats": 5}, TINY),
     "scorer": ("scorer", ("ours", "baseline"), SCORER, {"pairs": 2, "actions": 3, "repeats": 1}),
     "logprobs": ("logprobs", ("ours", "baseline"), LOGPROBS, {"tokens": 64, "hidden": 32, "repeats": 1}),
+    "grpo_step": (
+        *("grpo_step", ("ours", "baseline")),
+        *({"prompts": 2, "candidates": 8, "image_tokens": 256, "r": 16, "repeats": 1}, TINY),
+    ),
     "state": ("state", ("ours", "baseline"), STATE, {"hidden": 128, "layers": 2}),
     "state_of_shipped_base": ("state", ("ours", "baseline"), {**STATE, "hidden": 0}, {}),
     "mining": ("data", ("ours", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),

@@ -35,6 +35,7 @@ FIGURES = {
     "scorer_many_actions_speedup": ("scorer", "seconds", "speedup"),
     "logprob_memory_ratio": ("logprobs", "bytes", "ratio"),
     "logprob_time_ratio": ("logprobs", "seconds", "ratio"),
+    "grpo_step_speedup": ("grpo_step", "seconds", "speedup"),
     "model_state_ratio": ("state", "bytes", "ratio"),
     "mining_of_decode": ("mining", "seconds", "speedup"),  # 1 would be mining as fast as decoding alone
 }

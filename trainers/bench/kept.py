@@ -14,6 +14,7 @@ from rl.models.memory import kv_bytes
 from rl.models.noise import Noise
 from rl.models.roles import InverseDynamics
 from rl.models.sampling import sample_tokens
+from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate
 from trainers.bench.measure import Size, peak_bytes
 from trainers.bench.mid import ACTIONS, mid_base, random_pictures
@@ -39,13 +40,18 @@ def ours(size: Size) -> dict[str, Any]:
     """The peak of all tensors that a rollout makes, keys and values and what is beside them."""
     vlm = mid_base(size)
     prompts = [vlm.fdm_prompt(ids, ACTIONS[0]) for ids in random_pictures(vlm, size["prompts"])]
+    return {"bytes": rollout_bytes(vlm, prompts, size)}
+
+
+def rollout_bytes(vlm: UnifiedVLM, prompts: list[list[int]], size: Size) -> int:
+    """The same for a model and prompts that there are; it is known after a few tokens."""
     how: Any = {"num_samples": size["candidates"], "max_tokens": size["image_tokens"], "noise": _ShortNoise(0)}
 
     def rollout() -> None:
         with suppress(_EnoughError):
             sample_tokens(vlm, prompts, TokenDistribution(vlm.layout.image_ids_V), **how)
 
-    return {"bytes": peak_bytes(rollout)}
+    return peak_bytes(rollout)
 
 
 def baseline(size: Size) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def draw(vlm: UnifiedVLM, prompts: list[list[int]], size: Size) -> Tensor:
 
 
 @torch.no_grad()
-def generate(vlm: UnifiedVLM, prompts: list[list[int]], size: Size, cache: str = "dynamic") -> Tensor:
-    """The same by transformers' `generate`, with the cache that it knows by that name."""
+def generate(vlm: UnifiedVLM, prompts: list[list[int]], size: Size, cache: str = "dynamic", **more: Any) -> Tensor:
+    """The same by transformers' `generate`, with the cache that it knows by that name; `more` goes to it too."""
     model: Any = vlm.model
     model.__class__ = Unmasked
     ids, mask = pad_left(prompts, vlm.layout.pad, vlm.device)
@@ -74,6 +74,7 @@ def generate(vlm: UnifiedVLM, prompts: list[list[int]], size: Size, cache: str =
         eos_token_id=None,
         pad_token_id=vlm.layout.pad,
         logits_processor=LogitsProcessorList([Only(vlm.layout.image_ids_V, model.config.vocab_size)]),
+        **more,
     )
     found: Tensor = drawn[:, ids.shape[1] :].view(len(prompts), size["candidates"], -1)
     return found
@@ -87,7 +88,8 @@ class Only(LogitsProcessor):
         self.forbidden[allowed_ids_V] = False
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return scores.masked_fill(self.forbidden.to(scores.device), float("-inf"))
+        self.forbidden = self.forbidden.to(scores.device)  # once
+        return scores.masked_fill(self.forbidden, float("-inf"))
 
 
 class Unmasked(ChameleonForConditionalGeneration):

@@ -41,7 +41,7 @@ HARMLESS = {
     "rounds": "rounds that are finished stay as they are",
     **dict.fromkeys(("logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter"), _SHOWN),
     **dict.fromkeys(("log_level", "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to"), _SHOWN),
-    **dict.fromkeys(("run_name", "project", "include_num_input_tokens_seen", "log_completions"), _SHOWN),
+    **dict.fromkeys(("run_name", "project", "profile", "include_num_input_tokens_seen", "log_completions"), _SHOWN),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _SHOWN),
     **dict.fromkeys(("save_steps", "save_strategy", "save_total_limit", "save_only_model", "save_on_each_node"), _KEPT),
     **dict.fromkeys(("enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id"), _KEPT),

@@ -74,6 +74,9 @@ class GRPOArguments(ImproveArguments):
         default_factory=lambda: ["all"],
         metadata={"help": "'all', 'none', NAME=WARN:STOP: how far it may move from its start (docs/guide/train.md)"},
     )
+    profile: bool = field(
+        default=False, metadata={"help": "log where a step's time goes (profile/...), and print it at the end"}
+    )
     judge_idm: str | None = field(
         default=None, metadata={"help": "an inverse model that never trains and does not reward, to be watched"}
     )

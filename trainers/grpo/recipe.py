@@ -28,6 +28,7 @@ from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import check_grpo, check_options, check_trajectories
 from trainers.grpo.identity import check_correction
 from trainers.grpo.monitors import Monitors, rules_of
+from trainers.grpo.profile import Profile
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 
 logger = logging.getLogger("rl")
@@ -93,6 +94,9 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         config.multi_objective_aggregation = "normalize_then_sum"
     warn_of_divided_groups(config, steps)
     monitors = Monitors(rules, output / "monitors.json", judge)
+    profile = [Profile()] if arguments.profile else []
+    for one in profile:
+        rewards = one.timed(rewards)
     trainer = WorldModelGRPOTrainer(
         vlm,
         triplets,
@@ -111,8 +115,10 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         store=CandidateStore(
             output / "candidates", scorer_key(arguments.idm, arguments.reward_arguments), scorers(rewards)
         ),
-        callbacks=[MetricsFile(output / "metrics.jsonl"), *early],
+        callbacks=[MetricsFile(output / "metrics.jsonl"), *early, *profile],
     )
+    for one in profile:
+        one.trainer = trainer
     fit(trainer, output, arguments.resume)
     monitors.check(output)
     folder = save_adapter(vlm, output, role="fdm")

@@ -1,0 +1,266 @@
+"""`scripts/bench.py --preset gpu-7b`: one GPU, a random Chameleon of 7B in bfloat16, 1,024 tokens a picture.
+
+All in one process, for loading takes longer than measuring. A section that fails is named with its reason; the others
+are measured all the same. `gpu-smoke` is the same at a tiny size on any machine, and only shows that it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from rl.errors import RewindError
+from rl.models.distribution import TokenDistribution
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.known import LINEAR_LAYERS
+from rl.models.memory import GIB, kv_bytes
+from rl.running.files import write_whole
+from trainers.bench import logprobs, sampler, scorer
+from trainers.bench.big import SEVEN, big_base, shape_of
+from trainers.bench.figures import machine, versions
+from trainers.bench.kept import rollout_bytes
+from trainers.bench.measure import Size, peak_bytes, seconds, state_bytes
+from trainers.bench.mid import ACTIONS, random_pictures
+from trainers.common.adapters import add_adapter
+from trainers.plan.arithmetic import Job, memory
+
+LOAD = {"prompts": 8, "candidates": 8, "targets": 16, "pictures": 32, "rows": 2, "r": 16, "repeats": 2}
+SIZES: dict[str, Size] = {
+    "gpu-7b": SEVEN | LOAD,
+    "gpu-smoke": SEVEN
+    | {"hidden": 64, "intermediate": 176, "layers": 2, "heads": 2, "vocabulary": 1024, "codes": 64, "image_tokens": 144}
+    | {"vq_channels": 32, "vq_blocks": 1}
+    | {"prompts": 2, "candidates": 2, "targets": 2, "pictures": 2, "rows": 1, "r": 4, "repeats": 1},
+}
+WARM_TOKENS = 8
+"""Tokens that `generate` draws before it is measured, so that nothing is compiled meanwhile."""
+Found = dict[str, Any]
+
+
+class Enough(StoppingCriteria):
+    """Ends `generate` at a length."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        done = input_ids.shape[1] >= self.length
+        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
+
+
+def bandwidth(mebibytes: int = 1024) -> float:
+    """Bytes a second that a copy reads and writes, the most that anything bound by memory can reach."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    source = torch.zeros(mebibytes * 2**20, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / min(seconds(lambda: target.copy_(source), 5))
+
+
+def floor_bytes(vlm: ChameleonVLM, prompt: int, size: Size) -> int:
+    """Bytes that drawing has to read: each step the layers and the codes' rows of the head, the prompts' keys and
+    values once a prompt, and a row's own so far.
+    """
+    steps, rows = vlm.layout.tokens_per_image, size["prompts"] * size["candidates"]
+    layers: Any = vlm.transformer()
+    head = len(vlm.layout.image_ids_V) * size["hidden"] * vlm.head_weight().element_size()
+    read = steps * (state_bytes([layers.layers, layers.norm]) + head + size["prompts"] * kv_bytes(vlm, prompt))
+    return read + rows * kv_bytes(vlm, steps * (steps - 1) // 2)
+
+
+def measure_sampler(vlm: ChameleonVLM, size: Size) -> Found:
+    """Ours against `generate` with its caches, as many prompts at once as fit; and against the floor."""
+    sources = random_pictures(vlm, size["prompts"])
+    prompts = [vlm.fdm_prompt(ids, ACTIONS[n % len(ACTIONS)]) for n, ids in enumerate(sources)]
+    (ours,) = seconds(lambda: sampler.draw(vlm, prompts, size), 1)
+    floor = floor_bytes(vlm, max(map(len, prompts)), size) / bandwidth(1024 if torch.cuda.is_available() else 64)
+    kind = type(vlm.model)
+    raw: Found = {"ours_seconds": ours, "floor_seconds": floor}
+    for cache in ("dynamic", "static"):
+        try:
+            raw |= _generate(vlm, prompts, size, cache)
+        except RuntimeError as error:  # the static one is compiled, which not every machine can
+            raw[f"generate_{cache}_failed"] = _reason(error)
+        finally:
+            vlm.model.__class__ = kind
+    theirs = [value for name, value in raw.items() if name.startswith("generate_") and name.endswith("_seconds")]
+    drawn = size["prompts"] * size["candidates"] * size["image_tokens"]
+    figures = {"sampler_1024_speedup": min(theirs) / ours} if theirs else {}
+    figures["sampler_of_bandwidth_floor"] = floor / ours
+    return {**figures, "sampler_tokens_a_second": drawn / ours, "raw": raw}
+
+
+def _generate(vlm: ChameleonVLM, prompts: list[list[int]], size: Size, cache: str) -> Found:
+    """Seconds of `generate`; out of memory it takes half as many prompts at once."""
+    at_once = len(prompts)
+    enough = StoppingCriteriaList([Enough(max(map(len, prompts)) + WARM_TOKENS)])
+    while True:
+        parts = [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
+        try:
+            sampler.generate(vlm, parts[0], size, cache, stopping_criteria=enough)
+            found = seconds(lambda parts=parts: [sampler.generate(vlm, p, size, cache) for p in parts], 1, warm=0)  # type: ignore[misc]
+            return {f"generate_{cache}_seconds": found[0], f"generate_{cache}_prompts_at_once": at_once}
+        except torch.OutOfMemoryError:
+            if at_once == 1:
+                raise
+        at_once //= 2
+        torch.cuda.empty_cache()
+
+
+def measure_scorer(vlm: ChameleonVLM, size: Size) -> Found:
+    """Targets of one source, read behind it, against a row for each; 1 would be as fast as counting tokens allows."""
+    source, *targets = random_pictures(vlm, 1 + size["targets"])
+    prompts, spans = [vlm.fdm_prompt(source, ACTIONS[0])] * len(targets), [vlm.target_span(ids) for ids in targets]
+    ours = min(seconds(lambda: scorer.shared(vlm, prompts, spans), size["repeats"]))
+    theirs = min(seconds(lambda: scorer.one_row_each(vlm, prompts, spans), size["repeats"]))
+    limit = scorer.rows_tokens(prompts, spans) / (len(prompts[0]) + scorer.rows_tokens([], spans))
+    raw = {"ours_seconds": ours, "baseline_seconds": theirs, "limit": limit}
+    return {"scorer_of_token_limit": theirs / ours / limit, "raw": raw}
+
+
+def measure_logprobs(vlm: ChameleonVLM, size: Size) -> Found:
+    """A picture's log-probabilities and their gradient against TRL's tiled head."""
+    how = {name: size[name] for name in ("hidden", "vocabulary", "codes", "repeats")}
+    how |= {"tokens": size["image_tokens"], "half": 1}
+    ours, theirs = logprobs.ours(how), logprobs.baseline(how)
+    figures = {
+        "logprob_memory_ratio": ours["bytes"] / theirs["bytes"],
+        "logprob_time_ratio": min(ours["seconds"]) / min(theirs["seconds"]),
+    }
+    return {**figures, "raw": {"ours": ours, "baseline": theirs}}
+
+
+def measure_vq(vlm: ChameleonVLM, size: Size) -> Found:
+    """Pictures a second that become ids, and ids that become pictures."""
+    vlm.remembered_pictures = 0
+    pictures = np.random.default_rng(0).integers(
+        0, 256, (size["pictures"], vlm.picture_size.height, vlm.picture_size.width, 3), dtype=np.uint8
+    )
+    ids = np.array(random_pictures(vlm, size["pictures"]))
+    encoding = min(seconds(lambda: vlm.encode(list(pictures)), size["repeats"]))
+    decoding = min(seconds(lambda: vlm.decode(ids), size["repeats"]))
+    return {
+        "vq_encoded_a_second": len(pictures) / encoding,
+        "vq_decoded_a_second": len(ids) / decoding,
+        "raw": {"encode_seconds": encoding, "decode_seconds": decoding},
+    }
+
+
+def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
+    """Peaks of a rollout and of a training step with an adapter, against what `plan.py` computes."""
+    sources = random_pictures(vlm, size["prompts"])
+    prompts = [vlm.fdm_prompt(ids, ACTIONS[0]) for ids in sources]
+    held = state_bytes([vlm.model])
+    rollout = held + rollout_bytes(vlm, prompts, size)
+    add_adapter(vlm, LoraConfig(r=size["r"], target_modules=list(LINEAR_LAYERS)))
+    training = held + peak_bytes(_training_step(vlm, size))
+    job = Job(
+        lora_r=size["r"],
+        frozen_adapters=0,
+        rows=size["rows"],
+        rollout_rows=size["prompts"] * size["candidates"],
+        action_tokens=len(vlm.text_ids(ACTIONS[0])),
+    )
+    planned = memory(shape_of(size), job, "ddp", 1)
+    raw = {"rollout": rollout, "training": training, "planned": planned}
+    figures = {f"peak_{name}_of_plan": raw[name] / planned[name] for name in ("rollout", "training")}  # type: ignore[operator]
+    return {**figures, "peak_rollout_gib": rollout / GIB, "peak_training_gib": training / GIB, "raw": raw}
+
+
+def _training_step(vlm: ChameleonVLM, size: Size) -> Callable[[], None]:
+    """A step of AdamW on the adapter with checkpointed activations, as GRPO takes one; the optimizer is new in it."""
+    model: Any = vlm.model
+    model.train()
+    model.activation_checkpointing_enable()
+    model.enable_input_require_grads()
+    weights = [p for p in model.parameters() if p.requires_grad]
+    distribution = TokenDistribution(vlm.layout.image_ids_V)
+    pictures = random_pictures(vlm, 2 * size["rows"])
+    pairs = zip(pictures[::2], pictures[1::2], strict=True)
+    rows = torch.tensor([[*vlm.fdm_prompt(a, ACTIONS[0]), *b] for a, b in pairs], device=vlm.device)
+    targets = rows[:, -size["image_tokens"] :]
+
+    def step() -> None:
+        optimizer = torch.optim.AdamW(weights, lr=1e-5)
+        hidden = vlm.hidden_states(rows, use_cache=False).last_hidden_state
+        every = distribution.log_probs(hidden[:, -size["image_tokens"] - 1 : -1], vlm.head_weight())
+        chosen = every.gather(-1, distribution.positions(targets)[..., None])
+        (-chosen.mean()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+SECTIONS: dict[str, Callable[[ChameleonVLM, Size], Found]] = {
+    "sampler": measure_sampler,
+    "scorer": measure_scorer,
+    "logprobs": measure_logprobs,
+    "vq": measure_vq,
+    "memory": measure_memory,  # the last, for it puts an adapter on the model
+}
+
+
+def bench_gpu(preset: str, output: Path, parts: Sequence[str] = ()) -> Found:
+    """Measure sections (all if none is named); writes `output/bench.json` and `output/gpu.md`, returns the former.
+
+    Raises:
+        RewindError: an unknown section, `gpu-7b` without a GPU, no section that could be measured.
+    """
+    unknown = sorted(set(parts) - set(SECTIONS))
+    if unknown:
+        raise RewindError(f"the preset {preset} has no part '{unknown[0]}': choose of {', '.join(SECTIONS)}")
+    if preset == "gpu-7b" and not torch.cuda.is_available():
+        raise RewindError("the preset gpu-7b needs a GPU of 80 GB: gpu-smoke shows on any machine that it runs")
+    size, words = SIZES[preset], ["--parts", *parts] if parts else []
+    command = " ".join(["python scripts/bench.py --preset", preset, *words, "--output", str(output)])
+    start, vlm = time.perf_counter(), big_base(size)
+    found: Found = {"preset": preset, "command": command, "machine": _machine(), "versions": versions()}
+    found |= {"raw": {"size": size, "made_seconds": time.perf_counter() - start}, "failed": {}}
+    output.mkdir(parents=True, exist_ok=True)
+    for name in [section for section in SECTIONS if section in (parts or SECTIONS)]:
+        try:
+            measured = SECTIONS[name](vlm, size)
+            found["raw"][name] = measured.pop("raw")
+            found |= measured
+        except (RuntimeError, RewindError) as error:  # a GPU is dear: what can be measured is
+            found["failed"][name] = _reason(error)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        write_whole(output / "bench.json", json.dumps(found, indent=1) + "\n")
+        write_whole(output / "gpu.md", table(found))
+    if len(found["failed"]) == len(parts or SECTIONS):
+        raise RewindError(f"nothing could be measured: {found['failed']}")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]
+
+
+def _machine() -> Found:
+    memory_of = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+    return {**machine(), "device_gib": round(memory_of / GIB, 1)}
+
+
+def table(found: Found) -> str:
+    """The figures as Markdown, with card and command."""
+    card, size = found["machine"], found["raw"]["size"]
+    told = f"{card['device']}, {card['device_gib']} GiB" if card["device_gib"] else card["device"]
+    lines = [
+        f"`{found['command']}` on {told}; torch {found['versions']['torch']}, transformers "
+        f"{found['versions']['transformers']}. Hidden {size['hidden']}, {size['layers']} layers, "
+        f"{size['image_tokens']} tokens a picture, {size['prompts']} prompts x {size['candidates']} candidates.",
+        "",
+        "| figure | measured |",
+        "|---|---|",
+        *(f"| `{name}` | {value:.3g} |" for name, value in found.items() if isinstance(value, float)),
+        *(f"| {name} | not measured: {reason} |" for name, reason in found["failed"].items()),
+    ]
+    return "\n".join(lines) + "\n"
