@@ -102,7 +102,7 @@ def test_two_steps_of_training(vlm: Any, tmp_path: Path) -> None:
     model = trainable(vlm)
     reward = Reward.of(lambda predicted_ids: [float(sum(ids) % 7) for ids in predicted_ids], "sevens")
     config = RewindGRPOConfig(output_dir=str(tmp_path / "grpo"), num_generations=2, **how)
-    grpo = WorldModelGRPOTrainer(model, triplets, [reward], config)
+    grpo = WorldModelGRPOTrainer(model, triplets, [reward], config, importance_advantages="target")
     grpo.train()
     assert grpo.sampler_trainer_gap < 1e-4
 

@@ -116,10 +116,6 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         columns = columns_of([*triplets, *validation])
         given, rewards = (args.reward_weights, args.max_completion_length), weighted(rewards, args.reward_weights)
         rewards = [reward.on(columns) for reward in rewards]
-        if importance_advantages != "none" and vlm.picture_size.own:
-            raise RewindError(
-                f"importance_advantages needs pictures of one size, not image_size {vlm.image_size}: give a fixed one"
-            )
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
         self.spread_floor = spread_floor
@@ -127,6 +123,11 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         self.monitors, self.store = monitors, store
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
         trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
+        grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
+        if importance_advantages != "none" and len(by_grid(trajectories.source_ids)) > 1:
+            raise RewindError(
+                "importance_advantages needs pictures of one size and as many views each: give a fixed --image_size"
+            )
         self.last_rows: list[ScoredRow] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
@@ -134,7 +135,6 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         exact = vlm.head_weight().dtype == torch.float32 and not (args.bf16 or args.fp16)
         self.gap_limit = max_sampler_gap or (LIMIT if exact else LIMIT_HALF)
         self.correction_cap = (0.0 if exact else CAP) if importance_correction is None else importance_correction
-        grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
         args.max_completion_length = max(len(vlm.layout.grammar.of(grid).free) for grid in grids)
         args.remove_unused_columns = False
         args.disable_dropout = True  # else the loss sees another policy than the sampler
@@ -312,7 +312,8 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             mine = changed_tokens(self.vlm, self.last_rows, true=self.importance_advantages == "target")
             changed = by_step(self.accelerator.gather(mine.to(here.device)), group, steps)
             weights_BK = token_weights(changed, group, self.importance_advantages)
-            places = torch.tensor(self.vlm.layout.grammar.free, device=here.device)
+            free = self.vlm.layout.grammar_of(self.last_rows[0].source_ids).free  # all have one size
+            places = torch.tensor(free, device=here.device)
             weights = weights_BK.new_zeros(len(weights_BK), len(places))
             weights[:, places] = weights_BK
         found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
