@@ -105,6 +105,9 @@ def test_two_steps_of_training(vlm: Any, tmp_path: Path) -> None:
     grpo = WorldModelGRPOTrainer(model, triplets, [reward], config, importance_advantages="target")
     grpo.train()
     assert grpo.sampler_trainer_gap < 1e-4
+    if vlm.template.words_first:
+        with pytest.raises(RewindError, match="guidance in training needs pictures of the base's one size"):
+            WorldModelGRPOTrainer(trainable(vlm), triplets, [reward], config, guidance=2.0)
 
 
 def test_kept_and_read_again(vlm: Any, tmp_path: Path) -> None:

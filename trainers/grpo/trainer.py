@@ -124,6 +124,8 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
         trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
         grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
+        if self.distribution.guided and len(grids) > 1:
+            raise RewindError("guidance in training needs pictures of the base's one size, and one view each")
         if importance_advantages != "none" and len(by_grid(trajectories.source_ids)) > 1:
             raise RewindError(
                 "importance_advantages needs pictures of one size and as many views each: give a fixed --image_size"
