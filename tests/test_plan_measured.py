@@ -1,4 +1,4 @@
-"""plan.py's peaks against measured ones: what tensors hold in a rollout, a reward and a training step of a mid-size base
+"""plan.py's peaks against measured ones: what tensors hold in a rollout, a reward and a training step of a base
 with random weights (hidden 256, 4 layers, 256 tokens a picture, float32).
 """
 

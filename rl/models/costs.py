@@ -91,8 +91,8 @@ def pass_bytes(sizes: Sizes, tokens: int) -> int:
 
 
 def logits_bytes(tokens: int, allowed: int, drawn: bool = False) -> int:
-    """Scores of so many tokens over the allowed ids in float32, divided, normalised; a draw sums them in float64, two of
-    which stand beside them.
+    """Scores of so many tokens over the allowed ids in float32, divided, normalised; a draw sums them in float64, of
+    which two stand beside them.
     """
     return tokens * allowed * (20 if drawn else 16)
 

@@ -1,7 +1,7 @@
 """How many rows fit into memory at once.
 
-A row's bytes follow from the model's config and precision (`rl.models.costs`); what is free is asked of the device. Chunks change no result
-but the rounding of sums, so nobody needs to know how many there were.
+A row's bytes follow from the model's config and precision (`rl.models.costs`); what is free is asked of the device.
+Chunks change no result but the rounding of sums, so nobody needs to know how many there were.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rl.checks import check_whole
 from rl.models.attention import chunks
-from rl.models.distribution import TokenDistribution
 from rl.models.costs import LOGITS_AT_ONCE, USUAL_ROWS
+from rl.models.distribution import TokenDistribution
 from rl.models.memory import Portions, rows_that_fit, scoring_cost
 from rl.models.streams import Stream, shares_prompts
 from rl.models.unified import UnifiedVLM

@@ -92,8 +92,8 @@ def one_gpu(config: TrainingArguments) -> None:
 @cache
 def _say_one_gpu(count: int) -> None:
     logger.warning(
-        "one of %d GPUs is used, since no launcher started the script: for all of them, accelerate launch --config_file "
-        "configs/accelerate/zero2.yaml --num_processes %d scripts/...",
+        "one of %d GPUs is used, since no launcher started the script: for all of them, accelerate launch "
+        "--config_file configs/accelerate/zero2.yaml --num_processes %d scripts/...",
         *(count, count),
     )
 
