@@ -17,12 +17,16 @@ from rl.models.known import LINEAR_LAYERS, MAX_ROWS
 from rl.running.command_line import parse_with_config, run
 from rl.running.files import write_whole
 from rl.running.model_flags import SIZE_HELP
-from trainers.plan.arithmetic import Job, plan
-from trainers.plan.shapes import Shape, adapter_of, shape_of
+from trainers.plan.arithmetic import PHASES, Job, plan
+from trainers.plan.shapes import Shape, adapter_of, base_told_by, shape_of, stands_on
 
 ALGORITHMS = ("sft", "grpo", "best_of_n", "dpo")
 CHUNK = 32  # sources for which best-of-N training and DPO draw at once
 GIB = 2**30
+ACTIONS_ASKED = {"idm_margin": 9, "idm_choice": 4, "ensemble": 9} | dict.fromkeys(
+    ("idm_likelihood", "idm_match", "idm_token_f1", "idm_yes_no"), 1
+)
+"""Actions that a reward holds against one pair of pictures, at its defaults."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max_rows", type=int, help=f"candidates drawn at once (those that fit, to {MAX_ROWS})")
     p.add_argument("--guidance", type=float, default=1.0, help="GRPO: other than 1, every sequence is read twice")
     p.add_argument("--with_idm", action=argparse.BooleanOptionalAction, default=False, help="SFT of both roles at once")
+    p.add_argument("--idm", help="the inverse model: only tells whether it stands on another base")
+    p.add_argument("--judge_idm", help="GRPO: a judge beside it; on another base it is a model of its own")
+    p.add_argument("--rewards", nargs="+", default=["idm_margin"], help="as the run names them: which ask the IDM")
     p.add_argument("--min_gap", type=float, help="DPO: only tells that it is DPO")
     p.add_argument("--rollout_rows", type=int, help="sequences that a GPU draws at once, if other than the run's")
     p.add_argument("--gradient_checkpointing", **switch, help="compute activations again (as in TRL: on)")
@@ -75,20 +82,31 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     rank = arguments.lora_r if arguments.lora_r is not None else found[1] if found else 16
     rank = rank if arguments.use_peft else 0
     targets = arguments.lora_target_modules or (found[2] if found else LINEAR_LAYERS)
-    rows, drawn, most = arguments.per_device_train_batch_size, 0, arguments.max_rows or MAX_ROWS
+    rows, total, most = arguments.per_device_train_batch_size, 0, arguments.max_rows or MAX_ROWS
     if algorithm == "grpo":
-        passes = arguments.steps_per_generation or arguments.gradient_accumulation_steps
-        drawn = min(rows * passes, most)
+        total = rows * (arguments.steps_per_generation or arguments.gradient_accumulation_steps)
     elif algorithm in ("best_of_n", "dpo"):
-        drawn = min(most, CHUNK * (arguments.num_candidates or 8))
+        total = CHUNK * (arguments.num_candidates or 8)
+    drawn = min(most, total) if arguments.rollout_rows is None else arguments.rollout_rows
+    each = (arguments.num_generations if algorithm == "grpo" else arguments.num_candidates) or 8
+    judge = arguments.judge_idm if algorithm == "grpo" else None
+    beside = [name for name in (arguments.idm if drawn else None, judge) if name is not None]
+    apart = [name for name in beside if not stands_on(name, arguments.fdm, str(base))]
+    asked = [n for n in ACTIONS_ASKED if any(r.partition("=")[0] == n for r in arguments.rewards)]
     job = Job(
         lora_r=rank,
         targets=LINEAR_LAYERS if list(targets) == ["all-linear"] else targets,
         dropout=algorithm in ("sft", "best_of_n"),
         trained_adapters=2 if arguments.with_idm and algorithm == "sft" else 1,
-        frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2),
+        frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2) + (judge is not None) - len(apart),
+        beside=sum(shape_of(base_told_by(name)).parameters() for name in apart),
         rows=2 * rows if algorithm == "dpo" else rows,  # chosen and rejected
-        rollout_rows=drawn if arguments.rollout_rows is None else arguments.rollout_rows,
+        rollout_rows=drawn,
+        candidates=max(1, min(each, drawn)),
+        scored=max(total, drawn) if asked and drawn else 0,
+        actions=max((ACTIONS_ASKED[name] for name in asked), default=1),
+        judged=64 if judge is not None else 0,
+        max_rows=arguments.max_rows,
         branches=2 if arguments.guidance != 1 and algorithm == "grpo" else 1,
         accumulation=arguments.gradient_accumulation_steps,
         checkpointing=arguments.gradient_checkpointing,
@@ -98,7 +116,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     return algorithm, shape_of(base, arguments.image_size), job
 
 
-COLUMNS = ("weights", "gradients", "optimizer", "activations", "cache", "training", "rollout", "peak", "host", "sent")
+COLUMNS = ("weights", "gradients", "optimizer", "activations", "cache", *PHASES, "peak", "host", "sent")
 
 
 def text(found: dict[str, Any], algorithm: str, job: Job, gpu_gib: float) -> str:
@@ -139,7 +157,7 @@ def main() -> None:
     if any(n < 1 for n in arguments.gpus):
         raise RewindError("--gpus must be 1 or more")
     algorithm, shape, job = job_of(arguments)
-    found = plan(shape, job, arguments.gpus, arguments.max_steps)
+    found = plan(shape, job, arguments.gpus, arguments.max_steps, arguments.gpu_gib * GIB)
     print(text(found, algorithm, job, arguments.gpu_gib))
     if others:
         print(f"\nkeys of {arguments.config} that change no memory: {', '.join(sorted(others))}")

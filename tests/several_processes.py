@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,13 +27,14 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from rewards import Reward, load_rewards
 from rl.data.importance import Importance
 from rl.models.known import LINEAR_LAYERS
-from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.roles import JUDGE_ADAPTER, ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, only_policy_trains, save_adapter, save_whole
 from trainers.common.candidates import scored_groups
 from trainers.dpo.arguments import RewindDPOConfig
 from trainers.dpo.trainer import Pairing, WorldModelDPOTrainer, preference_rows
 from trainers.grpo.arguments import RewindGRPOConfig
+from trainers.grpo.monitors import RULES, Monitors
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.rows import role_rows
@@ -65,7 +67,7 @@ def even(predicted_ids: list[list[int]], **_: Any) -> list[float]:
 def backbone() -> Any:
     set_seed(0)
     vlm = make_tiny()
-    for name in ("default", "idm"):
+    for name in ("default", "idm", JUDGE_ADAPTER):
         add_adapter(vlm, LoraConfig(r=4, target_modules=LINEAR_LAYERS, init_lora_weights=False), name)
     only_policy_trains(vlm)
     return vlm
@@ -177,8 +179,12 @@ def grpo(folder: Path, spanning: bool = False) -> dict[str, Any]:
             return enter(context)
 
         deepspeed.zero.GatheredParameters.__enter__ = counted
-    trainer = WorldModelGRPOTrainer(vlm, triplets(12), rewards, config, guidance=1.5 if spanning else 1.0)
-    found = finish(trainer, vlm, folder)
+    monitors = Monitors({"judge_idm": RULES["judge_idm"]}, judge=InverseDynamics(vlm, JUDGE_ADAPTER))
+    guidance = 1.5 if spanning else 1.0
+    trainer = WorldModelGRPOTrainer(vlm, triplets(12), rewards, config, guidance=guidance, monitors=monitors)
+    with mock.patch("trainers.grpo.monitors.ENOUGH", 0):
+        found = finish(trainer, vlm, folder)
+    found["judged"] = [row["monitors/judge_idm"] for row in trainer.state.log_history if "monitors/judge_idm" in row]
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         deepspeed.zero.GatheredParameters.__enter__ = enter
     return found | {"gap": trainer.sampler_trainer_gap, "large_gathers": sum(count > 50 for count in gathers)}

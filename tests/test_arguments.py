@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
 
 from rewards import load_rewards
 from rl.errors import RewindError
@@ -17,7 +21,9 @@ from rl.models.bases import is_base
 from rl.models.known import SHIPPED
 from rl.running.command_line import parse_with_config
 from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.common import sharding
 from trainers.common.arguments import parse
+from trainers.dpo.arguments import RewindDPOConfig
 from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
 from trainers.grpo.monitors import RULES, rules_of
 from trainers.sft.arguments import FDMArguments, LoraModelConfig, RoleConfig
@@ -99,3 +105,28 @@ def test_a_path_at_home_in_a_config_and_behind_a_flag(tmp_path: Path, monkeypatc
     assert str(RoleConfig(output_dir="~/runs/b").output_dir) == str(tmp_path / "runs" / "b")
     shutil.copytree(SHIPPED["tabletop-chameleon"], tmp_path / "base")
     assert is_base("~/base")
+
+
+@pytest.mark.parametrize("kind", [RoleConfig, RewindGRPOConfig, RewindDPOConfig])
+def test_a_plain_start_beside_several_gpus_uses_one(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And no DataParallel: a batch is that of one GPU; said once, with what to type for all."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for name, value in (("is_available", True), ("device_count", 3), ("set_device", None), ("is_bf16_supported", True)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value, **__: value)
+    sharding._say_one_gpu.cache_clear()
+    try:
+        with caplog.at_level("WARNING", "rl"):
+            configs = [kind(output_dir=str(tmp_path), per_device_train_batch_size=8, bf16=False) for _ in range(2)]
+        for config in configs:
+            assert (config.n_gpu, config.train_batch_size, config.device.type) == (1, 8, "cuda")
+            assert config.parallel_mode == ParallelMode.NOT_PARALLEL
+        plain = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=8)
+        assert (plain.n_gpu, plain.train_batch_size) == (3, 24)  # what it would be
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    told = [record.getMessage() for record in caplog.records if record.name == "rl"]
+    assert len(told) == 1
+    assert "one of 3 GPUs is used" in told[0]
+    assert "accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 3" in told[0]

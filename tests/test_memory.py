@@ -16,9 +16,10 @@ from opened_families import opened
 
 from rl.errors import RewindError
 from rl.models import memory, sampling, scoring
+from rl.models.costs import Cost
 from rl.models.distribution import TokenDistribution
 from rl.models.known import MAX_ROWS
-from rl.models.memory import Cost, Portions, in_parts, kv_bytes, rows_that_fit, sampling_cost, scoring_cost
+from rl.models.memory import Portions, in_parts, kv_bytes, rows_that_fit, sampling_cost, scoring_cost
 from rl.models.noise import Noise
 from rl.models.opening import load_fdm, load_idm, load_idm_beside, save_base
 from rl.models.roles import ForwardDynamics, InverseDynamics

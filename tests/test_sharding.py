@@ -116,6 +116,7 @@ def test_two_processes_give_the_numbers_of_one(results: dict[str, list[dict[str,
             assert rank["reward_std"] == pytest.approx(one["reward_std"], rel=1e-5)
         assert np.allclose(rank["evaluated"], one["evaluated"], rtol=1e-5)
         assert bool(rank["evaluated"]) == spec.startswith("sft:")
+        assert rank.get("judged", []) == pytest.approx(one.get("judged", []), rel=1e-5)  # by an adapter beside it
         assert rank.get("totals") == one.get("totals")  # candidates are the same ones, whoever draws them
     ours, theirs = ranks[0]["adapter"], one["adapter"]
     assert ours.keys() == theirs.keys()

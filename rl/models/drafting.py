@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl.models import costs
 from rl.models.attention import can_share
 from rl.models.decoding import How, invert
 from rl.models.streams import SharedRows
 from rl.models.unified import UnifiedVLM
 
-TOKENS_A_PASS = 128
-"""Rows x window of a pass: up to there it takes about as long as with one token a row."""
-LEAST_WINDOW = 4
-"""With more rows than leave room for so many tokens each, nothing is drafted."""
+TOKENS_A_PASS = costs.DRAFTED_TOKENS
 
 
 @dataclass
@@ -43,8 +41,8 @@ class Counts:
 
 def window_of(vlm: UnifiedVLM, rows: int, tokens: int) -> int:
     """Tokens of each row in a pass; 0 where drafting does not pay or the attention cannot do it."""
-    window = min(TOKENS_A_PASS // max(1, rows), tokens)
-    return window if window >= LEAST_WINDOW and can_share(vlm) else 0
+    window = costs.window_of(rows, tokens, TOKENS_A_PASS)
+    return window if window and can_share(vlm) else 0
 
 
 def decode_drafted(

@@ -1,7 +1,7 @@
-"""How many rows fit into memory at once: the one place that knows what a row costs.
+"""How many rows fit into memory at once.
 
-A row's bytes follow from the model's config and precision; what is free is asked of the device. Chunks change no result
-but the rounding of sums, so nobody needs to know how many there were.
+A row's bytes follow from the model's config and precision (`rl.models.costs`); what is free is asked of the device.
+Chunks change no result but the rounding of sums, so nobody needs to know how many there were.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +16,8 @@ import torch
 
 from rl.checks import check_whole
 from rl.errors import RewindError
+from rl.models import costs
+from rl.models.costs import Cost, Decoder
 from rl.models.known import MAX_ROWS
 
 if TYPE_CHECKING:
@@ -28,77 +29,44 @@ Found = TypeVar("Found")
 
 SHARE_OF_GPU, SHARE_OF_RAM = 0.9, 0.5
 """Of what is free: a GPU is ours, and its allocator needs some room; RAM belongs to others too."""
-TOKENS_A_PASS = 4096
-"""Tokens of long prompts that are read at once: enough to be bound by arithmetic."""
-LOGITS_AT_ONCE = 2**21
-"""Log-probabilities, places x allowed ids, that scoring holds at once: 8 MiB, which a processor keeps at hand."""
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Bytes of what is held at once: `prompt` for each prompt, `row` for each row behind one, `fixed` for all."""
-
-    prompt: int
-    row: int
-    fixed: int = 0
+def sizes_of(vlm: UnifiedVLM) -> Decoder:
+    """The sizes of a backbone, from its config and the precision of its weights."""
+    config: Any = vlm.transformer().config
+    return Decoder(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        weight_bytes=vlm.head_weight().element_size(),
+    )
 
 
 def kv_bytes(vlm: UnifiedVLM, tokens: int = 1) -> int:
     """Keys and values of so many tokens in all layers."""
-    config: Any = vlm.transformer().config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * size * vlm.head_weight().element_size() * tokens
-
-
-def pass_bytes(vlm: UnifiedVLM, tokens: int) -> int:
-    """What one layer holds while it reads so many tokens without gradients: residual, queries, keys, values, MLP."""
-    config: Any = vlm.transformer().config
-    half = vlm.head_weight().element_size() * (8 * config.hidden_size + 3 * config.intermediate_size)
-    return tokens * (half + 8 * config.hidden_size)  # norms are computed in float32
-
-
-def logits_bytes(tokens: int, allowed: int, drawn: bool = False) -> int:
-    """Scores of so many tokens over the allowed ids in float32, divided, normalised; a draw sums them in float64."""
-    return tokens * allowed * (40 if drawn else 16)
+    return costs.kv_bytes(sizes_of(vlm), tokens)
 
 
 def picture_bytes(vlm: PictureTokens) -> int:
-    """Activations of the VQ image tokenizer for one picture: a few maps at full size, in float32."""
+    """Activations of the VQ image tokenizer for one picture."""
     config = getattr(getattr(vlm, "vqmodel", None), "config", None)
-    channels = getattr(config, "base_channels", 128)
-    return 4 * 4 * int(channels) * vlm.picture_size.height * vlm.picture_size.width
+    pixels = vlm.picture_size.height * vlm.picture_size.width
+    return costs.picture_bytes(pixels, int(getattr(config, "base_channels", 128)))
 
 
-def prefill_cost(vlm: UnifiedVLM, prompt: int, streams: int = 1) -> tuple[int, int]:
-    """Bytes of what each long prompt keeps, and of what one pass over some of them holds beside it."""
-    pass_of = max(prompt, TOKENS_A_PASS)
-    padding = prompt**2 * (pass_of // prompt) * (1 + vlm.head_weight().element_size())  # a mask of all pairs
-    return streams * kv_bytes(vlm, prompt), pass_bytes(vlm, pass_of) + kv_bytes(vlm, pass_of) + padding
-
-
-def sampling_cost(vlm: UnifiedVLM, prompt: int, drawn: int, allowed: int, shared: bool, streams: int = 1) -> Cost:
-    """Of prompts of so many tokens whose rows draw so many, in `streams` that differ in what guidance leaves out."""
-    logits = logits_bytes(streams, allowed, drawn=True)
-    if shared:
-        kept, fixed = prefill_cost(vlm, prompt, streams)
-        return Cost(kept, streams * (kv_bytes(vlm, drawn) + pass_bytes(vlm, 1)) + logits, fixed)
-    row = streams * (kv_bytes(vlm, prompt + drawn) + pass_bytes(vlm, 1)) + logits
-    return Cost(streams * (kv_bytes(vlm, prompt) + pass_bytes(vlm, prompt)), row)
+def sampling_cost(
+    vlm: UnifiedVLM, prompt: int, drawn: int, allowed: int, shared: bool, streams: int = 1, window: int = 0
+) -> Cost:
+    """`costs.sampling_cost` of a backbone."""
+    return costs.sampling_cost(sizes_of(vlm), prompt, drawn, allowed, shared, streams, window)
 
 
 def scoring_cost(vlm: UnifiedVLM, prompt: int, span: int, shared: bool | None) -> Cost:
-    """Of spans of so many tokens behind prompts that their rows share or (False) copy; None: prompts that are read anew
-    in each row.
-    """
-    logits = logits_bytes(1, LOGITS_AT_ONCE)
-    if shared is None:
-        return Cost(0, pass_bytes(vlm, prompt + span), logits)
-    if shared:
-        kept, fixed = prefill_cost(vlm, prompt)
-        return Cost(kept, pass_bytes(vlm, span), fixed + logits)
-    return Cost(0, kv_bytes(vlm, 2 * prompt + span) + pass_bytes(vlm, prompt + span), logits)
+    """`costs.scoring_cost` of a backbone."""
+    return costs.scoring_cost(sizes_of(vlm), prompt, span, shared)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -149,9 +117,7 @@ def rows_that_fit(
     most, free = max_rows or usual, free_bytes(device)
     if free is None:
         return most
-    left = free - cost.fixed
-    whole, group = left // (cost.prompt + each * cost.row), (left - cost.prompt) // cost.row
-    fitting = whole * each if whole > 0 else min(group, each)
+    fitting = cost.fitting(each, free)
     if fitting < 1:
         # A share that is too small is no reason yet: the whole may do.
         share = SHARE_OF_GPU if device.type == "cuda" else SHARE_OF_RAM

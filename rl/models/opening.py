@@ -183,18 +183,20 @@ def _stands_on(adapter: Path, base: str | Path, backbone: UnifiedVLM) -> bool:
     return same_base(base, backbone.name)
 
 
-def load_idm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, **opening: Any) -> InverseDynamics:
+def load_idm_beside(
+    base_or_run: str | Path, vlm: UnifiedVLM | None, adapter: str = IDM_ADAPTER, **opening: Any
+) -> InverseDynamics:
     """An inverse model on the weights of a backbone if it stands on the same base, else opened by itself.
 
-    `opening` is what `load_idm` takes beside the name, as it was given for the forward model. An inverse model of
-    another base takes its `base` and `vq` only where it does not open without them.
+    `adapter` is its name on the backbone; `opening` is what `load_idm` takes beside the name, as it was given for the
+    forward model. An inverse model of another base takes its `base` and `vq` only where it does not open without them.
     """
     base = opening.get("base")
     run = adapter_folder(_local(base_or_run))
     if vlm is not None and (
         shares_base(base_or_run, vlm) if base is None or run is None else _stands_on(run, base, vlm)
     ):
-        return load_idm(base_or_run, vlm, base=None if run is None else base, max_rows=opening.get("max_rows"))
+        return load_idm(base_or_run, vlm, adapter, base=None if run is None else base, max_rows=opening.get("max_rows"))
     try:
         return load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
     except RewindError:

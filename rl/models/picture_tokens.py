@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rl.codes import Codes, Grid, by_grid
 from rl.errors import RewindError
+from rl.models.costs import Cost
 from rl.models.layout import TokenLayout
-from rl.models.memory import Cost, in_parts, picture_bytes, rows_that_fit
+from rl.models.memory import in_parts, picture_bytes, rows_that_fit
 from rl.models.sizes import PictureSize
 from rl.models.vq import codes_of
 from rl.pictures import PictureLike, Views, size_of, to_array

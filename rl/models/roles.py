@@ -23,8 +23,8 @@ from rl.pictures import PictureLike
 from rl.triplets import Candidate
 
 Role = Literal["fdm", "idm"]
-FDM_ADAPTER, IDM_ADAPTER = "default", "idm"
-"""Adapter names on a shared backbone; TRL expects the policy's to be `default`."""
+FDM_ADAPTER, IDM_ADAPTER, JUDGE_ADAPTER = "default", "idm", "judge_idm"
+"""Adapter names on a shared backbone; TRL expects the policy's to be `default`. A judge's is in no checkpoint."""
 
 
 class _Role:

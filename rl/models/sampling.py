@@ -83,7 +83,7 @@ def sample_tokens(
     shared = shares_prompts(vlm, every) or window > 0
     room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
     allowed = len(distribution.allowed_ids_V)
-    cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read))
+    cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read), window)
     portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
     how = How(distribution, max_tokens, stop, truncation, after)
     keys_P = torch.tensor([prompt_key(prompt) for prompt in prompts], device=vlm.device)

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from rl.checks import check_whole
 from rl.models.attention import chunks
+from rl.models.costs import LOGITS_AT_ONCE, USUAL_ROWS
 from rl.models.distribution import TokenDistribution
-from rl.models.memory import LOGITS_AT_ONCE, Portions, rows_that_fit, scoring_cost
+from rl.models.memory import Portions, rows_that_fit, scoring_cost
 from rl.models.streams import Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
-
-USUAL_ROWS = 64
-"""More whole sequences at once are no faster; behind prompts that are read once, four times as many spans."""
 
 
 def span_log_probs(

@@ -10,12 +10,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from rl.models.attention import DraftedPrefix, SharedPrefix, can_share, chunks, two_parts
-from rl.models.memory import TOKENS_A_PASS
+from rl.models.costs import SHARED_FROM, TOKENS_A_PASS
 from rl.models.unified import UnifiedVLM
 
 Layers = list[tuple[Tensor, Tensor]]
-SHARED_FROM = 128
-"""Tokens from which on a prompt is shared: a shorter one is copied sooner than attended to in two parts."""
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -74,6 +72,7 @@ class Stream:
                     all_of_it[part, :, begin:] = some
             mask[part, begin:] = read.mask
             hidden.append(read.hidden)
+            del read, new, some  # else they stand beside the next pass
         return cls(vlm, mask, torch.cat(hidden), layers)
 
     def rows(self, numbers_R: Tensor) -> CopiedRows:

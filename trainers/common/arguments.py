@@ -17,7 +17,7 @@ from rl.errors import RewindError
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
 from rl.running.model_flags import ROWS_HELP, SIZE_HELP, check_max_rows
-from trainers.common.sharding import as_launched, without_compiler
+from trainers.common.sharding import as_launched, one_gpu, without_compiler
 
 VQ_HELP = "a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part"
 
@@ -105,6 +105,7 @@ class StartsAnywhere:
             if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
                 without_compiler()
         super().__post_init__()  # type: ignore[misc]
+        one_gpu(config)
 
 
 def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[Any, ...]:

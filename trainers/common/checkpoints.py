@@ -37,6 +37,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from rl.errors import RewindError
+from rl.models.roles import JUDGE_ADAPTER
 from rl.running import seals
 from trainers.common.sharding import gathered_adapter, on_main
 
@@ -92,10 +93,14 @@ class WholeCheckpoints:
 
         A model without adapters is written under its own names: those under which a family is published are not the
         names by which `Trainer` loads a checkpoint, and it goes on without what it misses. Adapters never bring the
-        embeddings with them: else peft would ask the Hub, by the base's name, whether they are the base's.
+        embeddings with them: else peft would ask the Hub, by the base's name, whether they are the base's. A judge's
+        stays out.
         """
         model: Any = cast(Trainer, self).model
-        told = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {"save_original_format": False}
+        told: dict[str, Any] = {"save_original_format": False}
+        if hasattr(model, "peft_config"):
+            kept = [name for name in model.peft_config if name != JUDGE_ADAPTER]
+            told = {"save_embedding_layers": False, "selected_adapters": kept}
         if hasattr(model, "save_pretrained"):  # an image tokenizer in training is a plain module
             model.save_pretrained = partial(model.save_pretrained, **told)
         try:

@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from os import environ
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,26 @@ def as_launched(config: Any) -> None:
     environ["ACCELERATE_USE_DEEPSPEED"], environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = "true", asked
     environ["ACCELERATE_DEEPSPEED_ZERO3_INIT"] = "false"  # as in configs/accelerate: weights are loaded whole
     config.deepspeed = None
+
+
+def one_gpu(config: TrainingArguments) -> None:
+    """Train on the first GPU where no launcher has started a process for each.
+
+    transformers would wrap the model as DataParallel, whose copies lack the forward that answers with our scores.
+    """
+    if config.n_gpu < 2:
+        return
+    count, config._n_gpu = config.n_gpu, 1
+    _say_one_gpu(count)
+
+
+@cache
+def _say_one_gpu(count: int) -> None:
+    logger.warning(
+        "one of %d GPUs is used, since no launcher started the script: for all of them, accelerate launch "
+        "--config_file configs/accelerate/zero2.yaml --num_processes %d scripts/...",
+        *(count, count),
+    )
 
 
 @contextmanager

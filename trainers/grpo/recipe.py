@@ -14,7 +14,6 @@ from rl.data.chains import chains
 from rl.data.left_out import LeftOut
 from rl.data.store import CandidateStore, scorer_key
 from rl.errors import RewindError
-from rl.models.opening import load_idm_beside
 from trainers.common.adapters import save_adapter
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
@@ -27,6 +26,7 @@ from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import check_grpo, check_options, check_trajectories
 from trainers.grpo.identity import check_correction
+from trainers.grpo.judge import load_judge
 from trainers.grpo.monitors import Monitors, rules_of
 from trainers.grpo.profile import Profile
 from trainers.grpo.trainer import WorldModelGRPOTrainer
@@ -82,11 +82,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         importance_advantages=kind,
     )
     with whole_weights():
-        judge = (
-            load_idm_beside(arguments.judge_idm, None, **arguments.opening())
-            if arguments.judge_idm is not None
-            else None
-        )
+        judge = load_judge(arguments.judge_idm, vlm, **arguments.opening()) if arguments.judge_idm is not None else None
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []

@@ -192,18 +192,14 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
                 replaced = self.groups.replace_dead(
                     parts, rows, first, group, self.state.global_step, self._draw_and_score
                 )
-        self.last_rows = [row for part in rows for row in part]
+            self.last_rows = [row for part in rows for row in part]
+            if self.model.training and self.monitors is not None:
+                self._observe(self.monitors, group // self.rollout_steps)
         for number, mean in step_means(self.last_rows, self.rollout_steps).items():
             self._log_metric(f"reward_step_{number}", mean)
         firsts = [[row for row in part if row.step == 0] for part in rows]
         if not self.model.training:
             self._note_validation(firsts)
-        elif self.monitors is not None:
-            ordered = [row for step in range(self.rollout_steps) for row in self.last_rows[step :: self.rollout_steps]]
-            triplets, members = [row.triplet for row in ordered], group // self.rollout_steps
-            self.monitors.observe(
-                triplets, [row.scored for row in ordered], members, self._log_metric, self.state.global_step
-            )
         if self.model.training and self.store is not None:
             # The same source and action in both is the same draw, for noise goes by content: it is kept once.
             kept = [*([row for row in part if row.step == 0] for part in replaced), *firsts]
@@ -221,6 +217,12 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             # Forced tokens are read and count nowhere, not in the mean over tokens either.
             drawn["env_mask"] = [[int(is_code) for is_code in grammar.free] for grammar in grammars]
         return drawn
+
+    def _observe(self, monitors: Monitors, members: int) -> None:
+        """Show the monitors the last rollout, all of a step side by side; a judge may stand on the same weights."""
+        ordered = [row for step in range(self.rollout_steps) for row in self.last_rows[step :: self.rollout_steps]]
+        triplets, scored = [row.triplet for row in ordered], [row.scored for row in ordered]
+        monitors.observe(triplets, scored, members, self._log_metric, self.state.global_step)
 
     def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
         """Predictions of each part of a group with their scores; TRL's reward columns only read those."""

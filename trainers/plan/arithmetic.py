@@ -5,8 +5,10 @@ float32 copy and two moments); in float32 4 + 4 + 8. N GPUs divide the optimizer
 (ZeRO-2), all weights too (ZeRO-3): arXiv 1910.02054, figure 1 and section 5. Frozen weights have neither gradient nor
 optimizer; only ZeRO-3 divides them. Offload keeps all three in the host's memory (arXiv 2101.06840).
 Activations: a layer's input for each layer and all of one layer with checkpointing (arXiv 1604.06174), all of every
-layer without; beside them the log-probabilities over the image's codes. Not counted: the image tokenizer, the library's
-own buffers, fragmentation (leave a tenth free).
+layer without; and what the backward pass of a layer, or the log-probabilities over the image's codes, take beside them.
+What a rollout, the inverse model and the image tokenizer hold is `rl.models.costs`, which also decides how many rows
+they take at once. Not counted: the image tokenizer's weights (under 1 GiB), the library's own buffers, fragmentation
+(leave a tenth free).
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.known import LINEAR_LAYERS
+from rl.models import costs
+from rl.models.costs import SHARED_FROM, Cost
+from rl.models.known import LINEAR_LAYERS, MAX_ROWS
 from trainers.plan.shapes import Shape
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
+DESCRIBED = 48
+"""Tokens that an inverse model may say of a pair (`InverseDynamics.describe`)."""
+PHASES = ("training", "rollout", "reward", "pictures")
 LIVE_PARAMETERS = 10**9
 """`stage3_max_live_parameters` of the configs: what ZeRO-3 holds gathered at once while it trains."""
 
@@ -33,9 +40,15 @@ class Job:
         targets: the layers that it changes.
         dropout: whether its dropout is on (SFT; RL switches it off).
         trained_adapters: 2 if both roles are trained at once.
-        frozen_adapters: further adapters of the same size on the backbone: the reference's and the IDM's.
+        frozen_adapters: further adapters of the same size on the backbone: the reference's, the IDM's, a judge's.
+        beside: parameters of models of their own: an IDM or a judge of another base.
         rows: sequences in one forward and backward pass.
-        rollout_rows: sequences drawn at once; 0 if nothing is drawn.
+        rollout_rows: sequences drawn at once, if they fit; 0 if nothing is drawn.
+        candidates: how many of them stand behind one prompt.
+        scored: predictions whose pair of pictures the IDM reads at once, if they fit; 0 if none does.
+        actions: actions that it scores on each: the one asked for and its rivals.
+        judged: predictions that a judge IDM reads, each anew; 0 if there is none.
+        max_rows: the most rows at once; None for those that fit.
         branches: how often a sequence is read: 2 with guidance, with and without its words.
         accumulation: passes an optimizer step.
         checkpointing: whether activations are computed again in the backward pass.
@@ -48,8 +61,14 @@ class Job:
     dropout: bool = False
     trained_adapters: int = 1
     frozen_adapters: int = 2
+    beside: int = 0
     rows: int = 8
     rollout_rows: int = 8
+    candidates: int = 1
+    scored: int = 0
+    actions: int = 9
+    judged: int = 0
+    max_rows: int | None = None
     branches: int = 1
     accumulation: int = 1
     checkpointing: bool = True
@@ -57,10 +76,10 @@ class Job:
     gather: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("lora_r", "frozen_adapters", "rollout_rows", "action_tokens"):
+        for name in ("lora_r", "frozen_adapters", "beside", "rollout_rows", "scored", "judged", "action_tokens"):
             if getattr(self, name) < 0:
                 raise RewindError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("rows", "branches", "accumulation", "trained_adapters"):
+        for name in ("rows", "branches", "accumulation", "trained_adapters", "candidates", "actions"):
             if getattr(self, name) < 1:
                 raise RewindError(f"{name} must be at least 1, not {getattr(self, name)}")
 
@@ -102,13 +121,23 @@ def sent_bytes(
 
 
 def activation_bytes(shape: Shape, job: Job) -> float:
-    """Bytes kept for the backward pass of `job.rows` sequences, each read `job.branches` times."""
+    """Bytes kept for the backward pass of `job.rows` sequences, each read `job.branches` times, and beside them at its
+    peak: where the loss is taken, or in a layer.
+    """
     rows = job.rows * job.branches
     tokens = rows * sequence_tokens(shape, job)
-    layer = shape.layer_activations(job.targets if job.dropout and job.lora_r else ())
-    kept = shape.layers * shape.hidden * shape.weight_bytes + layer if job.checkpointing else shape.layers * layer
+    layer = tokens * shape.layer_activations(job.targets if job.dropout and job.lora_r else ())
+    inputs = tokens * shape.layers * shape.hidden * shape.weight_bytes
+    # Of the last norm its input, always float32, and output; the states that predict the picture.
+    loss = tokens * shape.hidden * (8 + shape.weight_bytes)
+    loss += rows * shape.tokens_per_image * shape.hidden * shape.weight_bytes
     # The codes' logits, their log-probabilities and the gradient of one of them, in float32.
-    return tokens * kept + 3 * 4 * rows * shape.tokens_per_image * shape.image_codes
+    loss += 3 * 4 * rows * shape.tokens_per_image * shape.image_codes
+    # Backwards the gradients of a layer's widest tensors and of its input.
+    back = tokens * shape.weight_bytes * (2 * shape.intermediate + shape.hidden)
+    if job.checkpointing:
+        return inputs + max(loss, layer + back)
+    return shape.layers * layer + max(loss, back)
 
 
 def sequence_tokens(shape: Shape, job: Job) -> int:
@@ -116,10 +145,69 @@ def sequence_tokens(shape: Shape, job: Job) -> int:
     return job.action_tokens + 2 * shape.tokens_per_image + 4
 
 
-def memory(shape: Shape, job: Job, strategy: str, gpus: int) -> dict[str, float]:
-    """Bytes a GPU: the parts, the peaks of training and of a rollout, and the larger of them.
+def rows_at_once(cost: Cost, rows: int, each: int, free: float) -> int:
+    """How many of `rows`, `each` behind a prompt, are held together where so many bytes are free; at least one, whether
+    it fits or not. Whole prompts, as `rl.models.memory.Portions` takes them.
+    """
+    most = max(1, min(rows, cost.fitting(each, free)))
+    return most if most < each else most // each * each
 
-    The rollout's cache is freed before the backward pass, so the two peaks are alternatives.
+
+def read_bytes(shape: Shape, prompt: int, prompts: int, streams: int = 1) -> int:
+    """The peak of reading so many prompts of so many tokens."""
+    if prompt < SHARED_FROM:
+        return prompts * (streams * costs.kv_bytes(shape, prompt) + costs.pass_bytes(shape, prompt))
+    return costs.prefill_peak(shape, prompt, prompts, streams)
+
+
+def rollout_bytes(shape: Shape, job: Job, free: float) -> tuple[float, float, int]:
+    """Of a rollout: keys and values, its peak, and how many rows it draws at once where so many bytes are free."""
+    picture, prompt, each = shape.tokens_per_image, job.action_tokens + shape.tokens_per_image + 4, job.candidates
+    shared = prompt >= SHARED_FROM
+    cost = costs.sampling_cost(shape, prompt, picture, shape.image_codes, shared, job.branches)
+    rows = rows_at_once(cost, min(job.rollout_rows, job.max_rows or MAX_ROWS), each, free)
+    prompts, window = -(-rows // each), costs.window_of(rows, picture)
+    cost = costs.sampling_cost(shape, prompt, picture, shape.image_codes, shared or window > 0, job.branches, window)
+    kept = prompts * prompt if shared or window else rows * prompt
+    cache = job.branches * costs.kv_bytes(shape, kept + rows * (picture + window))
+    return cache, max(read_bytes(shape, prompt, prompts, job.branches), cost.held(rows, each)), rows
+
+
+def reward_bytes(shape: Shape, job: Job, free: float) -> float:
+    """The peak of an inverse model that describes pairs of pictures and scores actions on them, or of a judge."""
+    pair, words, found = 2 * shape.tokens_per_image + 8, job.action_tokens, 0
+    if job.scored:
+        shared = pair >= SHARED_FROM
+        text = max(1, shape.vocabulary - shape.image_codes)
+        said = costs.sampling_cost(shape, pair, DESCRIBED, text, shared)
+        rows = rows_at_once(said, min(job.scored, job.max_rows or MAX_ROWS), 1, free)
+        cost = costs.scoring_cost(shape, pair, words, shared)
+        most = min(job.scored * job.actions, job.max_rows or 4 * costs.USUAL_ROWS)
+        scoring = rows_at_once(cost, most, job.actions, free)
+        pairs = max(rows, -(-scoring // job.actions))
+        found = max(
+            read_bytes(shape, pair, pairs),
+            said.held(rows, 1),
+            cost.held(scoring, job.actions) + min(costs.logits_bytes(scoring * words, text), cost.logits),
+        )
+    if job.judged:
+        cost = costs.scoring_cost(shape, pair, words, None)
+        rows = rows_at_once(cost, min(job.judged, job.max_rows or costs.USUAL_ROWS), 1, free)
+        found = max(found, cost.held(rows, 1) + min(cost.logits, costs.logits_bytes(rows * words, shape.vocabulary)))
+    return found
+
+
+def picture_rows_bytes(shape: Shape, job: Job, free: float) -> float:
+    """The peak of the image tokenizer, which takes 64 pictures at once if they fit."""
+    cost = Cost(0, costs.picture_bytes(shape.pixels, shape.vq_channels))
+    return cost.held(rows_at_once(cost, min(64, job.max_rows or 64), 1, free), 1) if shape.pixels else 0.0
+
+
+def memory(shape: Shape, job: Job, strategy: str, gpus: int, gpu_bytes: float = 80 * 2**30) -> dict[str, float]:
+    """Bytes a GPU: the parts, the peaks of the phases of a step, and the largest of them.
+
+    What one phase holds is freed before the next, so their peaks are alternatives. Rows are drawn, scored, encoded as
+    many at once as fit into nine tenths of a GPU of `gpu_bytes`; where a phase is larger, not even one row does.
     """
     adapter = shape.lora_parameters(job.lora_r, job.targets)
     one = adapter if job.lora_r else shape.parameters()
@@ -127,21 +215,37 @@ def memory(shape: Shape, job: Job, strategy: str, gpus: int) -> dict[str, float]
     # Beside full fine-tuning, the reference and the IDM are models of their own.
     frozen = job.frozen_adapters * one + (shape.parameters() if job.lora_r else 0)
     found = state_bytes(trainable, frozen, strategy, gpus, shape.weight_bytes)
+    found["weights"] += shape.weight_bytes * job.beside  # never divided
     state = found["weights"] + found["gradients"] + found["optimizer"]
     sharded = strategy.startswith("zero3") and (gpus > 1 or strategy.endswith("offload"))
     every = shape.weight_bytes * (trainable + frozen)
     live = min(every, shape.weight_bytes * LIVE_PARAMETERS) if sharded else 0.0
     gathered = (every if job.gather else live) if sharded else 0.0
+    merged = shape.weight_bytes == 4 and job.lora_r > 0 and not sharded  # beside the weights, in layers that it changes
+    gathered += 4 * shape.layers * sum(a * b for n, (a, b) in shape.linear().items() if n in job.targets) * merged
+    still = state - found["gradients"] + gathered
+    free = 0.9 * gpu_bytes - still
     found["activations"] = activation_bytes(shape, job)
-    found["cache"] = float(job.rollout_rows * job.branches * sequence_tokens(shape, job) * shape.cache_bytes())
     found["training"] = state + live + found["activations"]
-    found["rollout"] = state - found["gradients"] + gathered + found["cache"] if job.rollout_rows else 0.0
-    found["peak"] = max(found["training"], found["rollout"])
+    found["cache"] = found["rollout"] = found["at_once"] = found["reward"] = 0.0
+    if job.rollout_rows:
+        found["cache"], rollout, found["at_once"] = rollout_bytes(shape, job, free)
+        found["rollout"] = still + rollout
+    if job.scored or job.judged:
+        found["reward"] = still + reward_bytes(shape, job, free)
+    found["pictures"] = still + picture_rows_bytes(shape, job, free)
+    found["peak"] = max(found[name] for name in PHASES)
     found["sent"] = sent_bytes(trainable, frozen, strategy, gpus, job.accumulation, shape.weight_bytes)
     return found
 
 
-def plan(shape: Shape, job: Job, gpus: Sequence[int] = (1, 4, 8, 64), max_steps: int = 0) -> dict[str, Any]:
+def plan(
+    shape: Shape,
+    job: Job,
+    gpus: Sequence[int] = (1, 4, 8, 64),
+    max_steps: int = 0,
+    gpu_bytes: float = 80 * 2**30,
+) -> dict[str, Any]:
     """The whole arithmetic as JSON values: `gpus[N][strategy]` in bytes, tokens, what one backbone for three saves."""
     adapter, sequence = shape.lora_parameters(job.lora_r, job.targets), sequence_tokens(shape, job)
     cache = sequence * shape.cache_bytes()
@@ -154,7 +258,7 @@ def plan(shape: Shape, job: Job, gpus: Sequence[int] = (1, 4, 8, 64), max_steps:
         },
         "adapter_parameters": adapter,
         "tokens": {"sequence": sequence, "image": shape.tokens_per_image, "cache_bytes_a_row": cache},
-        "gpus": {n: {s: memory(shape, job, s, n) for s in strategies(n)} for n in gpus},
+        "gpus": {n: {s: memory(shape, job, s, n, gpu_bytes) for s in strategies(n)} for n in gpus},
         "steps": {n: steps(shape, job, n, max_steps) for n in gpus},
     }
     if job.lora_r:

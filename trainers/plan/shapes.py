@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.bases import adapter_folder, base_folder, base_of_adapter
-from rl.models.known import LINEAR_LAYERS, SHIPPED
+from rl.models.bases import adapter_folder, base_folder, base_of_adapter, same_base
+from rl.models.known import CARD_FILE, LINEAR_LAYERS, SHIPPED
 from rl.models.sizes import PictureSize
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -25,7 +25,8 @@ class Shape:
     """A decoder's sizes.
 
     `image_codes` are the tokens a picture may consist of, `tokens_per_image` how many make one, `weight_bytes` the
-    bytes of a stored weight, `qk_norm` whether queries and keys are normalised with weight and bias (Chameleon).
+    bytes of a stored weight, `qk_norm` whether queries and keys are normalised with weight and bias (Chameleon),
+    `pixels` those of a picture, `vq_channels` the base channels of its tokenizer.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Shape:
     tied: bool = False
     qk_norm: bool = False
     weight_bytes: int = 2
+    pixels: int = 0
+    vq_channels: int = 128
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each linear layer of a decoder layer."""
@@ -96,23 +99,28 @@ _KNOWN = (  # hidden, intermediate, layers, heads, kv_heads, head_dim, vocabular
         f"defaults of transformers' ChameleonConfig; {_CHAMELEON_PAPER}",
         *(4096, 11008, 32, 32, 32, 128, 65536, 8192, 1024),
         qk_norm=True,
+        pixels=512**2,
     ),
     Shape(
         "chameleon-30b",
         f"config.json of facebook/chameleon-30b; the 34B of {_CHAMELEON_PAPER}",
         *(8192, 22016, 48, 64, 8, 128, 65536, 8192, 1024),
         qk_norm=True,
+        pixels=512**2,
     ),
     Shape(
         "emu3-8b",
         "config.json of BAAI/Emu3-Chat; 512x512 pixels are 64 rows of 64 codes and an end of line",
         *(4096, 14336, 32, 32, 8, 128, 184622, 32768, 64 * 65),
+        pixels=512**2,
+        vq_channels=256,
     ),
     Shape(
         "liquid-7b",
         "config.json of google/gemma-7b, and 8,192 codes more in the vocabulary (arXiv 2412.04332)",
         *(3072, 24576, 28, 16, 16, 256, LIQUID_WORDS + 8192, 8192, 1024),
         tied=True,
+        pixels=512**2,
     ),
 )
 KNOWN = {shape.name: shape for shape in _KNOWN}
@@ -142,8 +150,10 @@ def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
     published = PUBLISHED.get(name_or_folder.partition("@")[0], name_or_folder)
     if published in KNOWN:
         known, emu = KNOWN[published], published == "emu3-8b"
-        tokens = known.tokens_per_image if image_size is None else _tokens(image_size, 8 if emu else 16, row_ends=emu)
-        return replace(known, tokens_per_image=tokens)
+        if image_size is None:
+            return known
+        tokens = _tokens(image_size, 8 if emu else 16, row_ends=emu)
+        return replace(known, tokens_per_image=tokens, pixels=_pixels(image_size))
     file = base_folder(name_or_folder) / "config.json"
     if not file.is_file():
         names = ", ".join([*KNOWN, *SHIPPED])
@@ -169,7 +179,7 @@ def _from_config(name: str, config: dict[str, Any], size: int | str | None) -> S
             "num_key_value_heads": usual.kv_heads,
             "vocab_size": usual.vocabulary,
         } | text
-    heads, (codes, tokens) = text["num_attention_heads"], _pictures(config, size)
+    heads, (codes, tokens, pixels) = text["num_attention_heads"], _pictures(config, size)
     return Shape(
         name,
         "its config.json",
@@ -183,23 +193,33 @@ def _from_config(name: str, config: dict[str, Any], size: int | str | None) -> S
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", kind == "gemma"))),
         image_codes=codes,
         tokens_per_image=tokens,
+        pixels=pixels,
+        vq_channels=(config.get("vq_config") or {}).get("base_channels", 256 if kind in ("emu3", "Emu3") else 128),
         qk_norm=kind == "chameleon",
         weight_bytes=BYTES[config.get("dtype") or config.get("torch_dtype") or "float32"],
     )
 
 
-def _pictures(config: dict[str, Any], size: int | str | None) -> tuple[int, int]:
-    """How many codes there are, and how many tokens a picture has (of a size, or of the usual one)."""
+def _pictures(config: dict[str, Any], size: int | str | None) -> tuple[int, int, int]:
+    """How many codes there are, how many tokens a picture has (of a size, or of the usual one), and how many pixels."""
     kind, vq = config.get("model_type"), config.get("vq_config") or {}
     if kind == "gemma":  # Liquid, whose config says nothing of pictures
-        return config["vocab_size"] - LIQUID_WORDS, _tokens(size or 512, 16, row_ends=False)
+        size = size or 512
+        return config["vocab_size"] - LIQUID_WORDS, _tokens(size, 16, row_ends=False), _pixels(size)
     if kind in ("emu3", "Emu3"):  # UniVLA: small frames without ends of rows
         for_robots = config.get("family") == "univla" or "action_config" in config
-        tokens = _tokens(size or (200 if for_robots else 512), 8, row_ends=not for_robots)
-        return vq.get("codebook_size", KNOWN["emu3-8b"].image_codes), tokens
+        size = size or (200 if for_robots else 512)
+        codes = vq.get("codebook_size", KNOWN["emu3-8b"].image_codes)
+        return codes, _tokens(size, 8, row_ends=not for_robots), _pixels(size)
     levels = len(vq["ch_mult"] if "ch_mult" in vq else vq["channel_multiplier"])  # Lumina has the old names
-    tokens = _tokens(size or vq["resolution"], 2 ** (levels - 1), row_ends="mask_image_logits" in config)
-    return vq["n_embed"] if "n_embed" in vq else vq["num_embeddings"], tokens
+    size = size or vq["resolution"]
+    tokens = _tokens(size, 2 ** (levels - 1), row_ends="mask_image_logits" in config)
+    return vq["n_embed"] if "n_embed" in vq else vq["num_embeddings"], tokens, _pixels(size)
+
+
+def _pixels(size: int | str) -> int:
+    picture = PictureSize.of(size)
+    return picture.height * picture.width
 
 
 def _tokens(size: int | str, cell: int, row_ends: bool) -> int:
@@ -216,6 +236,28 @@ def adapter_of(run: str) -> tuple[str, int, list[str]] | None:
         return None
     config = _read_json(folder / "adapter_config.json")
     return base_of_adapter(folder), int(config["r"]), list(config["target_modules"])
+
+
+def base_told_by(base_or_run: str) -> str:
+    """A base, or the one that a run stands on."""
+    found = adapter_of(base_or_run)
+    return base_or_run if found is None else found[0]
+
+
+def stands_on(base_or_run: str, run: str | None, base: str) -> bool:
+    """Whether a base or run stands on the base of a run, or on a base: by fingerprints where both tell one, as
+    `rl.models.opening.shares_base` finds it.
+    """
+    told = [_fingerprint(name) for name in (base_or_run, run)]
+    if None not in told:
+        return told[0] == told[1]
+    return same_base(base_told_by(base_or_run), base)
+
+
+def _fingerprint(run: str | None) -> Any:
+    folder = None if run is None else adapter_folder(run)
+    card = None if folder is None else folder / CARD_FILE
+    return _read_json(card).get("base") if card is not None and card.is_file() else None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
