@@ -38,7 +38,8 @@ def main() -> None:
 
     from rl import RewindError, Triplet
     from rl.data.frames import find_media
-    from rl.data.keyframes import Mining, mine
+    from rl.data.keyframes import Mining
+    from rl.data.mining import mine
     from rl.data.triplet_files import write_triplets
     from rl.pictures import Picture
     from rl.report.grids import sheet

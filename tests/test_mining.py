@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rl.data.chains import chains
-from rl.data.keyframes import Mining, flow_magnitudes, mine
+from rl.data.keyframes import Mining, flow_magnitudes
 from rl.data.labelling import label_pairs, labelled
+from rl.data.mining import mine
 from rl.data.selection import select_stratified
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
