@@ -33,6 +33,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--per_seconds", type=float, help="apply the rule to each window of so many seconds by itself")
     p.add_argument("--min_gap", type=int, default=20, help="frames between key frames at least (I_f, flow_peak)")
     p.add_argument("--quiet", type=float, default=0.02, help="share of the strongest motion that is still (settled)")
+    p.add_argument(
+        "--flow",
+        default="farneback",
+        choices=["farneback", "dis"],
+        help="optical flow; dis is faster, its pairs differ",
+    )
     p.add_argument("--image_size", type=int, default=256, help="pixels along one side of the pictures written")
     p.add_argument("--workers", type=int, default=1, help="processes that mine a video each; the result stays the same")
     p.add_argument("--output", type=Path, required=True)
@@ -56,7 +62,7 @@ def main() -> None:
         raise RewindError(f"--image_size must be at least 16, not {arguments.image_size}")
     if arguments.workers < 1 or (arguments.per_seconds is not None and arguments.per_seconds <= 0):
         raise RewindError("--workers must be at least 1, and --per_seconds more than 0")
-    mining = Mining(arguments.rule, arguments.num_frames, arguments.min_gap, arguments.quiet)
+    mining = Mining(arguments.rule, arguments.num_frames, arguments.min_gap, arguments.quiet, arguments.flow)
     _, files = find_media(arguments.videos)
     if not files:
         raise RewindError(f"{', '.join(map(str, arguments.videos))} holds pictures but no video")

@@ -55,7 +55,7 @@ def mined(
     """
     if per_seconds is not None and per_seconds <= 0:
         raise RewindError(f"windows of mining must be longer than 0 seconds, not {per_seconds:g}")
-    meter, window, number, start = MotionMeter(), _Window(0, mining, size, kept_bytes), 0, 0.0
+    meter, window, number, start = MotionMeter(mining.flow), _Window(0, mining, size, kept_bytes), 0, 0.0
     index, fault, later = 0, None, _Found()
     frames = timed_frames(path)
     while True:
