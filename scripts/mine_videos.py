@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
@@ -16,18 +17,32 @@ from rl.running.command_line import parse_with_config, plain, run
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--videos", nargs="+", type=Path, required=True, help="folders or files; class = parent folder")
+    p.add_argument("--videos", nargs="+", type=Path, required=True, help="folders or files")
+    p.add_argument(
+        "--classes",
+        type=Path,
+        help="the videos' classes: JSON {file: class}, or CSV with columns file, class; else: name of the folder",
+    )
     p.add_argument(
         "--rule",
         default="flow_peak",
         choices=["flow_peak", "settled"],
         help="frames with most motion (arXiv 2506.06006), or the quiet frames around each burst of motion",
     )
-    p.add_argument("--num_frames", type=int, default=6, help="key frames a video at most (K_f)")
+    p.add_argument("--num_frames", type=int, default=6, help="key frames a video, or window, at most (K_f)")
+    p.add_argument("--per_seconds", type=float, help="apply the rule to each window of so many seconds by itself")
     p.add_argument("--min_gap", type=int, default=20, help="frames between key frames at least (I_f, flow_peak)")
     p.add_argument("--quiet", type=float, default=0.02, help="share of the strongest motion that is still (settled)")
+    p.add_argument(
+        "--flow",
+        default="farneback",
+        choices=["farneback", "dis"],
+        help="optical flow; dis is faster, its pairs differ",
+    )
     p.add_argument("--image_size", type=int, default=256, help="pixels along one side of the pictures written")
+    p.add_argument("--workers", type=int, default=1, help="processes that mine a video each; the result stays the same")
     p.add_argument("--output", type=Path, required=True)
+    p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p
 
@@ -36,44 +51,68 @@ def main() -> None:
     arguments = parse_with_config(parser())
     from tqdm.auto import tqdm
 
-    from rl import RewindError, Triplet
+    from rl import RewindError
+    from rl.data.clips import PAIRS_FILE, Miner, classes_of, mine_clips, write_pairs
     from rl.data.frames import find_media
-    from rl.data.keyframes import Mining, mine
-    from rl.data.triplet_files import write_triplets
-    from rl.pictures import Picture
-    from rl.report.grids import sheet
+    from rl.data.keyframes import Mining
+    from rl.data.left_out import LeftOut, list_left_out
     from rl.running.run_folder import claim
 
     if arguments.image_size < 16:
         raise RewindError(f"--image_size must be at least 16, not {arguments.image_size}")
-    mining = Mining(arguments.rule, arguments.num_frames, arguments.min_gap, arguments.quiet)
+    if arguments.workers < 1 or (arguments.per_seconds is not None and arguments.per_seconds <= 0):
+        raise RewindError("--workers must be at least 1, and --per_seconds more than 0")
+    mining = Mining(arguments.rule, arguments.num_frames, arguments.min_gap, arguments.quiet, arguments.flow)
     _, files = find_media(arguments.videos)
     if not files:
         raise RewindError(f"{', '.join(map(str, arguments.videos))} holds pictures but no video")
+    classes, lacking = classes_of(files, arguments.classes)
     output = claim(
         arguments.output,
         "mine_videos.py",
         plain(vars(arguments)),
-        inputs=arguments.videos,
+        inputs=[*arguments.videos, arguments.classes],
+        resume=arguments.resume,
         overwrite=arguments.overwrite,
+        harmless={"workers": "the pairs stay the same"},
     )
-    pairs: list[Triplet] = []
-    rows: list[list[tuple[Picture, str]]] = []
-    for file in tqdm(files, desc="videos"):
-        try:
-            found = mine(file, mining, arguments.image_size)
-        except RewindError as error:
-            tqdm.write(f"left out: {error}", file=sys.stderr)
-            continue
-        pairs += [Triplet(p.before, "", p.after, label=file.parent.name, provenance=file.name) for p in found]
-        if found and len(rows) < 12:
-            cells: list[tuple[Picture, str]] = [(found[0].before, f"{file.name}, frame {found[0].start}")]
-            rows.append(cells + [(p.after, f"frame {p.end}, motion {p.motion:.1f}") for p in found])
-    if not pairs:
+    if lacking:
+        print(f"{lacking} of {len(files)} videos are not in {arguments.classes}: class = folder", file=sys.stderr)
+    left_out: list[LeftOut] = []
+    shown: list[tuple[int, dict[str, Any]]] = []
+    found = 0
+    miner = Miner(output, mining, arguments.image_size, arguments.per_seconds)
+    lines = mine_clips(miner, files, classes, arguments.workers)
+    for number, line in enumerate(tqdm(lines, desc="videos", total=len(files))):
+        found += len(line["pairs"])
+        if line["pairs"] and len(shown) < 12:
+            shown.append((number, line))
+        if line["fault"] and line["pairs"]:
+            tqdm.write(f"{line['fault']}: {len(line['pairs'])} pairs from before are kept", file=sys.stderr)
+        elif line["fault"]:
+            left_out.append(LeftOut(line["file"], number, None, "unreadable video", line["fault"]))
+            tqdm.write(f"left out: {line['fault']}", file=sys.stderr)
+    list_left_out(output, left_out)
+    if not found:
         raise RewindError(f"no pair was found in {len(files)} videos: lower --min_gap, or use --rule settled")
-    write_triplets(pairs, output, "pairs.json")
+    write_pairs(output)
+    write_sheet(output, shown)
+    print(f"{found} pairs of {len(files)} videos in {output / PAIRS_FILE}; look at {output / 'sheet.png'}")
+
+
+def write_sheet(output: Path, shown: list[tuple[int, dict[str, Any]]]) -> None:
+    """The first key frames of some clips, to look at."""
+    from rl.data.clips import picture_name
+    from rl.pictures import Picture, load_image
+    from rl.report.grids import sheet
+
+    rows: list[list[tuple[Picture, str]]] = []
+    for number, line in shown:
+        first = line["pairs"][0][0]
+        cells = [(first, f"{Path(line['file']).name}, frame {first}")]
+        cells += [(b, f"frame {b}, motion {motion:.1f}") for _, b, motion in line["pairs"][:8]]
+        rows.append([(load_image(output / picture_name(number, frame)), words) for frame, words in cells])
     sheet(rows).save(output / "sheet.png")
-    print(f"{len(pairs)} pairs of {len(files)} videos in {output / 'pairs.json'}; look at {output / 'sheet.png'}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from rl.data.chains import chains
-from rl.data.keyframes import Mining, flow_magnitudes, mine
+from rl.data.keyframes import Mining, flow_magnitudes
 from rl.data.labelling import label_pairs, labelled
+from rl.data.mining import mine
 from rl.data.selection import select_stratified
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video_files import write_video
@@ -58,13 +59,16 @@ def test_settled_takes_the_quiet_frames_around_each_burst() -> None:
     assert Mining("settled").pairs(np.zeros(0, np.float32)) == []
 
 
-@pytest.mark.parametrize("wrong", [{"rule": "random"}, {"num_frames": 1}, {"min_gap": 0}, {"quiet": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"rule": "random"}, {"num_frames": 1}, {"min_gap": 0}, {"quiet": 1.5}, {"flow": "x"}]
+)
 def test_wrong_mining(wrong: dict[str, object]) -> None:
     with pytest.raises(RewindError):
         Mining(**wrong)  # type: ignore[arg-type]
 
 
-def test_settled_pairs_of_the_world_hold_one_action(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flow", ["farneback", "dis"])
+def test_settled_pairs_of_the_world_hold_one_action(tmp_path: Path, flow: str) -> None:
     """On clips with known truth most pairs are the scenes before and after exactly one action, readable as such."""
     world, rng = Tabletop(), np.random.default_rng(3)
     right, total, truths_of_all = 0, 0, []
@@ -74,7 +78,7 @@ def test_settled_pairs_of_the_world_hold_one_action(tmp_path: Path) -> None:
         write_video(video.frames_THWC, file)
         truths = {(s.source, s.target) for s in video.truth}
         truths_of_all.append(video.truth)
-        for pair in mine(file, Mining("settled"), 64):
+        for pair in mine(file, Mining("settled", flow=flow), 64):
             before, after = (r.scene for r in world.read(np.stack([pair.before, pair.after])))
             right += (before, after) in truths
             total += 1

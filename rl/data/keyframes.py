@@ -7,46 +7,108 @@ an action half done; `settled` takes the quiet frames around each burst of motio
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from rl.data.video_files import frames_of
 from rl.errors import RewindError
-from rl.pictures import to_array
 
 FLOW_SIDE = 128
 """Pixels along the longer side at which flow is measured: motion of whole things needs no more."""
 NOISE = 8.0
 """Change of a pixel's brightness (of 255, at a mean of 128) up to which it counts as noise."""
+CUT_CHANGED, CUT_JUMP, CUT_NEAR = 0.4, 4.0, 4
+"""What makes a cut, see `find_cuts`."""
 
 
-def flow_magnitudes(frames: Iterable[np.ndarray]) -> np.ndarray:
-    """Motion between neighbouring frames: float32 [T - 1], mean length of the optical flow (Farneback) in thousandths
-    of the longer side of the picture.
+@dataclass(frozen=True)
+class Step:
+    """What happened between two neighbouring frames.
+
+    `motion` is the mean length of the optical flow in thousandths of the longer side of the picture; `jump` the mean
+    change of brightness (0..255), `changed` the share of pixels (0..1) that change by more than `NOISE`.
+    """
+
+    motion: float
+    jump: float
+    changed: float
+
+
+class MotionMeter:
+    """Measures the motion from each frame to the next, of which it keeps one, small.
 
     Every frame is brought to the same mean brightness first, so that a flickering light does not count as motion; and
     flow counts only where the picture changes by more than `NOISE`, since a sensor's noise on a bare wall flows too.
     """
-    found, before, before_grey = [], None, None
-    for frame in frames:
+
+    def __init__(self, flow: str = "farneback") -> None:
+        self._before: tuple[np.ndarray, np.ndarray] | None = None
+        self._dis = None
+        if flow == "dis":
+            cv2.setNumThreads(1)  # its result depends on how the picture is shared out; and these are small
+            self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+    def step(self, frame: np.ndarray) -> Step | None:
+        """From the frame before to this one, uint8 RGB [H, W, 3]; None for the first.
+
+        Raises:
+            RewindError: it has another size than the one before, or none of which flow can be measured.
+        """
+        try:
+            return self._step(frame)
+        except cv2.error as error:
+            raise RewindError(f"no optical flow can be measured ({error})") from error
+
+    def _step(self, frame: np.ndarray) -> Step | None:
         height, width = frame.shape[:2]
         scale = min(1.0, FLOW_SIDE / max(height, width))
         small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
         grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
         grey = np.clip(grey * (128.0 / max(1.0, float(grey.mean()))), 0, 255)
         level = grey.astype(np.uint8)
-        if before is not None and before.shape != level.shape:
+        before, self._before = self._before, (level, grey)
+        if before is None:
+            return None
+        if before[0].shape != level.shape:
             raise RewindError("a video's frames must all have one size")
-        if before is not None and before_grey is not None:
-            flow = cv2.calcOpticalFlowFarneback(before, level, None, 0.5, 3, 11, 3, 5, 1.1, 0)  # type: ignore[call-overload]
-            moved = np.abs(grey - before_grey) > NOISE
-            found.append(1000 * float((np.hypot(flow[..., 0], flow[..., 1]) * moved).mean()) / max(level.shape))
-        before, before_grey = level, grey
-    return np.array(found, dtype=np.float32)
+        change = np.abs(grey - before[1])
+        moved = change > NOISE
+        flow = self._flow(before[0], level)
+        motion = 1000 * float((np.hypot(flow[..., 0], flow[..., 1]) * moved).mean()) / max(level.shape)
+        return Step(motion, float(change.mean()), float(moved.mean()))
+
+    def _flow(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Optical flow [H, W, 2] in pixels between two grey pictures, uint8 [H, W]."""
+        if self._dis is not None:
+            return self._dis.calc(before, after, None)  # type: ignore[call-overload, no-any-return]
+        return cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 11, 3, 5, 1.1, 0)  # type: ignore[call-overload, no-any-return]
+
+
+def flow_magnitudes(frames: Iterable[np.ndarray], flow: str = "farneback") -> np.ndarray:
+    """Motion between neighbouring frames: float32 [T - 1], `Step.motion` of each."""
+    meter = MotionMeter(flow)
+    steps = [step for frame in frames if (step := meter.step(frame)) is not None]
+    return np.array([step.motion for step in steps], dtype=np.float32)
+
+
+def find_cuts(steps: Sequence[Step]) -> list[int]:
+    """Which of the steps between neighbouring frames are cuts from one shot to another, in order.
+
+    At a cut most of the picture changes at once: at least `CUT_CHANGED` of the pixels, and on average `CUT_JUMP` times
+    as much as at the median of the `CUT_NEAR` steps before and after. A moving camera changes as much at every step,
+    and a thing that moves changes less of the picture. Fades are not recognised.
+    """
+    jumps = [step.jump for step in steps]
+    found = []
+    for t, step in enumerate(steps):
+        if step.changed >= CUT_CHANGED:
+            near = jumps[max(0, t - CUT_NEAR) : t] + jumps[t + 1 : t + 1 + CUT_NEAR]
+            if not near or step.jump > CUT_JUMP * float(np.median(near)):
+                found.append(t)
+    return found
 
 
 @dataclass(frozen=True)
@@ -58,22 +120,55 @@ class Mining:
         num_frames: K_f, key frames a video at most.
         min_gap: I_f, frames between two key frames at least (`flow_peak`).
         quiet: share of the video's strongest motion under which a frame counts as still (`settled`).
+        flow: how motion is measured: 'farneback', or 'dis' (dense inverse search, arXiv 1603.03590), which is faster.
     """
 
     rule: str = "flow_peak"
     num_frames: int = 6
     min_gap: int = 20
     quiet: float = 0.02
+    flow: str = "farneback"
 
     def __post_init__(self) -> None:
         if self.rule not in ("flow_peak", "settled"):
             raise RewindError(f"key frames are chosen by 'flow_peak' or 'settled', not {self.rule!r}")
+        if self.flow not in ("farneback", "dis"):
+            raise RewindError(f"motion is measured by 'farneback' or 'dis', not {self.flow!r}")
         if self.num_frames < 2 or self.min_gap < 1 or not 0 < self.quiet < 1:
             raise RewindError("mining needs num_frames of at least 2, min_gap of at least 1 and quiet between 0 and 1")
 
-    def pairs(self, motion: np.ndarray) -> list[tuple[int, int]]:
-        """Frame numbers (before, after) from the motion of `flow_magnitudes`."""
-        return self._settled(motion) if self.rule == "settled" else self._flow_peak(motion)
+    def pairs(self, motion: np.ndarray, cuts: Sequence[int] = ()) -> list[tuple[int, int]]:
+        """Frame numbers (before, after) from the motion of `flow_magnitudes`; no pair has a cut in it (`find_cuts`)."""
+        if len(cuts):
+            motion = motion.copy()
+            motion[list(cuts)] = 0  # what seems to move at a cut does not
+        pairs = self._settled(motion, set(cuts)) if self.rule == "settled" else self._flow_peak(motion)
+        return [(a, b) for a, b in pairs if bisect_left(cuts, a) == bisect_left(cuts, b)]
+
+    def still_possible(self, steps: Sequence[Step]) -> Set[int] | None:
+        """Frames that may become key frames of `flow_peak`, whatever follows the steps so far; None: nobody can say.
+
+        Of frames that lie min_gap apart from one another, the greedy choice takes at least every second, since a chosen
+        one forbids no more than two. So a frame is out of the running once 2 num_frames such frames move more than it.
+        No more than 2 num_frames min_gap frames stay, however long a video is.
+        """
+        if self.rule != "flow_peak":
+            return None
+        motion = np.array([step.motion for step in steps], dtype=np.float32)
+        motion[find_cuts(steps)] = 0
+        settled = max(0, len(motion) - CUT_NEAR)  # whether the later ones are cuts is open
+        order = np.argsort(-motion[:settled], kind="stable") + 1
+
+        def apart(count: int) -> int:
+            """How many of the first frames of `order` can lie min_gap apart."""
+            taken, last = 0, -self.min_gap
+            for frame in np.sort(order[:count]):
+                if frame - last >= self.min_gap:
+                    taken, last = taken + 1, int(frame)
+            return taken
+
+        enough = bisect_left(range(len(order)), 2 * self.num_frames, key=lambda n: apart(n + 1)) + 1
+        return {*order[:enough].tolist(), *range(settled + 1, len(motion) + 1)}
 
     def _flow_peak(self, motion: np.ndarray) -> list[tuple[int, int]]:
         """The num_frames frames with most motion that are min_gap apart; neighbours in time are pairs."""
@@ -88,14 +183,14 @@ class Mining:
         chosen.sort()
         return list(itertools.pairwise(chosen))
 
-    def _settled(self, motion: np.ndarray) -> list[tuple[int, int]]:
+    def _settled(self, motion: np.ndarray, cuts: Set[int]) -> list[tuple[int, int]]:
         """The stillest frame of each quiet stretch; neighbouring stretches are a pair, with one burst between them."""
         if not len(motion) or motion.max() <= 0:
             return []
         still = np.concatenate([[True], motion < self.quiet * motion.max()])  # frame t came to rest
         stretches: list[list[int]] = []
         for frame in np.flatnonzero(still):
-            if stretches and frame == stretches[-1][-1] + 1:
+            if stretches and frame == stretches[-1][-1] + 1 and frame - 1 not in cuts:
                 stretches[-1].append(int(frame))
             else:
                 stretches.append([int(frame)])
@@ -106,31 +201,3 @@ class Mining:
         strength = [float(motion[a:b].sum()) for a, b in pairs]
         best = sorted(np.argsort(strength)[::-1][: self.num_frames - 1])
         return [pairs[int(i)] for i in best]
-
-
-@dataclass(frozen=True)
-class MinedPair:
-    """Two frames of a video between which something happens: pictures uint8 RGB, frame numbers, motion between them."""
-
-    before: np.ndarray
-    after: np.ndarray
-    start: int
-    end: int
-    motion: float
-
-
-def mine(path: Path, mining: Mining, size: int) -> list[MinedPair]:
-    """Pairs of one video file, pictures [size, size, 3]; two passes, so that a long film needs no more memory than its
-    key frames.
-
-    Raises:
-        RewindError: the file is no video or breaks off.
-    """
-    try:
-        motion = flow_magnitudes(frames_of(path))
-    except cv2.error as error:
-        raise RewindError(f"{path}: no optical flow can be measured ({error})") from error
-    pairs = mining.pairs(motion)
-    wanted = {frame for pair in pairs for frame in pair}
-    kept = {t: to_array(frame, size) for t, frame in enumerate(frames_of(path)) if t in wanted} if wanted else {}
-    return [MinedPair(kept[a], kept[b], a, b, float(motion[a:b].sum())) for a, b in pairs]

@@ -8,25 +8,52 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from rl.errors import RewindError
 from rl.paths import expanded
 
+USUAL_RATE = 25.0
+"""Frames a second where a file does not say."""
+
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 RGB [H, W, 3], one after the other.
+    """The frames of a video, uint8 RGB [H, W, 3], one after the other, upright (turned as the file says).
 
     Raises:
         RewindError: no video, or one that breaks off (after the frames that could be read).
     """
+    return (frame for _, frame in timed_frames(path))
+
+
+def timed_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames of `frames_of` with the second at which each is shown, as the file times it (frames may last
+    differently long); where it does not, by its rate.
+
+    Raises:
+        RewindError: as for `frames_of`.
+    """
     try:
         with av.open(str(expanded(path))) as container:
-            if not container.streams.video:
+            stream = _video_stream(container)
+            if stream is None:
                 raise RewindError(f"{path} has no video stream")
-            for frame in container.decode(container.streams.video[0]):
-                yield frame.to_ndarray(format="rgb24")
+            rate = float(stream.average_rate or USUAL_RATE)
+            for number, frame in enumerate(container.decode(stream)):
+                image = frame.to_ndarray(format="rgb24")
+                if frame.rotation:  # degrees against the clock, of cameras held upright
+                    image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+                yield number / rate if frame.time is None else frame.time, image
     except (av.FFmpegError, ValueError) as error:
         raise RewindError(f"{path} breaks off ({error})") from error
+
+
+def _video_stream(container: InputContainer) -> VideoStream | None:
+    """The first stream that moves: a cover picture is a video stream of one frame to a container."""
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    return next((stream for stream in container.streams.video if not stream.disposition & pictures), None)
 
 
 def write_video(frames_THWC: np.ndarray, path: Path, frames_per_second: int = 8) -> None:
@@ -42,11 +69,12 @@ def write_video(frames_THWC: np.ndarray, path: Path, frames_per_second: int = 8)
         container.mux(stream.encode())
 
 
-def frame_rate(path: Path, otherwise: float = 25.0) -> float:
+def frame_rate(path: Path, otherwise: float = USUAL_RATE) -> float:
     """Frames a second as the file says it, or `otherwise`."""
     try:
         with av.open(str(expanded(path))) as container:
-            rate = container.streams.video[0].average_rate
-    except (av.FFmpegError, ValueError, IndexError):
+            stream = _video_stream(container)
+            rate = stream.average_rate if stream is not None else None
+    except (av.FFmpegError, ValueError):
         return otherwise
     return float(rate or otherwise)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.keyframes import Mining, mine
+from rl.data.keyframes import Mining
+from rl.data.mining import mine
 from rl.data.selection import select_stratified
 from rl.data.video_files import frames_of, write_video
 from trainers.bench.measure import Size, seconds
