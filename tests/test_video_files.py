@@ -29,12 +29,13 @@ def film(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def encode(path: Path, frames: np.ndarray, codec: str = "ffv1", pix_fmt: str = "bgr0", **more: Any) -> Path:
-    """Write a video, perhaps with `rotation` or `times` (of the frames, in thousandths of a second)."""
+    """Write a video, perhaps with `rotation`, `transfer` or `times` (of the frames, in thousandths of a second)."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=8)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pix_fmt
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.color_trc = more.get("transfer", 1)
         if "rotation" in more:
             stream.set_display_rotation(more["rotation"])
         for t, image in enumerate(frames):
@@ -117,6 +118,16 @@ def test_ten_bits_a_channel(tmp_path: Path) -> None:
     found = np.stack(list(frames_of(path)))
     assert found.dtype == np.uint8
     assert np.abs(found.astype(int) - film(6)).max() <= 4
+
+
+def test_high_dynamic_range(tmp_path: Path) -> None:
+    """PQ codes of 0, 203 (white) and 22 candela a square metre, and of what is brighter than white."""
+    frame = np.zeros((1, 48, 64, 3), np.uint8)
+    frame[:, :, 16:32], frame[:, :, 32:48], frame[:, :, 48:] = 148, 93, 255
+    path = encode(tmp_path / "hdr.mkv", frame, pix_fmt="yuv444p10le", transfer=16)
+    (found,) = frames_of(path)
+    for column, expected in ((8, 0), (24, 255), (40, 93), (56, 255)):
+        assert np.abs(found[:, column].astype(int) - expected).max() <= 8
 
 
 def test_pairs_before_a_fault_are_kept(tmp_path: Path) -> None:

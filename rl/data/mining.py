@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from rl.pictures import to_array
 
 KEPT_BYTES = 256 * 2**20
 """Of pictures that may still become key frames."""
+
+AHEAD = 4
+"""Frames that are decoded before they are needed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def mined(
         raise RewindError(f"windows of mining must be longer than 0 seconds, not {per_seconds:g}")
     meter, window, number, start = MotionMeter(mining.flow), _Window(0, mining, size, kept_bytes), 0, 0.0
     index, fault, later = 0, None, _Found()
-    frames = timed_frames(path)
+    frames = _ahead(timed_frames(path))
     while True:
         step: Step | None = None
         try:
@@ -80,6 +85,15 @@ def mined(
         yield from _again(path, later, size)
     if fault is not None:
         raise fault
+
+
+def _ahead(frames: Iterator[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray]]:
+    """The same frames, decoded by a thread while flow is measured: neither holds Python's lock."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, frames, None) for _ in range(AHEAD))
+        while (one := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, frames, None))
+            yield one
 
 
 class _Window:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -17,6 +18,8 @@ from rl.paths import expanded
 
 USUAL_RATE = 25.0
 """Frames a second where a file does not say."""
+PQ = 16
+"""The transfer function of HDR10, as ITU-T H.273 numbers it."""
 
 
 def frames_of(path: Path) -> Iterator[np.ndarray]:
@@ -42,12 +45,32 @@ def timed_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
                 raise RewindError(f"{path} has no video stream")
             rate = float(stream.average_rate or USUAL_RATE)
             for number, frame in enumerate(container.decode(stream)):
-                image = frame.to_ndarray(format="rgb24")
+                image = _rgb(frame)
                 if frame.rotation:  # degrees against the clock, of cameras held upright
                     image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
                 yield number / rate if frame.time is None else frame.time, image
     except (av.FFmpegError, ValueError) as error:
         raise RewindError(f"{path} breaks off ({error})") from error
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A frame as uint8 RGB [H, W, 3]; of HDR10 (PQ), which would be grey and dim, up to an ordinary white.
+
+    HLG is made to be looked at as it is.
+    """
+    if frame.color_trc == PQ:
+        return _from_pq()[frame.to_ndarray(format="rgb48le")]
+    return frame.to_ndarray(format="rgb24")
+
+
+@cache
+def _from_pq() -> np.ndarray:
+    """Uint8 [65536]: the 8-bit value (gamma 2.2) of each 16-bit PQ code (SMPTE ST 2084); 203 candela a square metre are
+    white (ITU-R BT.2408), and so is what is brighter.
+    """
+    code = np.linspace(0, 1, 65536) ** (32 / 2523)
+    light = 10000 * (np.maximum(code - 0.8359375, 0) / (18.8515625 - 18.6875 * code)) ** (8192 / 1305)
+    return np.rint(255 * np.minimum(light / 203, 1) ** (1 / 2.2)).astype(np.uint8)
 
 
 def _video_stream(container: InputContainer) -> VideoStream | None:
