@@ -270,9 +270,10 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     improve = [*models, *triplets, "--limit", 2, "--max_steps", 1, *rewards]
     grpo = ["--config", "configs/grpo_tabletop.yaml", "--per_device_train_batch_size", 8]
     grpo += ["--validation", tmp_path / "world" / "triplets.json", "--eval_strategy", "steps", "--eval_steps", 1]
-    run("train_grpo", *grpo, *improve, "--output_dir", tmp_path / "grpo")
+    run("train_grpo", *grpo, *improve, "--profile", "true", "--output_dir", tmp_path / "grpo")
     metrics = (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()
     assert any("eval_reward" in json.loads(line) for line in metrics)
+    assert {"profile/draw", "profile/reward/idm_margin", "profile/backward"} <= set(json.loads(metrics[0]))
     chained = [*models, *rewards, "--triplets", tmp_path / "world" / "chains" / "triplets.json", "--max_steps", 1]
     two_steps = ["--rollout_steps", 2, "--num_generations", 8, "--per_device_train_batch_size", 64, "--monitors", "all"]
     run("train_grpo", *two_steps, *chained, "--output_dir", tmp_path / "trajectories")

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rewards import Batch, Reward
@@ -141,7 +142,7 @@ class Profile(TrainerCallback):
                 setattr(owner, name, before)
         self._changed.clear()
         if state.is_world_process_zero and self.steps:
-            print(self.table())
+            tqdm.write(self.table())  # above a progress bar
 
     def table(self) -> str:
         """Seconds a step and share of each part; the first step, which warms up, is left out if there are others."""
