@@ -168,12 +168,13 @@ def _in_processes(miner: Miner, clips: Sequence[tuple[int, Path, str]], workers:
             if not waiting:
                 break
             yield waiting.popleft().result()
+        pool.shutdown()
     except BrokenProcessPool as error:
         raise RewindError(
             "a worker process died, as for lack of memory: go on with --resume, perhaps with fewer --workers"
         ) from error
     finally:
-        ours.close()  # nothing is left to do, or it is to stop at once
+        ours.close()  # unless all is done, workers are to stop at once
         pool.shutdown(cancel_futures=True)
 
 
