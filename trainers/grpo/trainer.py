@@ -29,6 +29,7 @@ from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
 from rl.models.unified import UnifiedVLM
+from rl.pictures import views_of
 from rl.report.grids import candidate_row
 from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.checkpoints import WholeCheckpoints
@@ -119,6 +120,12 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         if importance_advantages != "none" and vlm.picture_size.own:
             raise RewindError(
                 f"importance_advantages needs pictures of one size, not image_size {vlm.image_size}: give a fixed one"
+            )
+        if (importance_advantages != "none" or guidance != 1.0) and any(
+            views_of(triplet.source) > 1 for chain in (*training, *evaluated) for triplet in chain
+        ):
+            raise RewindError(
+                "importance_advantages and guidance need pictures of one view in training: leave them out"
             )
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
