@@ -138,11 +138,13 @@ class Judge:
         before = self.usage()
         questions: dict[str, Question] = {}
         keys = []
-        shown: dict[tuple[int, int], np.ndarray] = {}  # a group's one source, as the model that predicts sees it
+        shown: dict[
+            tuple[int, tuple[int, int]], np.ndarray
+        ] = {}  # a group's one source, as the model that predicts sees it
         for action, source, predicted in zip(prompts, source_image, completions, strict=True):
-            size = predicted.height
+            size = predicted.height, predicted.width
             if (id(source), size) not in shown:
-                picture = source.image if isinstance(source, Candidate) else source  # after a rollout's first step
+                picture = source.picture if isinstance(source, Candidate) else source  # after a rollout's first step
                 shown[id(source), size] = to_array(picture, size)
             question = Question(action, shown[id(source), size], to_array(predicted, size))
             keys.append(self._key(question))

@@ -71,7 +71,7 @@ class ActionBins:
     def __post_init__(self) -> None:
         if not (is_vector(self.low) and is_vector(self.high) and len(self.low) == len(self.high)):
             raise RewindError("the ranges of an action are two lists of numbers of one length, 'low' and 'high'")
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
             raise RewindError(f"an action has a whole number of steps, at least 1, not {self.steps}")
         if wrong := [i for i, (a, b) in enumerate(zip(self.low, self.high, strict=True)) if a > b]:
             raise RewindError(

@@ -166,12 +166,16 @@ def to_array(image: PictureLike, size: int | tuple[int, int]) -> np.ndarray:
     """A picture of any kind as uint8 RGB [size, size, 3], or [H, W, 3] for a size (H, W).
 
     Another shape is changed by `SIZE_RULE` or `SHAPE_RULE`. That is said for the first size that occurs, and once for
-    all others.
+    all others. Of several views, one below the other, each gets its share of the rows.
 
     Raises:
         RewindError: as for `to_image`.
     """
-    array, (rows, columns) = pixels(image), (size, size) if isinstance(size, int) else size
+    rows, columns = (size, size) if isinstance(size, int) else size
+    if isinstance(image, Views):
+        views = image.pictures
+        return np.concatenate([to_array(one, (rows // len(views), columns)) for one in views])
+    array = pixels(image)
     height, width = array.shape[:2]
     if (height, width) == (rows, columns):
         return array
@@ -188,6 +192,11 @@ def size_of(picture: PictureLike) -> tuple[int, int]:
         return picture.size[1], picture.size[0]
     height, width = pixels(picture).shape[:2]
     return height, width
+
+
+def views_of(picture: PictureLike) -> int:
+    """How many pictures a picture is made of."""
+    return len(picture.pictures) if isinstance(picture, Views) else 1
 
 
 def from_path(given: Any) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
-from rl.pictures import Picture, Views, from_path
+from rl.pictures import Picture, Views, from_path, views_of
 
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
@@ -31,7 +31,7 @@ class Triplet:
     for the picture, which then stays in its file until it is looked at (`rl.pictures.PictureFile`).
 
     Raises:
-        RewindError: a path that leads to no whole picture.
+        RewindError: a path that leads to no whole picture, or a target of other views than the source.
     """
 
     source: Picture
@@ -47,6 +47,10 @@ class Triplet:
         object.__setattr__(self, "source", from_path(self.source))
         object.__setattr__(self, "target", from_path(self.target))
         object.__setattr__(self, "action", action_text(self.action))
+        if self.target is not None and not isinstance(self.source, Candidate):
+            before, after = views_of(self.source), views_of(self.target)
+            if before != after:
+                raise RewindError(f"the source has {before} views and the target {after}: a scene keeps its cameras")
 
 
 def columns_of(triplets: Iterable[Triplet]) -> list[str]:

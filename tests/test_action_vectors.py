@@ -111,6 +111,9 @@ def test_ranges(tmp_path: Path) -> None:
     file.write_text('{"mean": [1]}')
     with pytest.raises(RewindError, match=r"--action_ranges .*need 'low' and 'high'"):
         ranges_of(given, file)
+    file.write_text('{"low": [-2, -2], "high": [2, 2], "steps": true}')
+    with pytest.raises(RewindError, match="whole number of steps, at least 1, not True"):
+        ranges_of(given, file)
     words = Triplet(image, "lift the cup")
     assert ranges_of([words]) is None
     with pytest.raises(RewindError, match="these are words: leave it out"):
@@ -132,7 +135,7 @@ def test_vectors_in_files(tmp_path: Path) -> None:
         {"instruction": [0.25, 3.0], "input": "a.png"},
         {"instruction": ["lift the cup", "raise it"], "action": "a word", "input": "a.png"},
         {"action": [0.1, "x"], "input": "a.png"},
-        {"action": [0.1, float("nan")], "input": "a.png"},
+        {"action": [0.1, float("nan")], "instruction": "words are no way out", "input": "a.png"},
     ]
     (tmp_path / "t.json").write_text(json.dumps(entries))
     left: list[LeftOut] = []
@@ -141,7 +144,7 @@ def test_vectors_in_files(tmp_path: Path) -> None:
     assert [t.task for t in found] == [None, "lift the cup", None, None]
     assert found[0].more == {}
     assert found[3].more == {"action": "a word"}
-    assert [(one.entry, "'action', numbers" in one.what) for one in left] == [(4, True), (5, True)]
+    assert [(one.entry, one.reason) for one in left] == [(4, "wrong 'action'"), (5, "wrong 'action'")]
     again = read_triplets(write_triplets(found, tmp_path / "again"))
     assert [(t.action, t.task, t.more) for t in again] == [(t.action, t.task, t.more) for t in found]
     assert json.loads((tmp_path / "again" / "triplets.json").read_text())[0]["action"] == [0.1, -2.0]

@@ -277,3 +277,14 @@ def test_a_candidate_keeps_its_grid(own: Any) -> None:
     assert isinstance(candidate.codes, Codes)
     for other in (copy.copy(candidate), replace(candidate), pickle.loads(pickle.dumps(candidate))):
         assert other.grid == candidate.grid
+
+
+def test_stored_candidates_of_another_size_are_refused(own: Any, tmp_path: Path) -> None:
+    source = shots((80, 80))[0]
+    scored = [Scored(one, {"r": 1.0}, 1.0) for one in ForwardDynamics(own).sample(source, ACTION, 2)]
+    store = CandidateStore(tmp_path)
+    store.append([(Triplet(source, ACTION), scored)], seed=0, step=0)
+    assert len(store.groups(own)) == 1
+    family = "emu3" if own.family == "emu3" else "lumina"
+    with pytest.raises(RewindError, match=f"image_size {WIDE[family]} asks for"):
+        store.groups(opened(family, WIDE[family]))

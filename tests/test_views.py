@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from rl import RewindError, rerank
 from rl.codes import Grid
 from rl.data.store import CandidateStore
 from rl.data.triplet_files import read_triplets, write_triplets
+from rl.evaluation.benchmark import compare
+from rl.evaluation.rollout_measures import measure
 from rl.models.roles import ForwardDynamics, InverseDynamics
-from rl.pictures import Views, to_image
+from rl.pictures import Views, to_array, to_image
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
@@ -128,6 +131,50 @@ def test_kept_and_read_again(vlm: Any, tmp_path: Path) -> None:
     assert [s.candidate.codes.grid for s in waiting] == [c.codes.grid for c in drawn]
 
 
+def test_measured_as_one_scene(vlm: Any) -> None:
+    """A copy of the source and the true target are read camera by camera, as predictions are."""
+    a, b, c, d = shots(vlm, 4)
+    triplets = [Triplet(Views((a, b)), ACTION, Views((a, b))), Triplet(c, ACTION, d)]
+    fdm, idm = ForwardDynamics(vlm), InverseDynamics(vlm)
+    found, drawn = compare(fdm, idm, triplets)
+    same, other = (Triplet(t.source, t.action, t.target, task) for t, task in zip(triplets, "xy", strict=True))
+    by_task, _ = compare(fdm, idm, [same, other])
+    assert by_task["copy"]["x"] == by_task["truth"]["x"]
+    assert by_task["copy"]["x"]["token_accuracy"] == 1
+    assert by_task["copy"]["x"]["l1"] == 0
+    (said,) = idm.score(triplets[0].source, [triplets[0].source], ACTION)
+    assert by_task["copy"]["x"]["idm_likelihood"] == pytest.approx(said)
+    assert found["tasks"]["average"]["n"] == len(drawn) == 2
+
+
+def test_tokens_survive_camera_by_camera(vlm: Any) -> None:
+    a, b = shots(vlm, 2)
+    alone = ForwardDynamics(vlm).sample([a, b], [ACTION] * 2, 1)
+    ids = np.concatenate([group[0].ids for group in alone])
+    grid = replace(vlm.layout.grammar.grid, views=2)
+    both = Candidate(ids, np.zeros(len(ids), np.float32), vlm, grid)
+    together = measure([Triplet(Views((a, b)), ACTION)], [Scored(both, {}, 0.0)], 1)
+    each = measure([Triplet(one, ACTION) for one in (a, b)], [Scored(group[0], {}, 0.0) for group in alone], 1)
+    assert together["survival"] == pytest.approx(each["survival"])
+    after = Triplet(both, "push it")  # type: ignore[arg-type]  # the second step of a rollout
+    assert measure([after], [Scored(both, {}, 0.0)], 1)["brightness"] == pytest.approx(0)
+
+
+def test_what_takes_one_camera_says_so(vlm: Any, tmp_path: Path) -> None:
+    a, b = shots(vlm, 2)
+    triplets = [Triplet(Views((a, b)), ACTION, Views((b, a)))] * 2
+    config = RewindGRPOConfig(output_dir=str(tmp_path), num_generations=2, per_device_train_batch_size=2, report_to=[])
+    reward = Reward.of(lambda predicted_ids: [0.0 for _ in predicted_ids], "none")
+    for how in ({"importance_advantages": "target"}, {"guidance": 2.0}):
+        with pytest.raises(RewindError, match="pictures of one view"):
+            WorldModelGRPOTrainer(trainable(vlm), triplets, [reward], config, **how)
+    with pytest.raises(RewindError, match="the source has 2 views and the target 1"):
+        Triplet(Views((a, b)), ACTION, a)
+    judged = to_array(Views((np.zeros((40, 60, 3), np.uint8), np.full((40, 60, 3), 255, np.uint8))), (20, 10))
+    assert (judged[:10] == 0).all()
+    assert (judged[10:] == 255).all()
+
+
 def test_views_in_files(tmp_path: Path) -> None:
     """A list of pictures in an entry; one that is missing leaves the entry out."""
     rng = np.random.default_rng(0)
@@ -159,3 +206,15 @@ def test_views_in_files(tmp_path: Path) -> None:
 def test_a_copy_of_a_candidate_of_views(vlm: Any) -> None:
     candidate = Candidate(np.array(vlm.codes(shots(vlm, 1))[0]), np.zeros(vlm.layout.tokens_per_image, np.float32), vlm)
     assert candidate.picture is candidate.image  # of one camera
+
+
+def test_a_target_of_other_cameras_is_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{name}.png")
+    both = ["a.png", "b.png"]
+    pairs = [(both, both), (both, "a.png")]
+    entries = [{"instruction": "push it", "input": source, "output": target} for source, target in pairs]
+    (tmp_path / "triplets.json").write_text(json.dumps(entries))
+    left: list[Any] = []
+    assert len(read_triplets(tmp_path / "triplets.json", left_out=left)) == 1
+    assert [one.reason for one in left] == ["other views"]

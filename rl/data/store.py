@@ -146,7 +146,7 @@ class CandidateStore:
         """The candidates of each draw together, as candidates of a backbone.
 
         Raises:
-            RewindError: candidates of another base, or none that can be read.
+            RewindError: candidates of another base or size, or none that can be read.
         """
         groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
         for row in self.rows():
@@ -158,7 +158,14 @@ class CandidateStore:
         pictures, found = self._pictures(), []
         for rows in groups.values():
             rows.sort(key=lambda row: row["candidate"])
-            found.append((self._triplet(rows[0], pictures), [_scored(row, backbone) for row in rows]))
+            triplet, group = self._triplet(rows[0], pictures), [_scored(row, backbone) for row in rows]
+            grid, asked = group[0].candidate.codes.grid, backbone.grid_of(triplet.source)
+            if grid != asked:
+                raise RewindError(
+                    f"{self.folder} holds candidates of {grid.rows}x{grid.columns} tokens where image_size "
+                    f"{backbone.image_size} asks for {asked.rows}x{asked.columns}: give the one that they were drawn at"
+                )
+            found.append((triplet, group))
         return found
 
     def known_scores(self) -> Known:

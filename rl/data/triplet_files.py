@@ -19,7 +19,7 @@ from rl.data.entries import NoEntry, read_entries
 from rl.data.left_out import LeftOut, check
 from rl.errors import RewindError
 from rl.paths import as_written, expanded, is_file
-from rl.pictures import PictureFile, Views, to_image
+from rl.pictures import PictureFile, Views, to_image, views_of
 from rl.running.files import write_whole
 from rl.triplets import Triplet
 
@@ -119,6 +119,10 @@ def _triplets(
             faults[number] = fault
             continue
         assert source is not None
+        if target is not None and views_of(source) != views_of(target):
+            told = f"'input' has {views_of(source)} views and 'output' {views_of(target)}: a scene keeps its cameras"
+            faults[number] = _EntryError("output", "other views", told)
+            continue
         triplets.append(Triplet(source, target=target, **found.words))
     return triplets, faults
 
@@ -136,6 +140,9 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
     words_key = "prompt" if "prompt" in entry and "instruction" not in entry else "instruction"
     words = entry.get(words_key, None if named else "")
     words = words[0] if isinstance(words, list) and words and not is_vector(words) else words
+    if _no_vector(entry.get("action")):
+        sentence = "'action' must be a list of finite numbers (of several steps, one behind the other)"
+        raise _EntryError("action", "wrong 'action'", sentence)
     vector = next((given for given in (entry.get("action"), words) if is_vector(given)), None)
     action = words if vector is None else action_text(vector)
     if not isinstance(action, str):
@@ -160,6 +167,12 @@ def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -
         "more": {k: v for k, v in entry.items() if k not in (*KNOWN, words_key) and v is not vector},
     }
     return _Entry(source, target, words)
+
+
+def _no_vector(action: Any) -> bool:
+    """Whether an action is meant to be a vector and is none; a list of words is another column."""
+    numbers = isinstance(action, list) and any(isinstance(x, int | float | list) for x in action)
+    return numbers and not is_vector(action)
 
 
 def _roots(file: Path, image_root: str | Path | None, raw: Sequence[Any]) -> list[Path]:

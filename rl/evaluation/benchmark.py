@@ -16,6 +16,7 @@ from rl.actions import vector_of
 from rl.codes import Codes
 from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
+from rl.pictures import Views
 from rl.triplets import Candidate, Triplet
 
 Rows = list[dict[str, float]]
@@ -53,17 +54,20 @@ def compare(
     sources, actions = [t.source for t in triplets], [t.action for t in triplets]
     drawn = [group[0] for group in fdm.sample(sources, actions, 1, temperature=temperature, seed=seed)]
     source_ids = vlm.codes(sources)
-    targets = [vlm.to_array(t.target, ids.grid) for t, ids in zip(triplets, source_ids, strict=True)]  # type: ignore[arg-type]
+
+    def seen(picture: Any, ids: Codes) -> Any:
+        """As the model sees it: of several views each by itself."""
+        array = vlm.to_array(picture, ids.grid)
+        return array if ids.grid.views == 1 else Views.of_stack(array, ids.grid.views)
+
+    targets = [seen(t.target, ids) for t, ids in zip(triplets, source_ids, strict=True)]
     target_ids = vlm.codes(targets, source_ids)
 
     def measured(pictures: Sequence[Any], ids: Sequence[Codes]) -> Rows:
-        images = [
-            vlm.to_array(getattr(picture, "image", picture), one.grid)
-            for picture, one in zip(pictures, ids, strict=True)
-        ]
+        images = [np.asarray(picture).astype(float) for picture in pictures]
         rows = [
             {
-                "l1": float(np.abs(image.astype(float) - target).mean() / 255),
+                "l1": float(np.abs(image - np.asarray(target)).mean() / 255),
                 "token_accuracy": float(np.mean(np.array(mine) == np.array(right))),
                 "copy_rate": float(mine == source),
             }
@@ -78,7 +82,9 @@ def compare(
 
     found = {
         "tasks": _by_task(triplets, measured(drawn, [candidate.codes for candidate in drawn])),
-        "copy": _by_task(triplets, measured([vlm.to_array(source) for source in sources], source_ids)),
+        "copy": _by_task(
+            triplets, measured([seen(*pair) for pair in zip(sources, source_ids, strict=True)], source_ids)
+        ),
     }
     if idm is not None:
         found["truth"] = _by_task(triplets, measured(targets, target_ids))

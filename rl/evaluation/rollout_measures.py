@@ -80,7 +80,9 @@ def _look(
         ids_BK, share = np.stack([candidates[n].ids for n in numbers]), len(numbers) / len(candidates)
         drawn = vlm.decode(ids_BK, grid=grid)
         before = np.stack([vlm.to_array(_picture(rows[n].source), grid) for n in numbers])
-        again_BK = vlm.quantise(vlm.features_pixels(torch.from_numpy(drawn).to(vlm.device))).cpu().numpy()
+        each = torch.from_numpy(drawn).unflatten(1, (grid.views, -1)).flatten(0, 1)
+        again = vlm.quantise(vlm.features_pixels(each.to(vlm.device))).cpu()
+        again_BK = again.unflatten(0, (-1, grid.views)).flatten(1, 2).numpy()
         sums["brightness"] += share * (float(drawn.mean()) - float(before.mean())) / 255
         sums["sharp"] += share * _steps(drawn)
         sums["sharp_before"] += share * _steps(before)
@@ -99,7 +101,7 @@ def _source_ids(vlm: Any, sources: Sequence[Picture | Candidate]) -> list[np.nda
 
 
 def _picture(source: Picture | Candidate) -> Picture:
-    return source.image if isinstance(source, Candidate) else source
+    return source.picture if isinstance(source, Candidate) else source
 
 
 def _perplexity(ids_N: np.ndarray) -> float:

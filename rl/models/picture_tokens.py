@@ -19,7 +19,7 @@ from rl.models.layout import TokenLayout
 from rl.models.memory import in_parts, picture_bytes, rows_that_fit
 from rl.models.sizes import PictureSize
 from rl.models.vq import codes_of
-from rl.pictures import PictureLike, Views, size_of, to_array
+from rl.pictures import PictureLike, Views, size_of, to_array, views_of
 
 
 class PictureTokens(ABC):
@@ -111,6 +111,12 @@ class PictureTokens(ABC):
             return to_array(picture, (like.rows * self.cell, like.columns * self.cell))
         return to_array(picture, size.shape(*size_of(picture), self.unit))
 
+    def grid_of(self, picture: PictureLike) -> Grid:
+        """The grid that a picture gets; a file that was looked at before is not decoded for it."""
+        size = self.picture_size
+        height, width = size.shape(*size_of(picture), self.unit) if size.own else (size.height, size.width)
+        return Grid(height // self.cell, width // self.cell, views_of(picture))
+
     def encode(self, images: Sequence[PictureLike], batch_size: int | None = None) -> Tensor:
         """Pictures (uint8 RGB [H, W, 3], PIL or files, any size) -> vocabulary ids, int64 [B, K].
 
@@ -122,10 +128,8 @@ class PictureTokens(ABC):
         """
         found = self.codes(images, batch_size=batch_size)
         if {*by_grid(found)} != {self.layout.grammar.grid}:
-            raise RewindError(
-                "this needs pictures of one size and one view: open the model with a fixed size, not image_size "
-                f"{self.image_size}"
-            )
+            fixed = f": open the model with a fixed size, not image_size {self.image_size}"
+            raise RewindError(f"this needs pictures of one size and one view{fixed if self.picture_size.own else ''}")
         return torch.tensor(found, device=self.device)
 
     def codes(

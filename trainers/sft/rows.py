@@ -50,7 +50,7 @@ def role_rows(
     target_ids = token_ids(vlm, targets, source_ids)
     weights: list[list[float]] | None = None
     if importance is not None:
-        pictures = [target.image if isinstance(target, Candidate) else target for target in targets]
+        pictures = [target.picture if isinstance(target, Candidate) else target for target in targets]
         weights = [row.tolist() for row in importance.weights(feature_distances(vlm, sources, pictures))]
     if row_weights is not None:
         if importance is not None:
