@@ -123,7 +123,14 @@ def test_the_sampler_equals_a_slow_reference(vlm: Any) -> None:
 
 def test_an_inverse_model_says_words(vlm: Any) -> None:
     layout, images = vlm.layout, pictures(vlm)
-    markers = {layout.begin_image, layout.end_image, layout.begin_text, layout.pad, *layout.grammar.forced}
+    markers = {
+        layout.begin_image,
+        layout.end_image,
+        layout.begin_text,
+        layout.pad,
+        *layout.grammar.trailer,
+        layout.grammar.row_end,
+    }
     special = {number for number, token in vlm.tokenizer.added_tokens_decoder.items() if token.special}
     assert not (markers | special - {layout.end_text}) & set(layout.text_ids_V.tolist())
     assert layout.end_text in layout.text_ids_V

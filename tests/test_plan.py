@@ -78,7 +78,7 @@ def test_a_shape_by_hand() -> None:
     assert activation_bytes(SMALL, job) == activations
     frozen = SMALL.parameters() + adapter
     found = memory(SMALL, job, "zero2", 2)
-    assert found["cache"] == 5 * (18 + 4) * SMALL.cache_bytes()  # and four guesses
+    assert found["cache"] == 5 * 18 * SMALL.cache_bytes()
     assert found["training"] == 2 * (frozen + adapter) + adapter + 6 * adapter + activations
     assert found["rollout"] > 2 * (frozen + adapter) + 6 * adapter + found["cache"]  # and a pass and its logits
     gathered = memory(SMALL, job, "zero3", 2)

@@ -87,7 +87,7 @@ class _ShortNoise(Noise):
 
 @pytest.mark.parametrize(
     ("prompts", "each", "guidance"), [(3, 12, 1.0), (2, 16, 1.5), (1, 4, 1.0), (9, 1, 1.0)],
-    ids=["shared", "guided", "drafted", "single"],
+    ids=["shared", "guided", "few", "single"],
 )  # fmt: skip
 @torch.no_grad()
 def test_a_rollout(opened: Opened, prompts: int, each: int, guidance: float) -> None:

@@ -66,6 +66,7 @@ def shape_of(size: Size) -> Shape:
         *(size["hidden"], size["intermediate"], size["layers"], heads, heads, size["hidden"] // heads),
         *(size["vocabulary"], size["codes"], size["image_tokens"]),
         qk_norm=True,
+        pixels=size["image_tokens"] * 16**2,
     )
 
 

@@ -166,10 +166,9 @@ def rollout_bytes(shape: Shape, job: Job, free: float) -> tuple[float, float, in
     shared = prompt >= SHARED_FROM
     cost = costs.sampling_cost(shape, prompt, picture, shape.image_codes, shared, job.branches)
     rows = rows_at_once(cost, min(job.rollout_rows, job.max_rows or MAX_ROWS), each, free)
-    prompts, window = -(-rows // each), costs.window_of(rows, picture)
-    cost = costs.sampling_cost(shape, prompt, picture, shape.image_codes, shared or window > 0, job.branches, window)
-    kept = prompts * prompt if shared or window else rows * prompt
-    cache = job.branches * costs.kv_bytes(shape, kept + rows * (picture + window))
+    prompts = -(-rows // each)
+    kept = prompts * prompt if shared else rows * prompt
+    cache = job.branches * costs.kv_bytes(shape, kept + rows * picture)
     return cache, max(read_bytes(shape, prompt, prompts, job.branches), cost.held(rows, each)), rows
 
 
