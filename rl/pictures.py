@@ -90,7 +90,7 @@ class Views:
     `np.asarray` of it is uint8 RGB [views x H, W, 3], one below the other, all of the first one's size.
 
     Raises:
-        RewindError: fewer than two pictures.
+        RewindError: fewer than two pictures, or views among them.
     """
 
     pictures: tuple[Picture, ...]
@@ -99,6 +99,8 @@ class Views:
         object.__setattr__(self, "pictures", tuple(from_path(one) for one in self.pictures))
         if len(self.pictures) < 2:
             raise RewindError(f"views are at least two pictures, not {len(self.pictures)}")
+        if any(isinstance(one, Views) for one in self.pictures):
+            raise RewindError("views are pictures of one camera each: give all of them side by side")
 
     @classmethod
     def of_stack(cls, stack_HWC: np.ndarray, views: int) -> Views:

@@ -51,6 +51,15 @@ def make_tiny(seed: int = 0, image_size: int = 32, num_codes: int = 16, known_wo
     return vlm
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Convolutions and products this small take longer in several threads than in one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> ChameleonVLM:
     return make_tiny()

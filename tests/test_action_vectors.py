@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +44,7 @@ QUIET: dict[str, Any] = {"report_to": "none", "disable_tqdm": True, "save_strate
 WITH_VECTORS = ["chameleon", "lumina", "liquid", "univla"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Convolutions this small take longer in several threads than in one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def with_vectors(name: str, training: bool = False) -> Any:

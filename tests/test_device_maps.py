@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,7 @@ from trainers.sft.arguments import IDMArguments, RoleConfig
 ACTION = "move the red circle left"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def on_disk(name: str, layers: str) -> dict[str, str]:
@@ -102,3 +96,8 @@ def test_in_training_the_launcher_places_the_weights(flags: Any, tmp_path: Path)
         flags = ["--config", str(tmp_path / "config.yaml")]
     with pytest.raises(RewindError, match=r"the launcher places the weights .*: leave --device(_map)? out"):
         parse([IDMArguments, RoleConfig], flags)
+
+
+def test_a_map_that_names_no_module_is_refused() -> None:
+    with pytest.raises(RewindError, match="device_map names 'nope', which is no part of the model"):
+        load_fdm(shelf()["chameleon"], device_map={"": "cpu", "nope": "cpu"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +28,7 @@ from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.models.settings import Settings
 from rl.models.vq import to_pixels
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Convolutions this small take longer in several threads than in one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_rynnvlas_action_head_is_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

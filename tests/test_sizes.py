@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from opened_families import VQ, shelf, trainable
 from transformers import set_seed
 
@@ -43,12 +41,7 @@ WIDE = {"lumina": "64x128", "emu3": "16x32"}
 OPENED: dict[tuple[str, str], Any] = {}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def opened(family: str, size: str) -> Any:

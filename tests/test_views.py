@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,7 @@ from trainers.sft.trainer import RoleSFTTrainer
 ACTION = "move the red circle left"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["chameleon", "lumina", "emu3"])
@@ -198,6 +192,8 @@ def test_views_in_files(tmp_path: Path) -> None:
     assert isinstance(again.target, Views)
     one = Triplet([tmp_path / "a.png", tmp_path / "b.png"], "push it")  # type: ignore[arg-type]
     assert isinstance(one.source, Views)
+    with pytest.raises(RewindError, match="of one camera each"):
+        Views((one.source, one.source))
     with pytest.raises(RewindError, match="at least two pictures"):
         Views((tmp_path / "a.png",))  # type: ignore[arg-type]
 

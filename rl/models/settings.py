@@ -97,6 +97,11 @@ class Settings:
 
     def place(self, model: torch.nn.Module) -> None:
         """Move a model to the device; a quantised or divided one lies where it was put as it was read."""
+        if isinstance(self.device_map, dict):
+            names = {"", *(name for name, _ in model.named_modules()), *(name for name, _ in model.named_parameters())}
+            unknown = [name for name in self.device_map if name not in names and "vqmodel" not in name.split(".")]
+            if unknown:  # transformers passes over it
+                raise RewindError(f"device_map names '{unknown[0]}', which is no part of the model: leave it out")
         device = self.device or ("cuda" if torch.cuda.is_available() else None)
         if device is not None and self.quantization is None and self.device_map is None:
             model.to(device)
