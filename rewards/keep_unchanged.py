@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from rl.errors import RewindError
+from rl.words import words_of
+
+NEAREST = 8
 
 
 class KeepUnchanged:
@@ -16,22 +19,46 @@ class KeepUnchanged:
 
     Args:
         free: tokens that may change at no cost, a task each, e.g. {"move": 2}; `default` for tasks that are not named.
+        usual: the same a sentence, for data without tasks: a sentence that is not there may change what the nearest
+            ones usually do, the mean of up to `NEAREST`.
         default: free tokens of any other task; None is an eighth of the picture. Better take both from labelled data:
             how many tokens change there.
     """
 
     name = "keep_unchanged"
 
-    def __init__(self, free: dict[str, float] | None = None, default: float | None = None) -> None:
-        self.free, self.default = dict(free or {}), default
-        if any(value < 0 for value in (*self.free.values(), default or 0.0)):
+    def __init__(
+        self,
+        free: dict[str, float] | None = None,
+        default: float | None = None,
+        usual: dict[str, float] | None = None,
+    ) -> None:
+        self.free, self.default, self.usual = dict(free or {}), default, dict(usual or {})
+        self._words = {sentence: set(words_of(sentence)) for sentence in self.usual}
+        self._found: dict[str, float] = {}
+        if any(value < 0 for value in (*self.free.values(), *self.usual.values(), default or 0.0)):
             raise RewindError("the number of tokens that may change freely must be 0 or more")
 
-    def __call__(self, changed_tokens: Sequence[np.ndarray], task: Sequence[str | None]) -> list[float | None]:
+    def __call__(
+        self, changed_tokens: Sequence[np.ndarray], task: Sequence[str | None], prompts: Sequence[str] = ()
+    ) -> list[float | None]:
         scores: list[float | None] = []
-        for changed_K, name in zip(changed_tokens, task, strict=True):
+        for number, (changed_K, name) in enumerate(zip(changed_tokens, task, strict=True)):
             changed = int(np.sum(changed_K))
             otherwise = len(changed_K) / 8 if self.default is None else self.default
+            if self.usual and name not in self.free and number < len(prompts):
+                otherwise = self._of_sentence(prompts[number], otherwise)
             free = self.free.get(name, otherwise) if name is not None else otherwise
             scores.append(-max(0.0, changed - free) / max(free, 1.0))
         return scores
+
+    def _of_sentence(self, action: str, otherwise: float) -> float:
+        """What usually changes at a sentence; `otherwise` where no known one shares a word with it."""
+        if action not in self._found:
+            words = set(words_of(action))
+            alike = {
+                one: len(words & known) / len(words | known) for one, known in self._words.items() if words & known
+            }
+            near = [action] if action in self.usual else sorted(alike, key=lambda one: -alike[one])[:NEAREST]
+            self._found[action] = float(np.mean([self.usual[one] for one in near])) if near else otherwise
+        return self._found[action]

@@ -14,9 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from rewards.contract import Reward, RewardFunction, described
+from rewards.mix import with_mixes
 from rewards.rivals import SameOutcome
 from rewards.signature import ALIASES, COLUMNS, name_of
-from rewards.table import BUILT_IN
+from rewards.table import BUILT_IN, weight_of
 from rl.errors import RewindError
 from rl.running.mapping import mapping
 from rl.user_code import load_file, load_module
@@ -31,6 +32,7 @@ def load_rewards(
     columns: Iterable[str] | None = None,
     same_outcome: SameOutcome | None = None,
     arguments: Mapping[str, Mapping[str, Any]] | str | None = None,
+    run: str | Path | None = None,
 ) -> list[Reward]:
     """Rewards in the order given, with unique names.
 
@@ -38,13 +40,14 @@ def load_rewards(
     is given what stands here.
 
     Args:
-        specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', or a callable; one of
-            them, or several.
+        specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', 'fitted' (`rewards.mix`),
+            or a callable; one of them, or several.
         idm: the inverse model.
         actions: sentences of the data set, from which rivals are taken.
         columns: names of the further columns of the data (`rl.triplets.columns_of`), if they are known by now.
         same_outcome: `(source_picture, a, b) -> bool`, whether two sentences name one outcome.
         arguments: by the reward's name, e.g. {"keep_unchanged": {"default": 3}}, or that as JSON.
+        run: the forward model's run folder, which may hold a fitted mix.
 
     Raises:
         RewindError: an unknown name, a file that does not import, a missing attribute, a name twice, arguments that do
@@ -54,6 +57,7 @@ def load_rewards(
     for name, values in given.items():
         if not isinstance(values, Mapping):
             raise RewindError(f"the arguments of the reward '{name}' must be a mapping of names to values")
+    specifications, given = with_mixes(specifications, given, run)
     offered = {"idm": idm, "actions": actions, "same_outcome": same_outcome}
     one = isinstance(specifications, str) or callable(specifications)
     items: list[Any] = [specifications] if one else list(specifications)  # type: ignore[arg-type]
@@ -70,24 +74,6 @@ def load_rewards(
         near = did_you_mean(unused[0], names)
         raise RewindError(f"there are arguments for the reward '{unused[0]}' and no such reward among {names}{near}")
     return loaded if columns is None else [reward.on(columns) for reward in loaded]
-
-
-def weight_of(item: str) -> tuple[str, float | None]:
-    """A reward's name or path, and its weight if there is one: a number behind the last '='.
-
-    An '=' in the path of a file is none of a weight: 'runs/lr=1/my.py:f' has none, and 'runs/lr=1/my.py:f=2' has 2.
-
-    Raises:
-        RewindError: something else than a number behind the name's '='.
-    """
-    folder, colon, name = item.rpartition(":")
-    name, equals, number = name.rpartition("=") if "=" in name else (name, "", "")
-    if not equals or (not colon and "/" in number):
-        return item, None
-    try:
-        return f"{folder}{colon}{name}", float(number)
-    except ValueError as error:
-        raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error
 
 
 def _with_own_names(items: Sequence[Any], loaded: Sequence[Reward]) -> list[Reward]:

@@ -1,6 +1,11 @@
-"""The whole table of built-in rewards, by import path: one of your own is loaded the same way and needs no entry."""
+"""The whole table of built-in rewards, by import path: one of your own is loaded the same way and needs no entry.
+
+Beside it, how a reward is written with its weight.
+"""
 
 from __future__ import annotations
+
+from rl.errors import RewindError
 
 BUILT_IN = {
     "idm_likelihood": "rewards.idm_likelihood:IDMLikelihood",
@@ -17,3 +22,21 @@ BUILT_IN = {
     "fdm_confidence": "rewards.fdm_confidence:FDMConfidence",
 }
 NEEDS_IDM = {"idm_likelihood", "idm_margin", "idm_match", "idm_token_f1", "idm_choice", "idm_yes_no", "ensemble"}
+
+
+def weight_of(item: str) -> tuple[str, float | None]:
+    """A reward's name or path, and its weight if there is one: a number behind the last '='.
+
+    An '=' in the path of a file is none of a weight: 'runs/lr=1/my.py:f' has none, and 'runs/lr=1/my.py:f=2' has 2.
+
+    Raises:
+        RewindError: something else than a number behind the name's '='.
+    """
+    folder, colon, name = item.rpartition(":")
+    name, equals, number = name.rpartition("=") if "=" in name else (name, "", "")
+    if not equals or (not colon and "/" in number):
+        return item, None
+    try:
+        return f"{folder}{colon}{name}", float(number)
+    except ValueError as error:
+        raise RewindError(f"the weight in '{item}' is no number: write NAME=0.5") from error

@@ -34,7 +34,7 @@ def rerank(
     source: PictureLike,
     action: str,
     num_candidates: int = ...,
-    rewards: Rewards = ...,
+    rewards: Rewards | None = ...,
     **settings: Any,
 ) -> Reranked: ...
 
@@ -46,7 +46,7 @@ def rerank(
     source: Sequence[PictureLike],
     action: Sequence[str],
     num_candidates: int = ...,
-    rewards: Rewards = ...,
+    rewards: Rewards | None = ...,
     **settings: Any,
 ) -> list[Reranked]: ...
 
@@ -57,7 +57,7 @@ def rerank(  # type: ignore[misc]
     source: PictureLike | Sequence[PictureLike],
     action: str | Sequence[str],
     num_candidates: int = 8,
-    rewards: Rewards = ("idm_likelihood",),
+    rewards: Rewards | None = None,
     *,
     temperature: float = 1.0,
     seed: int = 0,
@@ -81,7 +81,8 @@ def rerank(  # type: ignore[misc]
         action: what happens, in words; a list for a list of sources.
         num_candidates: how many are drawn a source; equal pictures are scored once.
         rewards: names of built-ins, paths 'file.py:function', or callables, each with '=WEIGHT' if it is a text; one
-            alone needs no list.
+            alone needs no list. If not given, the mix that was fitted for the forward model's run (`fit_reward.py`), or
+            `idm_likelihood` as in the paper where there is none.
         temperature: of the candidates; low ones are all alike.
         seed: same seed, same result.
         task: the task's name, for rewards that treat tasks differently; a list for a list of sources.
@@ -126,7 +127,7 @@ def rerank(  # type: ignore[misc]
     if refine < 0 or (refine and num_candidates < 2):
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = _scorer(rewards, idm, normalise, [name for row in rows for name in row])
+    score_all, totals = _scorer(rewards, idm, normalise, [name for row in rows for name in row], fdm.run)
 
     def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
         chosen = [sources[n] for n in numbers], [actions[n] for n in numbers]
@@ -198,7 +199,7 @@ def rollout(
         fdm: draws the candidates.
         source: the picture before the first action, or the path of its file.
         actions: a sentence a step.
-        idm: given to the rewards that need one; on its own it means `idm_likelihood`.
+        idm: given to the rewards that need one; on its own it means what `rerank` chooses by.
         num_candidates: candidates a step (with a beam: for each of its pictures); the best one goes on.
         rewards: as for `rerank`; a `source_image` after the first step is a `Candidate`, of which `np.asarray` is the
             picture.
@@ -226,9 +227,8 @@ def rollout(
     check_whole("num_candidates", num_candidates, least=1)
     check_thresholds(rules)
     fdm.check(num_candidates, temperature, seed=seed)
-    if rewards is None and idm is not None:
-        rewards = ("idm_likelihood",)
-    if rewards is None and num_candidates > 1:
+    by = rewards if rewards is not None or idm is None else _default(fdm.run)
+    if by is None and num_candidates > 1:
         raise RewindError("several candidates need something to choose by: give idm= or rewards=, or num_candidates=1")
     tasks = [None] * len(actions) if task is None else list(task)
     if len(tasks) != len(actions):
@@ -238,7 +238,7 @@ def rollout(
         raise RewindError(f"{len(targets)} target pictures and {len(actions)} actions: give one an action, or None")
     check_normalise(normalise, min_score=min_score)
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = (None, None) if rewards is None else _scorer(rewards, idm, normalise)
+    score_all, totals = (None, None) if by is None else _scorer(by, idm, normalise, run=fdm.run)
 
     def draw(step: int, ends: Sequence[Picture | Candidate]) -> list[list[Candidate]]:
         return fdm.sample(ends, [actions[step]] * len(ends), num_samples=num_candidates, step=step, **sampling)
@@ -278,8 +278,19 @@ def _targets(given: Any, count: int, single: bool) -> list[Picture | None]:
     return [from_path(one) for one in ([given] if single else given)]
 
 
+def _default(run: str | None) -> list[str]:
+    siblings.need("rewards")
+    from rewards.mix import default_rewards
+
+    return default_rewards(run)
+
+
 def _scorer(
-    rewards: Rewards, idm: InverseDynamics | None, normalise: bool = False, further: Sequence[str] = ()
+    rewards: Rewards | None,
+    idm: InverseDynamics | None,
+    normalise: bool = False,
+    further: Sequence[str] = (),
+    run: str | None = None,
 ) -> tuple[Callable[..., list[Scored]], Totals | None]:
     """`f(candidates, sources, actions, tasks, targets, more)`: a `Scored` each, by rewards that are loaded once for
     data with these further columns; and what normalises the totals of candidates that are compared, or None.
@@ -288,8 +299,9 @@ def _scorer(
     from rewards import Batch, load_rewards, score
     from rewards.totals import normalised
 
-    named = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
-    loaded = load_rewards(named, idm, columns=further)
+    given = _default(run) if rewards is None else rewards
+    named = [given] if isinstance(given, str) or callable(given) else list(given)
+    loaded = load_rewards(named, idm, columns=further, run=run)
 
     def score_all(
         candidates: Sequence[Candidate],

@@ -127,9 +127,11 @@ def main() -> None:
 
 def _check(a: argparse.Namespace) -> None:
     check_data_flags(a.image_root, a.strict, a.triplets)
-    from rewards.loading import weight_of
+    from rewards.mix import resolve
+    from rewards.table import weight_of
     from rl.search.attack import PROPOSALS
 
+    resolve(a)
     if a.triplets is None and a.world is None:
         raise RewindError("give something to audit on: --triplets data/test.json, or --world with --fdm")
     if a.world is not None and a.fdm is None:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--rewards",
         nargs="+",
-        help="as in rerank.py: what best of N goes by (idm_likelihood); with --triplets, what is measured too",
+        help="as in rerank.py: what best of N goes by; with --triplets, what is measured too",
     )
     p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--temperature", type=float, default=1.0)
@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rewards.mix import default_rewards, resolve
     from rl import load_fdm
     from rl.evaluation import oracle
     from rl.evaluation.probes import prefers_truth
@@ -79,9 +80,12 @@ def main() -> None:
     if arguments.best_of < 1:
         raise RewindError(f"--best_of must be at least 1, not {arguments.best_of}")
     check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    if arguments.rewards:
+        resolve(arguments)
     if arguments.triplets is not None:
         return _on_triplets(arguments)
-    arguments.rewards = arguments.rewards or ["idm_likelihood"]
+    arguments.rewards = arguments.rewards or default_rewards(arguments.fdm)
+    resolve(arguments)
     world = load_split(arguments.world, arguments.split)
     fdm = load_fdm(arguments.fdm, **opening(arguments))
     _check_size(arguments.fdm, fdm.backbone, world)

@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--rewards",
         nargs="+",
-        default=["idm_likelihood"],
-        help="built-in names, file.py:function or package.module:function, each with =WEIGHT if it is not 1",
+        help="built-in names, file.py:function or package.module:function, each with =WEIGHT if it is not 1; if not "
+        "given, the mix that fit_reward.py found for --fdm, or idm_likelihood where there is none",
     )
     p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--normalise_rewards", action="store_true", help="sum standard deviations within a group's scores")
@@ -61,6 +61,7 @@ def main() -> None:
     from collections.abc import Sequence
 
     from rewards import load_rewards, scorers
+    from rewards.mix import default_rewards, resolve
     from rl import RewindError, Triplet, load_fdm, rerank
     from rl.api import check_normalise
     from rl.data.left_out import LeftOut, for_resume, list_left_out
@@ -94,6 +95,8 @@ def main() -> None:
     check_normalise(a.normalise_rewards, min_score=a.min_score, good_enough=a.good_enough, refine=a.refine)
     if a.use_targets and not any(triplet.target is not None for triplet in triplets):
         raise RewindError("--use_targets needs --triplets with true targets ('output'), and there are none")
+    a.rewards = a.rewards or default_rewards(a.fdm)
+    resolve(a)
     take_own_gpu()
     fdm = load_fdm(a.fdm, **opening(a))
     fdm.backbone.check_can_draw()

@@ -132,6 +132,25 @@ def test_rerank_shards_and_resume(world_folder: Path, tmp_path: Path) -> None:
     assert (folder / "candidates.jsonl").read_bytes() == whole
 
 
+def test_a_mix_is_fitted_and_used_by_name(tmp_path: Path) -> None:
+    succeed("scripts/make_world.py", "--num_triplets", 40, "--num_videos", 0, "--output", tmp_path / "world")
+    triplets = tmp_path / "world" / "triplets.json"
+    models = ["--fdm", "tabletop-chameleon", "--idm", "tabletop-chameleon", "--num_candidates", 4]
+    command = ["scripts/fit_reward.py", *models, "--triplets", triplets, "--output", tmp_path / "fit"]
+    wrong = start(*command, "--rewards", "idm_margin=1", "keep_unchanged")
+    assert wrong.returncode == 2
+    assert "'idm_margin=1' has a weight: name two or more rewards without '='" in wrong.stderr
+    assert "| fdm_confidence alone |" in succeed(*command)
+    mix = tmp_path / "fit" / "reward.json"
+    rerank = ["scripts/rerank.py", *models, "--triplets", triplets, "--limit", 2, "--output", tmp_path / "out"]
+    missing = start(*rerank, "--rewards", "fitted")
+    assert missing.returncode == 2
+    assert "fit one with scripts/fit_reward.py" in missing.stderr
+    succeed(*rerank, "--rewards", mix)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "candidates.jsonl").read_text().splitlines()]
+    assert [name.rpartition("=")[0] for name in json.loads(mix.read_text())["rewards"]] == list(rows[0]["scores"])
+
+
 def test_rerank_normalises_and_takes_targets_only_if_told(world_folder: Path, tmp_path: Path) -> None:
     command = ["scripts/rerank.py", "--fdm", "tabletop-chameleon", "--idm", "tabletop-chameleon", "--limit", 2]
     command += ["--triplets", world_folder / "triplets.json", "--num_candidates", 4, "--rewards", "target_distance"]

@@ -129,6 +129,7 @@ def load_fdm(
     """
     check_role(_local(base_or_run), "fdm")
     made = ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base, vq, _settings(settings)))
+    made.run = str(_local(base_or_run))
     return _bounded(made, max_rows, backbone)
 
 

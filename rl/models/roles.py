@@ -44,11 +44,13 @@ class ForwardDynamics(_Role):
         adapter: name of the LoRA adapter of this role on it, None for the base itself.
 
     Attributes:
+        run: the folder or name that it was opened from, None if it was made otherwise.
         counts: passes of all `sample` calls so far, and how many tokens of the sources were guessed and came true.
     """
 
     def __init__(self, backbone: UnifiedVLM, adapter: str | None = None) -> None:
         super().__init__(backbone, adapter)
+        self.run: str | None = None
         self.counts = Counts()
 
     def distribution(self, temperature: float = 1.0, guidance: float | Sequence[float] = 1.0) -> TokenDistribution:

@@ -13,6 +13,7 @@ import torch
 from transformers import TrainingArguments
 from trl import TrlParser
 
+from rewards.mix import resolve
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
@@ -61,7 +62,9 @@ class ImproveArguments(RunArguments):
     quantization: str | None = field(default=None, metadata={"help": "4bit or 8bit, through bitsandbytes"})
     rewards: list[str] = field(
         default_factory=lambda: ["idm_margin=1.0", "keep_unchanged=0.25"],
-        metadata={"help": "built-in names, file.py:function or package.module:function, each with =WEIGHT"},
+        metadata={
+            "help": "built-in names, file.py:function or package.module:function, each with =WEIGHT; or 'fitted'"
+        },
     )
     reward_arguments: dict[str, Any] | str | None = field(
         default=None, metadata={"help": 'by reward, JSON on the command line: \'{"keep_unchanged": {"default": 3}}\''}
@@ -70,6 +73,10 @@ class ImproveArguments(RunArguments):
         default=False, metadata={"help": "measure each reward in its group's standard deviations before summing"}
     )
     limit: int | None = field(default=None, metadata={"help": "only the first triplets of each file"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        resolve(self)
 
     def opening(self) -> dict[str, Any]:
         """How the models are opened, as arguments of `load_fdm`."""

@@ -9,7 +9,7 @@ from math import isfinite, lcm
 from trl import GRPOConfig
 
 from rewards import Reward
-from rewards.loading import weight_of
+from rewards.table import weight_of
 from rl.errors import RewindError
 from rl.triplets import Triplet
 from trainers.common.preflight import above_zero, at_least

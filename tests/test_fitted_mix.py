@@ -1,0 +1,140 @@
+"""A mix of rewards whose weights come from labelled triplets: the fit, its file, and who uses it by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rewards import load_rewards
+from rewards.fitting import FEWEST, fit, likeness, numbers_of
+from rewards.keep_unchanged import KeepUnchanged
+from rewards.mix import MIX_FILE, default_rewards, resolve, with_mixes
+from rl import rerank
+from rl.errors import RewindError
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics
+from rl.search.best_of_n import expected_best
+from rl.triplets import Triplet
+from trainers.common.candidates import scored_groups
+from trainers.rerank.fitting import fitted, in_words, mix_of_fit, usual_change, write_mix
+
+
+def two_terms_and_noise(sources: int = 80, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Two terms that each see half of what is right, in other units, and one that sees nothing."""
+    rng = np.random.default_rng(0)
+    halves = rng.integers(0, 2, (sources, count, 2)).astype(float)
+    noise = rng.normal(size=(sources, count, 3))
+    terms = np.concatenate([halves * [1.0, 100.0], np.zeros((sources, count, 1))], -1) + noise * [0.2, 20.0, 1.0]
+    return terms, halves.prod(-1)
+
+
+def test_terms_that_help_are_weighed_in_their_own_units_and_beat_each_alone() -> None:
+    terms_SNR, likeness_SN = two_terms_and_noise()
+    found = fit(terms_SNR, likeness_SN)
+    first, second, nothing = found.weights
+    assert 0.2 < first / (100 * second) < 5
+    assert nothing < 0.2 * first
+    for alone in found.alone:
+        assert found.held_out[8] > alone[8] + 0.1
+    assert found.by_n[1] == found.held_out[1] == pytest.approx(likeness_SN.mean(), abs=1e-4)
+    assert found.best[8] == pytest.approx(likeness_SN.max(1).mean(), abs=1e-4)
+
+
+def test_the_value_of_a_mix_is_the_unbiased_estimate_of_best_of_n() -> None:
+    terms_SNR, likeness_SN = two_terms_and_noise(40, 6)
+    found = fit(terms_SNR[..., :1], likeness_SN)
+    assert numbers_of(6) == [1, 2, 4, 6]
+    for n, value in found.alone[0].items():
+        by_hand = [expected_best(t, x, n) for t, x in zip(terms_SNR[..., 0].tolist(), likeness_SN, strict=True)]
+        assert value == pytest.approx(np.mean(by_hand), abs=1e-4)
+
+
+def test_too_few_triplets_to_choose_from_are_refused() -> None:
+    terms_SNR, likeness_SN = two_terms_and_noise(40)
+    likeness_SN[FEWEST - 1 :] = 1.0
+    with pytest.raises(RewindError, match="15 of 40 triplets .* needs 16"):
+        fit(terms_SNR, likeness_SN)
+
+
+def test_likeness_counts_the_tokens_that_changed_or_should_have() -> None:
+    changed, should = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)
+    assert likeness(changed, should, np.array([0, 1, 1, 0], bool)) == pytest.approx(1 / 3)
+    assert likeness(should, should, np.zeros(4, bool)) == 1.0
+    assert likeness(np.zeros(4, bool), should, should) == 0.0  # a copy
+    assert likeness(np.zeros(4, bool), np.zeros(4, bool), np.zeros(4, bool)) == 1.0
+
+
+def written(folder: Path, **more: object) -> Path:
+    mix = {"rewards": ["copy_penalty=2", "keep_unchanged=0.5"], "reward_arguments": {"copy_penalty": {"least": 3}}}
+    folder.mkdir(exist_ok=True)
+    (folder / MIX_FILE).write_text(json.dumps({**mix, **more}))
+    return folder
+
+
+def test_a_mix_stands_for_its_terms(tmp_path: Path) -> None:
+    run = written(tmp_path / "run")
+    assert default_rewards(run) == ["fitted"]
+    assert default_rewards(tmp_path) == default_rewards(None) == ["idm_likelihood"]
+    specs, arguments = with_mixes(["fitted=0.5", "idm_margin"], {"keep_unchanged": {"default": 1}}, run)
+    assert specs == ["copy_penalty=1", "keep_unchanged=0.25", "idm_margin"]
+    assert arguments == {"copy_penalty": {"least": 3}, "keep_unchanged": {"default": 1}}
+    by_hand = with_mixes([str(run / MIX_FILE)], {"copy_penalty": {"least": 1}}, None)[1]
+    assert by_hand == {"copy_penalty": {"least": 1}}
+    loaded = load_rewards("fitted", run=run)
+    assert [(reward.name, reward.weight) for reward in loaded] == [("copy_penalty", 2.0), ("keep_unchanged", 0.5)]
+    given = SimpleNamespace(rewards=["fitted"], reward_arguments=None, fdm=str(run))
+    resolve(given)
+    assert given.rewards == ["copy_penalty=2", "keep_unchanged=0.5"]
+    assert given.reward_arguments == {"copy_penalty": {"least": 3}}
+
+
+def test_a_mix_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RewindError, match=r"no fitted mix of rewards \(.* has no reward.json\): fit one with"):
+        with_mixes(["fitted"], {}, tmp_path)
+    with pytest.raises(RewindError, match="no forward model's run is given"):
+        load_rewards("fitted")
+    with pytest.raises(RewindError, match="there is no file .*other.json"):
+        with_mixes([str(tmp_path / "other.json")], {}, None)
+    with pytest.raises(RewindError, match="holds no mix of rewards"):
+        with_mixes(["fitted"], {}, written(tmp_path / "run", rewards=[]))
+
+
+def test_rerank_takes_the_mix_of_the_models_run(tiny: ChameleonVLM, picture: np.ndarray, tmp_path: Path) -> None:
+    fdm = ForwardDynamics(tiny)
+    fdm.run = str(written(tmp_path / "run"))
+    found = rerank(fdm, None, picture, "lift the cup", num_candidates=2)
+    assert set(found.best.scores) == {"copy_penalty", "keep_unchanged"}
+    fdm.run = None
+    with pytest.raises(RewindError, match="needs an inverse model"):
+        rerank(fdm, None, picture, "lift the cup", num_candidates=2)
+
+
+def test_usual_change_of_a_sentence_is_that_of_the_nearest() -> None:
+    keep = KeepUnchanged(usual={"push the box": 4.0, "push the ball": 6.0, "turn left": 1.0}, default=9.0)
+    changed = [np.ones(8, bool)] * 4
+    prompts = ["push the box", "push the cup", "turn right", "sing"]
+    assert keep(changed, [None] * 4, prompts) == [-4 / 4, -3 / 5, -7 / 1, 0.0]
+    assert KeepUnchanged({"move": 2.0}, usual={"sing": 1.0})([np.ones(8, bool)], ["move"], ["sing"]) == [-3.0]
+
+
+def test_a_mix_is_fitted_on_a_models_own_candidates(tiny: ChameleonVLM, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (60, 2, tiny.image_size, tiny.image_size, 3), dtype=np.uint8)
+    triplets = [Triplet(a, "lift the cup", b) for a, b in pictures]
+    arguments = {"keep_unchanged": usual_change(tiny, triplets)}
+    assert set(arguments["keep_unchanged"]) == {"default", "usual"}
+    paths = ["keep_unchanged", "fdm_confidence"]
+    rewards = load_rewards(paths, arguments=arguments)
+    groups = list(scored_groups(ForwardDynamics(tiny), rewards, triplets, 4))
+    found, about = fitted(groups, rewards, tiny)
+    mix = mix_of_fit(found, paths, paths, arguments, about)
+    write_mix(mix, [tmp_path])
+    assert with_mixes(["fitted"], {}, tmp_path) == (mix["rewards"], mix["reward_arguments"])
+    assert mix["triplets"] == 60
+    assert mix["num_candidates"] == 4
+    assert mix["rewards"][0].endswith("=1")
+    assert "the most like of them" in in_words(mix, paths)

@@ -1,0 +1,115 @@
+"""What `scripts/fit_reward.py` does: candidates of labelled triplets, their scores, weights, the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewards import Reward
+from rewards.fitting import Fit, fit, likeness, numbers_of
+from rewards.mix import MIX_FILE
+from rl.data.store import Group
+from rl.errors import RewindError
+from rl.models.inputs import token_ids
+from rl.models.unified import UnifiedVLM
+from rl.report.markdown import table
+from rl.running.files import write_whole
+from rl.triplets import Triplet
+
+SENTENCES = 512
+"""Sentences whose usual change a mix keeps, where triplets have no tasks."""
+
+
+def usual_change(vlm: UnifiedVLM, triplets: Sequence[Triplet]) -> dict[str, Any]:
+    """Arguments of `keep_unchanged` from labelled triplets: the median number of tokens that change, by task, or by
+    sentence where triplets have no tasks (the `SENTENCES` most frequent), and of all.
+    """
+    sources = token_ids(vlm, [t.source for t in triplets])
+    targets = token_ids(vlm, [t.target for t in triplets if t.target is not None])
+    counts = [int(vlm.changed(b, a).sum()) for a, b in zip(sources, targets, strict=True)]
+    by_task = any(triplet.task for triplet in triplets)
+    groups: dict[str, list[int]] = {}
+    for triplet, count in zip(triplets, counts, strict=True):
+        name = triplet.task if by_task else triplet.action
+        if name:
+            groups.setdefault(name, []).append(count)
+    often = sorted(groups, key=lambda name: -len(groups[name]))[:SENTENCES]
+    medians = {name: float(np.median(groups[name])) for name in often}
+    return {"default": float(np.median(counts)), "free" if by_task else "usual": medians}
+
+
+def measured(vlm: UnifiedVLM, groups: Sequence[Group], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """What each term says of each candidate, float [S, N, R], how like the true target each is, float [S, N], and how
+    many groups are left out, for a term gave some candidate no score.
+    """
+    terms, alike, left = [], [], 0
+    for triplet, group in groups:
+        told = [[one.scores[name] for name in names] for one in group]
+        if any(score is None for row in told for score in row):
+            left += 1
+            continue
+        assert triplet.target is not None
+        source, target = (np.array(ids) for ids in token_ids(vlm, [triplet.source, triplet.target]))
+        should = vlm.changed(target, source)
+        ids = [one.candidate.ids for one in group]
+        terms.append(told)
+        alike.append([likeness(vlm.changed(x, source), should, vlm.changed(x, target)) for x in ids])
+    if not terms:
+        raise RewindError(f"no candidate has a score by all of {', '.join(names)}: leave out what cannot score them")
+    return np.array(terms, dtype=float), np.array(alike), left
+
+
+def fitted(groups: Sequence[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) -> tuple[Fit, dict[str, Any]]:
+    """Weights for rewards, and what is to be said of them."""
+    names = [reward.name for reward in rewards]
+    terms_SNR, likeness_SN, left = measured(vlm, groups, names)
+    found = fit(terms_SNR, likeness_SN)
+    about = {
+        "triplets": len(likeness_SN),
+        "left_out": left,
+        "num_candidates": likeness_SN.shape[1],
+        "likeness": {
+            "mix": found.by_n,
+            "held_out": found.held_out,
+            **dict(zip(names, found.alone, strict=True)),
+            "most_like": found.best,
+        },
+    }
+    return found, about
+
+
+def mix_of_fit(
+    found: Fit, paths: Sequence[str], names: Sequence[str], arguments: Mapping[str, Any], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `reward.json` holds: terms with a weight, in units of the first of them, and their arguments."""
+    unit = next(weight for weight in found.weights if weight > 0)
+    kept = [(path, name, weight / unit) for path, name, weight in zip(paths, names, found.weights, strict=True)]
+    return {
+        "rewards": [f"{path}={weight:.4g}" for path, _, weight in kept if weight > 0],
+        "reward_arguments": {name: arguments[name] for _, name, weight in kept if weight > 0 and name in arguments},
+        **about,
+    }
+
+
+def write_mix(mix: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """`reward.json` into each folder."""
+    for folder in folders:
+        write_whole(folder / MIX_FILE, json.dumps(mix, indent=1) + "\n")
+
+
+def in_words(mix: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A table of how like the truth the chosen of n is, by the mix and by each term alone, and what was found."""
+    told, numbers = mix["likeness"], numbers_of(mix["num_candidates"])
+    rows = {"the mix, on triplets it was not fitted on": "held_out", **{f"{name} alone": name for name in names}}
+    rows["the most like of them"] = "most_like"
+    lines = [[row, *(f"{told[key][n]:.3f}" for n in numbers)] for row, key in rows.items()]
+    best = max(names, key=lambda name: told[name][numbers[-1]])
+    worse = told["held_out"][numbers[-1]] < told[best][numbers[-1]]
+    verdict = (
+        f"the mix chooses no better than {best} alone: use that" if worse else f"fitted: {' '.join(mix['rewards'])}"
+    )
+    return "\n".join([table(["likeness of the best of", *map(str, numbers)], lines), verdict])
