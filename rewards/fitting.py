@@ -132,17 +132,3 @@ def _values(totals_SN: np.ndarray, likeness_SN: np.ndarray) -> np.ndarray:
 def _chances(count: int) -> np.ndarray:
     """By rank, the share of subsets of n in which that rank is the best: C(N - 1 - i, n - 1) / C(N, n), [N, n]."""
     return np.array([[comb(count - 1 - i, n - 1) / comb(count, n) for n in numbers_of(count)] for i in range(count)])
-
-
-def likeness(changed_K: np.ndarray, should_K: np.ndarray, differs_K: np.ndarray) -> float:
-    """How like its true target a candidate is: of the tokens that changed or should have, the share that is right.
-
-    What neither touches says nothing, or a copy would be nearly right wherever little happens.
-
-    Args:
-        changed_K: which tokens of the candidate show something else than the source, bool [K].
-        should_K: which of the true target do.
-        differs_K: which tokens of the two show different things.
-    """
-    either = changed_K | should_K
-    return float((either & ~differs_K).sum() / either.sum()) if either.any() else 1.0

@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     from rl.evaluation.oracle import Task
     from rl.evaluation.reward_probes import Case
     from rl.models.unified import UnifiedVLM
+    from rl.triplets import Triplet
 
 AT_ONCE = 8
 """Groups scored in one call."""
 SHOWN = 6
+PREMISE_CANDIDATES = 8
+"""Candidates of each triplet on which the premise is looked at."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,14 +117,16 @@ def main() -> None:
         found["probes"] |= more.pop("probes")
         found |= more
         pictures += rows[:SHOWN]
+    if fdm is not None and idm is not None:
+        found["premise"] = _premise(fdm, idm, triplets, rewards, a.seed)
     found["verdict"] = worst = worst_first(found)
     write_whole(output / "results.json", json.dumps(found, indent=1) + "\n")
     title = f"Audit of {' '.join(a.rewards)}"
     write_whole(output / "report.html", audit_page(title, found, worst, pictures))
     print(lines(found))
     print("\n" + "\n".join(f"- {sentence}" for sentence in worst or ["no probe scores as well as the truth too often"]))
-    if "selection" in found:
-        print(f"- {found['selection']['verdict']}")
+    for sentence in [found[part]["verdict"] for part in ("selection",) if part in found] + _premise_said(found):
+        print(f"- {sentence}")
     print(f"\nresults.json and report.html in {output}")
 
 
@@ -198,6 +203,31 @@ def scorer(rewards: Sequence[Reward], vlm: UnifiedVLM, fdm: Any) -> Any:
         return found
 
     return score
+
+
+def _premise(fdm: Any, idm: Any, triplets: Sequence[Triplet], rewards: Sequence[Reward], seed: int) -> dict[str, Any]:
+    """Whether the inverse model knows more than the forward model, and whether the reward can tell its candidates."""
+    import numpy as np
+
+    from rl.data.labelling import name_pairs
+    from rl.evaluation.premise import premise
+    from trainers.common.candidates import scored_groups
+    from trainers.rerank.fitting import likeness_of
+
+    groups = list(scored_groups(fdm, rewards, triplets, PREMISE_CANDIDATES, seed=seed))
+    named = name_pairs(idm, triplets)
+    totals = [[float("nan") if one.total is None else one.total for one in group] for _, group in groups]
+    return premise(
+        [triplet.action for triplet in triplets],
+        [words for words, _ in named],
+        [score for _, score in named],
+        np.array(totals),
+        likeness_of(fdm.backbone, groups),
+    )
+
+
+def _premise_said(found: dict[str, Any]) -> list[str]:
+    return list(found["premise"]["verdicts"]) if "premise" in found else []
 
 
 def _family(world: Any, action: str) -> str | None:

@@ -236,7 +236,9 @@ def _best_of_n(
     sources = [task.source for task in tasks for _ in range(drawn)]
     actions = [task.action for task in tasks for _ in range(drawn)]
     targets = [task.target for task in tasks for _ in range(drawn)]
-    flat = score(rewards, Batch(actions, [candidate for group in groups for candidate in group], sources, targets))
+    family = getattr(world, "family", lambda action: None)
+    candidates, names = [candidate for group in groups for candidate in group], [family(action) for action in actions]
+    flat = score(rewards, Batch(actions, candidates, sources, targets, names))
     scores = [[s.total for s in flat[start : start + drawn]] for start in range(0, len(flat), drawn)]
     numbers = [2**k for k in range(arguments.best_of.bit_length()) if 2**k <= arguments.best_of]
     return oracle.best_of_n(groups, scores, world, tasks, expected_best, numbers)

@@ -174,6 +174,7 @@ def test_the_script_sees_through_a_bad_reward(tmp_path: Path) -> None:
     bright = f"{ROOT / 'docs' / 'findings' / 'bad_rewards.py'}:bright"
     command = ["scripts/audit_reward.py", "--rewards", bright, "--output", tmp_path / "out"]
     small = ["--fdm", "tabletop-chameleon", "--world", "tabletop", "--num_scenes", 3, "--best_of", 2, "--queries", 16]
+    small += ["--idm", "tabletop-chameleon"]
     done = start(*command, *small, "--triplets", tmp_path / "data" / "triplets.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -182,6 +183,9 @@ def test_the_script_sees_through_a_bad_reward(tmp_path: Path) -> None:
     assert found["probes"]["darkened"]["truth_wins"] == 1.0
     assert found["selection"]["scenes"] == 3
     assert "scores as well as the truth" in done.stdout
+    assert found["premise"]["video"] == "no"  # the bare base names nothing
+    assert found["premise"]["idm"]["n"] == 5
+    assert all(sentence in done.stdout for sentence in found["premise"]["verdicts"])
     assert (tmp_path / "out" / "report.html").read_text().count("<img") == 2
     done = start(*command[:3], "--output", tmp_path / "none", "--world", "tabletop")
     assert done.returncode == 2

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from rewards import load_rewards
-from rewards.fitting import FEWEST, fit, likeness, numbers_of
+from rewards.fitting import FEWEST, fit, numbers_of
 from rewards.keep_unchanged import KeepUnchanged
 from rewards.mix import MIX_FILE, default_rewards, resolve, with_mixes
 from rl import rerank
 from rl.errors import RewindError
+from rl.evaluation.premise import likeness
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
 from rl.search.best_of_n import expected_best
@@ -56,7 +57,7 @@ def test_the_value_of_a_mix_is_the_unbiased_estimate_of_best_of_n() -> None:
 def test_too_few_triplets_to_choose_from_are_refused() -> None:
     terms_SNR, likeness_SN = two_terms_and_noise(40)
     likeness_SN[FEWEST - 1 :] = 1.0
-    with pytest.raises(RewindError, match="15 of 40 triplets .* needs 16"):
+    with pytest.raises(RewindError, match=r"15 of 40 triplets .* needs 16"):
         fit(terms_SNR, likeness_SN)
 
 
@@ -97,7 +98,7 @@ def test_a_mix_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         with_mixes(["fitted"], {}, tmp_path)
     with pytest.raises(RewindError, match="no forward model's run is given"):
         load_rewards("fitted")
-    with pytest.raises(RewindError, match="there is no file .*other.json"):
+    with pytest.raises(RewindError, match=r"there is no file .*other\.json"):
         with_mixes([str(tmp_path / "other.json")], {}, None)
     with pytest.raises(RewindError, match="holds no mix of rewards"):
         with_mixes(["fitted"], {}, written(tmp_path / "run", rewards=[]))

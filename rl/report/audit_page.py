@@ -39,6 +39,8 @@ def audit_page(title: str, found: Mapping[str, Any], worst: Sequence[str], drawn
     ]
     if "selection" in found:
         sections.append(("Selection", _selection(found["selection"])))
+    if "premise" in found:
+        sections.append(("Premise", _premise(found["premise"])))
     grids = [[part for cells in drawn for part in _split(list(cells))]] if drawn else []
     sections.append(("Pictures", [picture(sheet(rows, 96), "probes and their scores") for rows in grids]))
     return page(title, sections)
@@ -84,4 +86,15 @@ def _selection(found: Mapping[str, Any]) -> list[str]:
         parts.append(
             paragraph(f"Within a group the reward ranks a right candidate above a wrong one in {share} of cases.")
         )
+    return parts
+
+
+def _premise(found: Mapping[str, Any]) -> list[str]:
+    """Whether to go on, how sure labels are right, and what the inverse model takes for what."""
+    parts = [paragraph(sentence) for sentence in found["verdicts"]]
+    rows = [[f"{p['share']:.0%}", f"{p['accuracy']:.0%}", _figure(p["min_score"])] for p in found["labels"]]
+    parts.append(table(("surest part of labels", "right", "least score"), rows))
+    if found["idm"]["confused"]:
+        told = [[truth, said or "(nothing)", str(count)] for truth, said, count in found["idm"]["confused"]]
+        parts.append(table(("action", "what the inverse model says", "times"), told))
     return parts

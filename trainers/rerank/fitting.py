@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from rewards import Reward
-from rewards.fitting import Fit, fit, likeness, numbers_of
+from rewards.fitting import Fit, fit, numbers_of
 from rewards.mix import MIX_FILE
 from rl.data.store import Group
 from rl.errors import RewindError
+from rl.evaluation.premise import likeness
 from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM
 from rl.report.markdown import table
@@ -46,21 +47,24 @@ def measured(vlm: UnifiedVLM, groups: Sequence[Group], names: Sequence[str]) -> 
     """What each term says of each candidate, float [S, N, R], how like the true target each is, float [S, N], and how
     many groups are left out, for a term gave some candidate no score.
     """
-    terms, alike, left = [], [], 0
-    for triplet, group in groups:
-        told = [[one.scores[name] for name in names] for one in group]
-        if any(score is None for row in told for score in row):
-            left += 1
-            continue
-        assert triplet.target is not None
-        source, target = (np.array(ids) for ids in token_ids(vlm, [triplet.source, triplet.target]))
-        should = vlm.changed(target, source)
-        ids = [one.candidate.ids for one in group]
-        terms.append(told)
-        alike.append([likeness(vlm.changed(x, source), should, vlm.changed(x, target)) for x in ids])
-    if not terms:
+    told = [[[one.scores[name] for name in names] for one in group] for _, group in groups]
+    whole = [all(score is not None for row in rows for score in row) for rows in told]
+    if not any(whole):
         raise RewindError(f"no candidate has a score by all of {', '.join(names)}: leave out what cannot score them")
-    return np.array(terms, dtype=float), np.array(alike), left
+    terms = [rows for rows, is_whole in zip(told, whole, strict=True) if is_whole]
+    kept = [group for group, is_whole in zip(groups, whole, strict=True) if is_whole]
+    return np.array(terms, dtype=float), likeness_of(vlm, kept), len(groups) - len(kept)
+
+
+def likeness_of(vlm: UnifiedVLM, groups: Sequence[Group]) -> np.ndarray:
+    """How like its true target each candidate is (`rl.evaluation.premise.likeness`), float [S, N]."""
+    sources = token_ids(vlm, [triplet.source for triplet, _ in groups])
+    targets = token_ids(vlm, [triplet.target for triplet, _ in groups if triplet.target is not None])
+    alike = []
+    for source, target, (_, group) in zip(map(np.array, sources), map(np.array, targets), groups, strict=True):
+        should, ids = vlm.changed(target, source), [one.candidate.ids for one in group]
+        alike.append([likeness(vlm.changed(x, source), should, vlm.changed(x, target)) for x in ids])
+    return np.array(alike)
 
 
 def fitted(groups: Sequence[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) -> tuple[Fit, dict[str, Any]]:

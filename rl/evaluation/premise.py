@@ -1,0 +1,135 @@
+"""Does the premise hold, that the inverse model knows more than the forward model? Before video is labelled and before
+reinforcement learning, on labelled triplets that neither was trained on.
+
+The method moves what an inverse model knows into a forward model (arXiv 2506.06006). Where the forward model draws right
+about as often as labels name right, wrong labels cost more than more data gives: on the tabletop labels that were right
+1.2 times as often as the forward model took 6 points, twice as often gave 5 to 21 (docs/results.md,
+docs/findings/labelled-video.md).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rl.evaluation.intervals import wilson
+from rl.evaluation.oracle import token_f1
+from rl.words import words_of
+
+NEEDED_RATIO = 1.5
+"""How many times as often as the forward model labels must be right to teach it."""
+NEEDED_LABELS = 0.4
+"""And how often at least."""
+NEEDED_ORDER = 0.65
+"""Share of pairs of candidates that a reward must put in the right order; by chance it is one half."""
+SHARES = (1.0, 0.75, 0.5, 0.25)
+"""Parts of the triplets, the surest first, for which the accuracy of labels is told."""
+RIGHT = 0.999
+CONFUSED = 5
+
+
+def likeness(changed_K: np.ndarray, should_K: np.ndarray, differs_K: np.ndarray) -> float:
+    """How like its true target a candidate is: of the tokens that changed or should have, the share that is right.
+
+    What neither touches says nothing, or a copy would be nearly right wherever little happens.
+
+    Args:
+        changed_K: which tokens of the candidate show something else than the source, bool [K].
+        should_K: which of the true target do.
+        differs_K: which tokens of the two show different things.
+    """
+    either = changed_K | should_K
+    return float((either & ~differs_K).sum() / either.sum()) if either.any() else 1.0
+
+
+def ordered(totals_SN: np.ndarray, likeness_SN: np.ndarray) -> float:
+    """Chance that of two candidates of a source the one more like the truth has the higher total; ties count half.
+
+    The within-group AUC for graded truth. NaN where no two differ; totals are NaN where there is none.
+    """
+    right, pairs = 0.0, 0
+    for totals_N, alike_N in zip(totals_SN, likeness_SN, strict=True):
+        known = np.isfinite(totals_N)
+        score, truth = totals_N[known], alike_N[known]
+        more = truth[:, None] > truth[None]
+        right += float((more & (score[:, None] > score[None])).sum() + 0.5 * (more & (score[:, None] == score)).sum())
+        pairs += int(more.sum())
+    return right / pairs if pairs else float("nan")
+
+
+def premise(
+    actions: Sequence[str],
+    said: Sequence[str],
+    confidence_S: Sequence[float],
+    totals_SN: np.ndarray,
+    likeness_SN: np.ndarray,
+) -> dict[str, Any]:
+    """What is known of both models and the reward, and whether to go on.
+
+    Args:
+        actions: true sentences of the triplets.
+        said: what the inverse model says of each.
+        confidence_S: its log-likelihood of that, as `label.py` gives as score.
+        totals_SN: the reward's totals of candidates that the forward model drew, float [S, N], NaN where there is none.
+        likeness_SN: how like the true target each is (`likeness`).
+
+    Returns:
+        `idm`: `exact` (share of the same words) with `ci95`, `token_f1`, `confused` (true, said, how often); `fdm`:
+        `right` (share of candidates that are the truth), `likeness`; `reward`: `ordered`; `labels`: for parts of the
+        data, the surest first, `share`, `accuracy` and `min_score`; `video` and `rl`, 'go', 'above' or 'no', each with
+        its sentence in `verdicts`.
+    """
+    named = np.array([words_of(a) == words_of(b) for a, b in zip(actions, said, strict=True)])
+    order = np.argsort(-np.asarray(confidence_S), kind="stable")
+    labels = []
+    for share in SHARES:
+        part = order[: max(1, round(share * len(order)))]
+        least = float(np.asarray(confidence_S)[part[-1]])
+        labels.append({"share": share, "accuracy": float(named[part].mean()), "min_score": round(least, 3)})
+    wrong = Counter((a, b) for a, b, same in zip(actions, said, named, strict=True) if not same)
+    found: dict[str, Any] = {
+        "idm": {
+            "exact": float(named.mean()),
+            "ci95": list(wilson(int(named.sum()), len(named))),
+            "token_f1": float(np.mean([token_f1(b, a) for a, b in zip(actions, said, strict=True)])),
+            "confused": [[a, b, count] for (a, b), count in wrong.most_common(CONFUSED)],
+            "n": len(named),
+        },
+        "fdm": {"right": float((likeness_SN >= RIGHT).mean()), "likeness": float(likeness_SN.mean())},
+        "reward": {"ordered": ordered(totals_SN, likeness_SN)},
+        "labels": labels,
+    }
+    video, about_video = _video(labels, found["fdm"]["right"])
+    rl, about_rl = _rl(found["reward"]["ordered"])
+    return found | {"video": video, "rl": rl, "verdicts": [about_video, about_rl]}
+
+
+def _video(labels: Sequence[dict[str, Any]], right: float) -> tuple[str, str]:
+    needed = max(NEEDED_LABELS, NEEDED_RATIO * right)
+    told = f"labels are right for {labels[0]['accuracy']:.0%} and the forward model draws {right:.0%} right"
+    good = [part for part in labels if part["accuracy"] >= needed]
+    if not good:
+        best = max(part["accuracy"] for part in labels)
+        return "no", (
+            f"do not train on labelled video: {told}; at most {best:.0%} of a surest part are right, and {needed:.0%} are "
+            "needed to teach more than wrong labels cost. More labelled triplets help both models"
+        )
+    if good[0]["share"] == 1.0:
+        return "go", f"label video: {told}"
+    part, least = f"{good[0]['share']:.0%}", good[0]["min_score"]
+    return "above", (
+        f"label video, and train on the surest {part} alone (score at least {least}), of which "
+        f"{good[0]['accuracy']:.0%} are right: {told}"
+    )
+
+
+def _rl(share: float) -> tuple[str, str]:
+    if not np.isfinite(share):
+        return "no", "nothing to learn from by reward: all candidates of each source are equally like the truth"
+    told = f"the reward puts {share:.0%} of pairs of the forward model's candidates in the right order"
+    if share >= NEEDED_ORDER:
+        return "go", f"train by this reward: {told}"
+    return "no", f"do not train by this reward: {told} (50 % is chance, {NEEDED_ORDER:.0%} needed); try a fitted mix"

@@ -1,0 +1,54 @@
+"""Does the inverse model know more than the forward model, and can the reward tell? Said before either is trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rl.evaluation.premise import ordered, premise
+
+
+def asked(exact: float, right: float, order: str = "good", count: int = 40) -> dict:  # type: ignore[type-arg]
+    """A premise with a share of sentences named right, the surest first, and a share of candidates that are right."""
+    actions = [f"push number {n}" for n in range(count)]
+    said = [words if n < exact * count else "sing" for n, words in enumerate(actions)]
+    likeness_SN = np.zeros((count, 10))
+    likeness_SN[:, : round(10 * right)] = 1.0
+    totals_SN = likeness_SN if order == "good" else np.zeros_like(likeness_SN)
+    return premise(actions, said, np.linspace(0, -4, count).tolist(), totals_SN, likeness_SN)
+
+
+def test_labels_that_are_right_much_more_often_than_the_forward_model_are_worth_training_on() -> None:
+    found = asked(exact=0.8, right=0.3)
+    assert found["video"] == found["rl"] == "go"
+    assert found["idm"]["exact"] == 0.8
+    assert found["fdm"] == {"right": pytest.approx(0.3), "likeness": pytest.approx(0.3)}
+    assert found["verdicts"][0] == "label video: labels are right for 80% and the forward model draws 30% right"
+
+
+def test_only_the_surest_labels_where_they_alone_are_good() -> None:
+    found = asked(exact=0.5, right=0.5)
+    assert found["video"] == "above"
+    assert [part["accuracy"] for part in found["labels"]] == [0.5, pytest.approx(2 / 3), 1.0, 1.0]
+    assert "the surest 50% alone (score at least -1.949), of which 100% are right" in found["verdicts"][0]
+
+
+def test_no_video_where_the_forward_model_knows_as_much() -> None:
+    """The third party's world of a grid: the forward model draws 87 %, and labelled video took 25 points."""
+    found = asked(exact=0.5, right=0.9)
+    assert found["video"] == "no"
+    assert "do not train on labelled video" in found["verdicts"][0]
+    assert asked(exact=0.3, right=0.0)["video"] == "above"
+    assert asked(exact=0.0, right=0.0)["idm"]["confused"][0] == ["push number 0", "sing", 1]
+
+
+def test_no_training_by_a_reward_that_cannot_tell() -> None:
+    assert asked(0.8, 0.3, order="none")["reward"]["ordered"] == 0.5
+    assert "do not train by this reward" in asked(0.8, 0.3, order="none")["verdicts"][1]
+    assert "nothing to learn" in asked(0.8, 0.0)["verdicts"][1]
+
+
+def test_order_within_groups_only_and_ties_count_half() -> None:
+    totals = np.array([[1.0, 2.0, 3.0], [9.0, 9.0, np.nan]])
+    alike = np.array([[0.1, 0.2, 0.2], [0.0, 1.0, 0.5]])
+    assert ordered(totals, alike) == pytest.approx((2 + 0.5) / 3)
