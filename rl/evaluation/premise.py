@@ -1,10 +1,10 @@
 """Does the premise hold, that the inverse model knows more than the forward model? Before video is labelled and before
 reinforcement learning, on labelled triplets that neither was trained on.
 
-The method moves what an inverse model knows into a forward model (arXiv 2506.06006). Where the forward model draws right
-about as often as labels name right, wrong labels cost more than more data gives: on the tabletop labels that were right
-1.2 times as often as the forward model took 6 points, twice as often gave 5 to 21 (docs/results.md,
-docs/findings/labelled-video.md).
+The method moves what an inverse model knows into a forward model (arXiv 2506.06006). Where the forward model draws the
+truth about as often as labels name it, wrong labels cost more than more data gives: on the tabletop labels that were
+right 1.2 times as often as the forward model took 6 points of success, twice as often gave 5, and 21 at the best
+temperature (docs/findings/labelled-video.md).
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def _video(labels: Sequence[dict[str, Any]], right: float) -> tuple[str, str]:
     if not good:
         best = max(part["accuracy"] for part in labels)
         return "no", (
-            f"do not train on labelled video: {told}; at most {best:.0%} of a surest part are right, and {needed:.0%} are "
-            "needed to teach more than wrong labels cost. More labelled triplets help both models"
+            f"do not train on labelled video: {told}; at most {best:.0%} of a surest part are right, and {needed:.0%} "
+            "are needed to teach more than wrong labels cost. More labelled triplets help both models"
         )
     if good[0]["share"] == 1.0:
         return "go", f"label video: {told}"
