@@ -45,8 +45,4 @@ def name_pairs(
             raise RewindError(f"pair {number} has no second picture ('output')")
         sources.append(pair.source)
         targets.append(pair.target)
-    words = idm.describe(sources, targets, temperature=temperature, seed=seed)
-    said = [number for number, text in enumerate(words) if text]
-    found = idm.log_probs([sources[n] for n in said], [targets[n] for n in said], [words[n] for n in said])
-    scores = {number: float(log_probs.sum()) for number, log_probs in zip(said, found, strict=True)}
-    return [(text, scores.get(number, 0.0)) for number, text in enumerate(words)]
+    return [tuple(said) for (said,) in idm.name(sources, targets, temperature=temperature, seed=seed)]
