@@ -87,6 +87,8 @@ def main() -> None:
     take_own_gpu()
     fdm = None if a.verify is None else load_fdm(a.verify, **opening(a))
     idm = load_idm(a.idm, **opening(a)) if fdm is None else load_idm_beside(a.idm, fdm.backbone, **opening(a))
+    if fdm is not None and fdm.backbone.actions != idm.backbone.actions:
+        raise RewindError("--idm and --verify take different actions: both words, or vectors of the same ranges")
     idm.backbone.check_actions([triplet.action for triplet in checked])
     config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
     config |= for_resume(left_out, [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
