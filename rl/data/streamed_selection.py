@@ -23,7 +23,7 @@ from rl.errors import RewindError
 from rl.triplets import Triplet
 from rl.words import words_of
 
-BLOCK, AHEAD = 32_768, 256
+BLOCK, AHEAD, SPARE = 32_768, 256, 1000
 """Entries read between two looks at what is kept, and those whose pictures are looked at together."""
 _logger = logging.getLogger("rl")
 
@@ -115,7 +115,7 @@ def select_entries(
     if k < 1:
         raise RewindError(f"k must be at least 1, not {k}")
     edges = _motion_edges(read, action_of, rules, name)
-    size = k + k // 4 + 1000
+    size = k + k // 4 + SPARE
     of_an_action = None if rules.max_per_action is None else 4 * rules.max_per_action + 64
     known: dict[int, Triplet | None] = {}
     while True:
