@@ -61,8 +61,9 @@ def main() -> None:
     from rl.data.entry_stream import entries_of
     from rl.data.left_out import check, list_left_out
     from rl.data.selection_rules import Rules
+    from rl.data.some_entries import reader_of
     from rl.data.streamed_selection import select_entries, sorted_any
-    from rl.data.triplet_files import TRIED, reader_of, write_triplets
+    from rl.data.triplet_files import TRIED, write_triplets
     from rl.running.files import write_whole
     from rl.running.run_folder import claim
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,25 +98,6 @@ def read_triplets(
     if left_out is not None:
         left_out += left
     return triplets
-
-
-def reader_of(
-    path: str | Path, first: Sequence[Any], image_root: str | Path | None = None
-) -> Callable[[Mapping[int, Any]], tuple[dict[int, Triplet], list[LeftOut]]]:
-    """A function that reads some of a file's entries, given by number, as `read_triplets` does: what can be used, and
-    what is left out. `first` are the file's first entries, which tell where paths start from.
-    """
-    file = expanded(path)
-    roots = _roots(file, image_root, first)
-
-    def read(raw: Mapping[int, Any]) -> tuple[dict[int, Triplet], list[LeftOut]]:
-        numbers = list(raw)
-        triplets, faults = _triplets([*raw.values()], roots, True, False)
-        usable = [number for place, number in enumerate(numbers) if place not in faults]
-        left = [_left_out(file, numbers[place], faults[place]) for place in sorted(faults)]
-        return dict(zip(usable, triplets, strict=True)), left
-
-    return read
 
 
 def _triplets(
