@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,9 @@ def main() -> None:
     shards = Shards(a.output, shard_of(a.shard))
     left_out: list[LeftOut] = []
     pairs = read_triplets(a.pairs, named=False, with_targets=True, **reading(a), left_out=left_out)
-    checked = [] if a.labelled is None else read_triplets(a.labelled, with_targets=True, **reading(a))
+    checked: Sequence[Triplet] = (
+        [] if a.labelled is None else read_triplets(a.labelled, with_targets=True, **reading(a))
+    )
     take_own_gpu()
     fdm = None if a.verify is None else load_fdm(a.verify, **opening(a))
     idm = load_idm(a.idm, **opening(a)) if fdm is None else load_idm_beside(a.idm, fdm.backbone, **opening(a))
@@ -115,11 +118,11 @@ def main() -> None:
         _write(a, shards, pairs, left_out, calibration)
 
 
-def _chunks(rows: list[Triplet], a: argparse.Namespace) -> int:
+def _chunks(rows: Sequence[Triplet], a: argparse.Namespace) -> int:
     return math.ceil(len(rows) / a.chunk_size)
 
 
-def _calibrated(a: argparse.Namespace, shards: Shards, checked: list[Triplet], idm: Any) -> Calibration | None:
+def _calibrated(a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet], idm: Any) -> Calibration | None:
     """What labelled triplets say of the labels, printed and written; None without any."""
     from rl.data.calibration import calibrate, same_words
     from rl.data.label_shards import CHECKED_FILE
@@ -142,8 +145,8 @@ def _calibrated(a: argparse.Namespace, shards: Shards, checked: list[Triplet], i
 def _write(
     a: argparse.Namespace,
     shards: Shards,
-    pairs: list[Triplet],
-    left_out: list[LeftOut],
+    pairs: Sequence[Triplet],
+    left_out: Sequence[LeftOut],
     calibration: Calibration | None,
 ) -> None:
     """`triplets.json` of what all processes have named, and what became of every pair."""
@@ -158,10 +161,10 @@ def _write(
     from rl.running.files import write_whole
 
     weight = calibration.weight if calibration else 1.0 if a.verify_weight is None else a.verify_weight
-    unusable = {one.entry for one in left_out}
-    numbers = [n for n in range(len(pairs) + len(left_out)) if n not in unusable]
     named, wordless = [], []
-    for entry, pair, said in zip(numbers, pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True):
+    for entry, pair, said in zip(
+        _numbers(pairs, left_out), pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True
+    ):
         choice = choose(said, a.num_samples, weight)
         if choice is None:
             told = f"{a.pairs}, pair {entry}: the model {a.idm} had no words for it"
@@ -176,13 +179,21 @@ def _write(
     shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here, or that this one replaces
     file = write_triplets(named, a.output, link=a.link_pictures)
     reasons = Counter(one.reason for one in [*left_out, *wordless])
-    totals = {"in": len(numbers) + len(left_out), "labelled": len(named), "left_out": dict(reasons.most_common())}
+    totals = {"in": len(pairs) + len(left_out), "labelled": len(named), "left_out": dict(reasons.most_common())}
     write_whole(a.output / "totals.json", json.dumps(totals, indent=1) + "\n")
     print(f"{len(named)} of {len(pairs)} pairs labelled in {file}")
     lost = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     print(
         f"{totals['in']} entries in = {len(named)} labelled + {reasons.total()} left out{f' ({lost})' if lost else ''}"
     )
+
+
+def _numbers(pairs: Sequence[Triplet], left_out: Sequence[LeftOut]) -> list[int]:
+    """Which entry of the file each pair is; of several files, which of the pairs."""
+    unusable = {one.entry for one in left_out}
+    if len(unusable) < len(left_out):
+        return list(range(len(pairs)))
+    return [number for number in range(len(pairs) + len(left_out)) if number not in unusable]
 
 
 if __name__ == "__main__":

@@ -89,15 +89,15 @@ class Shards:
     ) -> None:
         """Append the words of this process's chunks to its file, those that an earlier run wrote excepted."""
         number, count = self.mine or (0, 1)
-        starts = range(0, len(pairs), chunk_size)[number::count]
+        chunks = [pairs[start : start + chunk_size] for start in range(0, len(pairs), chunk_size)[number::count]]
         path = self.folder / file
         done = json_lines(path)
-        with path.open("a", encoding="utf-8") as out, tqdm(total=len(starts) * chunk_size, desc="label") as bar:
-            bar.update(len(done) * chunk_size)
-            for start in starts[len(done) :]:
-                out.write(json.dumps(name(pairs[start : start + chunk_size])) + "\n")
+        with path.open("a", encoding="utf-8") as out, tqdm(total=sum(map(len, chunks)), desc="label") as bar:
+            bar.update(sum(map(len, done)))
+            for chunk in chunks[len(done) :]:
+                out.write(json.dumps(name(chunk)) + "\n")
                 out.flush()
-                bar.update(chunk_size)
+                bar.update(len(chunk))
 
     def missing(self, sizes: Mapping[str, int]) -> int:
         """How many chunks other processes have not written yet, of so many in each file."""
