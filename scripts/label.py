@@ -1,29 +1,58 @@
 """Pairs of pictures -> triplets named by an inverse dynamics model, with its confidence as score.
 
 python scripts/label.py --idm runs/idm --pairs runs/pairs/pairs.json --output runs/labelled
+accelerate launch --num_processes 8 scripts/label.py --idm runs/idm --pairs runs/pairs/pairs.json --output runs/labelled
+python scripts/label.py --idm runs/idm --verify runs/fdm --labelled runs/validation/triplets.json \\
+    --pairs runs/pairs/pairs.json --output runs/labelled
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
 from rl.running.data_flags import add_data_flags, reading
-from rl.running.files import json_lines
 from rl.running.model_flags import add_model_flags, opening
 
-WORDS_FILE = "words.jsonl"
+if TYPE_CHECKING:
+    from rl.data.calibration import Calibration
+    from rl.data.label_shards import Shards
+    from rl.data.left_out import LeftOut
+    from rl.triplets import Triplet
+
+VERIFIED_SAMPLES = 8
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--idm", required=True, help="a run folder of train_idm.py, or a base")
     p.add_argument("--pairs", type=Path, required=True, help="a JSON list of mine_videos.py; 'instruction' is ignored")
-    p.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest words; 1: sampled, as in the paper")
+    p.add_argument(
+        "--temperature", type=float, help="0: the likeliest words; 1: sampled, as in the paper (default: 1 for several)"
+    )
+    p.add_argument("--num_samples", type=int, help="sentences a pair; the most frequent one is taken (default: 1)")
+    p.add_argument(
+        "--verify",
+        help=f"a forward model: of {VERIFIED_SAMPLES} sentences a pair, or --num_samples, the one is taken under which "
+        "both models together find the pair likeliest",
+    )
+    p.add_argument("--verify_weight", type=float, help="nats of --verify's say for one of the IDM's (default: 1)")
+    p.add_argument("--verify_changed", action="store_true", help="--verify looks only at the tokens that change")
+    p.add_argument(
+        "--labelled",
+        type=Path,
+        help="triplets whose words are right and new to the models: fits --verify_weight and the column 'confidence'",
+    )
     p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
+    p.add_argument("--shard", help="I/N (from 0/N): every N-th chunk; the last shard to end merges all of them")
+    p.add_argument("--link_pictures", action="store_true", help="refer to the pictures where they are: no copies")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
     add_model_flags(p)
@@ -34,49 +63,137 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = parse_with_config(parser())
-    from tqdm.auto import tqdm
-
-    from rl import RewindError, load_idm
-    from rl.data.labelling import labelled, name_pairs
-    from rl.data.left_out import LeftOut, for_resume, list_left_out
-    from rl.data.triplet_files import read_triplets, write_triplets
+    a = parse_with_config(parser())
+    from rl import RewindError, load_fdm, load_idm
+    from rl.data.label_shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
+    from rl.data.labelling import Naming, name_sentences
+    from rl.data.left_out import for_resume, list_left_out
+    from rl.data.triplet_files import read_triplets
     from rl.models.fingerprint import for_resume as base_for_resume
+    from rl.models.opening import load_idm_beside
     from rl.running.run_folder import claim
+    from trainers.rerank.recipe import shard_of, take_own_gpu
 
-    if arguments.chunk_size < 1 or arguments.temperature < 0:
-        raise RewindError("--chunk_size must be at least 1 and --temperature 0 or more")
+    if a.chunk_size < 1:
+        raise RewindError("--chunk_size must be at least 1")
+    if a.verify is None and (a.verify_changed or a.verify_weight is not None):
+        raise RewindError("--verify_weight and --verify_changed are about a forward model: name one, --verify")
+    a.num_samples = (1 if a.verify is None else VERIFIED_SAMPLES) if a.num_samples is None else a.num_samples
+    a.temperature = float(a.num_samples > 1) if a.temperature is None else a.temperature
+    how = Naming(a.temperature, a.num_samples, a.seed, a.verify_changed)
+    shards = Shards(a.output, shard_of(a.shard))
     left_out: list[LeftOut] = []
-    pairs = read_triplets(arguments.pairs, named=False, with_targets=True, **reading(arguments), left_out=left_out)
-    idm = load_idm(arguments.idm, **opening(arguments))
-    output = claim(
-        arguments.output,
-        "label.py",
-        plain(vars(arguments)) | for_resume(left_out, [arguments.pairs]) | base_for_resume(idm.backbone.fingerprint),
-        inputs=[arguments.idm, arguments.pairs],
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
+    pairs = read_triplets(a.pairs, named=False, with_targets=True, **reading(a), left_out=left_out)
+    checked: Sequence[Triplet] = (
+        [] if a.labelled is None else read_triplets(a.labelled, with_targets=True, **reading(a))
     )
-    list_left_out(output, left_out)
-    words = words_so_far(output / WORDS_FILE)
-    with (output / WORDS_FILE).open("a", encoding="utf-8") as file, tqdm(total=len(pairs), desc="label") as bar:
-        bar.update(len(words))
-        for start in range(len(words), len(pairs), arguments.chunk_size):
-            part = pairs[start : start + arguments.chunk_size]
-            named = name_pairs(idm, part, temperature=arguments.temperature, seed=arguments.seed)
-            file.write(json.dumps(named) + "\n")
-            file.flush()
-            words += named
-            bar.update(len(part))
-    found = labelled(pairs, words)
-    if not found:
-        raise RewindError(f"the model {arguments.idm} had no words for any of {len(pairs)} pairs")
-    print(f"{len(found)} of {len(pairs)} pairs labelled in {write_triplets(found, output)}")
+    take_own_gpu()
+    fdm = None if a.verify is None else load_fdm(a.verify, **opening(a))
+    idm = load_idm(a.idm, **opening(a)) if fdm is None else load_idm_beside(a.idm, fdm.backbone, **opening(a))
+    if fdm is not None and fdm.backbone.actions != idm.backbone.actions:
+        raise RewindError("--idm and --verify take different actions: both words, or vectors of the same ranges")
+    idm.backbone.check_actions([triplet.action for triplet in checked])
+    config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
+    config |= for_resume(left_out, [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
+    inputs = [a.idm, a.verify, a.pairs, a.labelled]
+    shards.make_room(a.resume, a.overwrite, inputs)
+    claim(
+        shards.folder,
+        SCRIPT,
+        config,
+        inputs=inputs,
+        resume=a.resume,
+        overwrite=a.overwrite,
+        each_process=shards.mine is not None,
+    )
+    list_left_out(shards.folder, left_out)
+    for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
+        if rows:
+            shards.name(file, rows, a.chunk_size, lambda part: name_sentences(idm, part, how, fdm))
+    missing = shards.missing({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)})
+    if missing:
+        print(f"this shard is done, {missing} chunks of others are not: the last one to end merges all into {a.output}")
+    elif shards.take(config):
+        calibration = _calibrated(a, shards, checked, idm)
+        _write(a, shards, pairs, left_out, calibration)
 
 
-def words_so_far(file: Path) -> list[tuple[str, float]]:
-    """What an interrupted run has named: a line a chunk; a torn last line is cut off."""
-    return [(words, score) for chunk in json_lines(file) for words, score in chunk]
+def _chunks(rows: Sequence[Triplet], a: argparse.Namespace) -> int:
+    return math.ceil(len(rows) / a.chunk_size)
+
+
+def _calibrated(a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet], idm: Any) -> Calibration | None:
+    """What labelled triplets say of the labels, printed and written; None without any."""
+    from rl.data.calibration import calibrate, same_words
+    from rl.data.label_shards import CHECKED_FILE
+    from rl.running.files import write_whole
+
+    if not checked:
+        return None
+    vlm = idm.backbone  # a vector is right if it falls into the same bins
+    truths = [t.action if vlm.actions is None else vlm.action(vlm.action_ids(t.action)) for t in checked]
+    sentences = list(shards.words(CHECKED_FILE, _chunks(checked, a)))
+    found = calibrate(sentences, [same_words(truth) for truth in truths], a.num_samples, a.verify_weight)
+    write_whole(a.output / "calibration.json", json.dumps(found.card, indent=1) + "\n")
+    above = ", ".join(f"{at}: {one['right']:.0%} of {one['share']:.0%}" for at, one in found.report["right_at"].items())
+    weight = "" if a.verify is None else f"; weight {found.weight:.3g}"
+    print(f"{found.report['right']:.1%} of {found.report['pairs']} labelled pairs are named as they are{weight}")
+    print(f"right among those above a confidence of {above}" if above else "no label reaches a confidence of 0.5")
+    return found
+
+
+def _write(
+    a: argparse.Namespace,
+    shards: Shards,
+    pairs: Sequence[Triplet],
+    left_out: Sequence[LeftOut],
+    calibration: Calibration | None,
+) -> None:
+    """`triplets.json` of what all processes have named, and what became of every pair."""
+    from collections import Counter
+    from dataclasses import replace
+
+    from rl import RewindError
+    from rl.data.label_shards import WORDS_FILE
+    from rl.data.labelling import choose
+    from rl.data.left_out import LeftOut, list_left_out
+    from rl.data.triplet_files import write_triplets
+    from rl.running.files import write_whole
+
+    weight = calibration.weight if calibration else 1.0 if a.verify_weight is None else a.verify_weight
+    named, wordless = [], []
+    for entry, pair, said in zip(
+        _numbers(pairs, left_out), pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True
+    ):
+        choice = choose(said, a.num_samples, weight)
+        if choice is None:
+            told = f"{a.pairs}, pair {entry}: the model {a.idm} had no words for it"
+            wordless.append(LeftOut(str(a.pairs), entry, None, "no words", told))
+            continue
+        columns = choice.columns | ({"confidence": calibration.confidence(choice)} if calibration else {})
+        more = {**pair.more, **columns}
+        named.append(replace(pair, action=choice.text, score=choice.score, provenance="idm", more=more))
+    if not named:
+        raise RewindError(f"the model {a.idm} had no words for any of {len(pairs)} pairs")
+    list_left_out(a.output, [*left_out, *wordless])
+    shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here, or that this one replaces
+    file = write_triplets(named, a.output, link=a.link_pictures)
+    reasons = Counter(one.reason for one in [*left_out, *wordless])
+    totals = {"in": len(pairs) + len(left_out), "labelled": len(named), "left_out": dict(reasons.most_common())}
+    write_whole(a.output / "totals.json", json.dumps(totals, indent=1) + "\n")
+    print(f"{len(named)} of {len(pairs)} pairs labelled in {file}")
+    lost = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    print(
+        f"{totals['in']} entries in = {len(named)} labelled + {reasons.total()} left out{f' ({lost})' if lost else ''}"
+    )
+
+
+def _numbers(pairs: Sequence[Triplet], left_out: Sequence[LeftOut]) -> list[int]:
+    """Which entry of the file each pair is; of several files, which of the pairs."""
+    unusable = {one.entry for one in left_out}
+    if len(unusable) < len(left_out):
+        return list(range(len(pairs)))
+    return [number for number in range(len(pairs) + len(left_out)) if number not in unusable]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from conftest import ROOT
 from rl.errors import RewindError
 from rl.models.attention import SharedPrefix
 from rl.models.memory import kv_bytes
-from trainers.bench import kept, logprobs, sampler, scorer, state
+from trainers.bench import kept, labels, logprobs, sampler, scorer, state
 from trainers.bench.arms import PARTS, measure
 from trainers.bench.figures import bench, figures, in_a_fresh_process
 from trainers.bench.measure import peak_bytes, seconds, state_bytes
@@ -44,6 +44,16 @@ def test_generate_draws_image_tokens_too() -> None:
     assert drawn.shape == other.shape == (2, 3, 16)
     for ids in (drawn, other, sampler.generate(vlm, prompts, SIZE, "static")):
         assert bool(torch.isin(ids, vlm.layout.image_ids_V).all())
+
+
+def test_both_ways_to_label_say_and_score_the_same() -> None:
+    size = PARTS["labels_256"][2] | PARTS["labels_256"][3]
+    vlm, prompts = labels.setting(size)
+    ids, scores = labels.name(vlm, prompts, 3)
+    for cache in ("dynamic", "static"):
+        other, other_scores = labels.name_and_score(vlm, prompts, 3, cache)
+        assert ids.tolist() == other.tolist()
+        torch.testing.assert_close(scores, other_scores, rtol=1e-4, atol=1e-4)
 
 
 def test_long_pictures_are_drawn_from_shared_prompts(monkeypatch: pytest.MonkeyPatch) -> None:

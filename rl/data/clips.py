@@ -96,9 +96,11 @@ def write_pairs(output: Path) -> Path:
     with (output / CLIPS_FILE).open(encoding="utf-8") as lines, partial(path).open("w", encoding="utf-8") as out:
         out.write("[")
         for number, line in enumerate(map(json.loads, lines)):
-            for a, b, _ in line["pairs"]:
+            for a, b, motion in line["pairs"]:
                 names = {"input": picture_name(number, a), "output": picture_name(number, b)}
-                entry = json.dumps({**names, "class": line["class"], "source": Path(line["file"]).name}, indent=1)
+                entry = json.dumps(
+                    {**names, "class": line["class"], "source": Path(line["file"]).name, "motion": motion}, indent=1
+                )
                 out.write(("\n" if first else ",\n") + "\n".join(f" {part}" for part in entry.split("\n")))
                 first = False
         out.write("\n]\n")

@@ -3,11 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from rl.errors import RewindError
-from rl.triplets import Triplet
+from rl.triplets import Candidate, Triplet
+
+
+class Sentence(NamedTuple):
+    """A sentence that was drawn for a pair of pictures.
+
+    `logprob` is its log-likelihood under the inverse model (nats, end included), `times` how often it was drawn,
+    `verified` the log-likelihood of the second picture after the first and this sentence under a forward model.
+    """
+
+    text: str
+    logprob: float
+    times: int = 1
+    verified: float | None = None
+
+
+class Choice(NamedTuple):
+    """The sentence chosen for a pair, its score, and what else is known of it, by the name of its column."""
+
+    text: str
+    score: float
+    columns: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How pairs are named.
+
+    Args:
+        temperature: 0: the likeliest words; 1: sampled, as in the paper.
+        num_samples: sentences a pair.
+        seed: same seed, same sentences, in any batch.
+        changed_only: a forward model's say counts only the tokens that change between the pictures.
+    """
+
+    temperature: float = 0.0
+    num_samples: int = 1
+    seed: int = 0
+    changed_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or not self.temperature >= 0:
+            raise RewindError("a pair takes at least 1 sentence, drawn at a temperature of 0 or more")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise RewindError(f"at temperature 0 all {self.num_samples} sentences are the same: draw 1, or at 1.0")
 
 
 def label_pairs(idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0, seed: int = 0) -> list[Triplet]:
@@ -39,14 +85,96 @@ def name_pairs(
     idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0, seed: int = 0
 ) -> list[tuple[str, float]]:
     """What an `InverseDynamics` says of each pair, and the log-likelihood of that (nats; 0 for no words at all)."""
+    sources, targets = _pictures(pairs)
+    return [tuple(said) for (said,) in idm.name(sources, targets, temperature=temperature, seed=seed)]
+
+
+def name_sentences(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = None) -> list[list[Sentence]]:
+    """The distinct sentences that an `InverseDynamics` has for each pair, in the order in which they were drawn.
+
+    A pair for which it said nothing has none, and what it did not say counts for no sentence. With a `ForwardDynamics`
+    each is verified: how likely the second picture is after it.
+
+    Raises:
+        RewindError: a pair without a second picture.
+    """
+    sources, targets = _pictures(pairs)
+    before: list[Candidate] = []
+    after: list[Candidate] = []
+    if fdm is not None:
+        before, after = _encoded(fdm.backbone, sources, targets)
+        if idm.backbone is fdm.backbone:  # then it need not encode them again
+            sources, targets = before, after
+    said = idm.name(sources, targets, how.num_samples, temperature=how.temperature, seed=how.seed)
+    found = []
+    for group in said:
+        times: dict[str, int] = {}
+        for text, _ in group:
+            times[text] = times.get(text, 0) + 1
+        logprobs = dict(reversed(group))  # the first one's: a text has one score, however it was spelt in tokens
+        found.append([Sentence(text, logprobs[text], count) for text, count in times.items() if text])
+    return found if fdm is None else _verified(fdm, before, after, found, how.changed_only)
+
+
+def choose(sentences: Sequence[Sentence], num_samples: int = 1, weight: float = 1.0) -> Choice | None:
+    """The sentence of a pair that is taken; None if there is none.
+
+    Verified sentences are chosen and scored by log-likelihood + `weight` x `verified`. Others: the most frequent one,
+    of equally frequent ones the likeliest, scored by its log-likelihood. Columns: `share` of the samples that said it
+    and `margin`, its lead in score over the best other one (absent if there is none), for several samples;
+    `idm_logprob` and `fdm_logprob`, the two parts of the score of a verified one.
+    """
+    if not sentences:
+        return None
+    judged = sentences[0].verified is not None
+    values = [one.logprob + weight * (one.verified or 0.0) if judged else one.logprob for one in sentences]
+    orders = [(0 if judged else one.times, value) for one, value in zip(sentences, values, strict=True)]
+    best = orders.index(max(orders))
+    chosen, columns = sentences[best], {}
+    if num_samples > 1:
+        columns["share"] = chosen.times / num_samples
+    if len(sentences) > 1:
+        columns["margin"] = values[best] - max(value for n, value in enumerate(values) if n != best)
+    if chosen.verified is not None:
+        columns |= {"idm_logprob": chosen.logprob, "fdm_logprob": chosen.verified}
+    return Choice(chosen.text, values[best], columns)
+
+
+def _pictures(pairs: Sequence[Triplet]) -> tuple[list[Any], list[Any]]:
     sources, targets = [], []
     for number, pair in enumerate(pairs):
         if pair.target is None:
             raise RewindError(f"pair {number} has no second picture ('output')")
         sources.append(pair.source)
         targets.append(pair.target)
-    words = idm.describe(sources, targets, temperature=temperature, seed=seed)
-    said = [number for number, text in enumerate(words) if text]
-    found = idm.log_probs([sources[n] for n in said], [targets[n] for n in said], [words[n] for n in said])
-    scores = {number: float(log_probs.sum()) for number, log_probs in zip(said, found, strict=True)}
-    return [(text, scores.get(number, 0.0)) for number, text in enumerate(words)]
+    return sources, targets
+
+
+def _encoded(vlm: Any, sources: Sequence[Any], targets: Sequence[Any]) -> tuple[list[Candidate], list[Candidate]]:
+    """Pictures as candidates, whose ids are known."""
+    source_codes = vlm.codes(sources)
+    target_codes = vlm.codes(targets, source_codes)
+    before, after = (
+        [Candidate(np.array(ids), np.zeros(len(ids), np.float32), vlm, ids.grid) for ids in codes]
+        for codes in (source_codes, target_codes)
+    )
+    return before, after
+
+
+def _verified(
+    fdm: Any,
+    sources: Sequence[Candidate],
+    targets: Sequence[Candidate],
+    groups: Sequence[Sequence[Sentence]],
+    changed_only: bool,
+) -> list[list[Sentence]]:
+    """The sentences with the log-likelihood of the target's tokens, all or those that change."""
+    rows = [(pair, one.text) for pair, group in enumerate(groups) for one in group]
+    log_probs = fdm.log_probs(
+        [sources[pair] for pair, _ in rows], [targets[pair] for pair, _ in rows], [text for _, text in rows]
+    )
+    counted = {}
+    for (pair, text), found_K in zip(rows, log_probs, strict=True):
+        here = fdm.backbone.changed(sources[pair].ids, targets[pair].ids) if changed_only else slice(None)
+        counted[pair, text] = float(found_K[here].sum(dtype=np.float64))
+    return [[one._replace(verified=counted[pair, one.text]) for one in group] for pair, group in enumerate(groups)]

@@ -17,6 +17,7 @@ from rl.actions import action_text, is_vector, vector_of
 from rl.data.columns import plain_columns
 from rl.data.entries import NoEntry, read_entries
 from rl.data.left_out import LeftOut, check
+from rl.data.linked import link_pictures
 from rl.errors import RewindError
 from rl.paths import as_written, expanded, is_file
 from rl.pictures import PictureFile, Views, to_image, views_of
@@ -271,8 +272,14 @@ def _left_out(file: Path, number: int, fault: _EntryError) -> LeftOut:
     return LeftOut(str(file), number, fault.key, fault.reason, f"{file}, triplet {number}: {fault}")
 
 
-def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "triplets.json") -> Path:
-    """Write triplets as PNG pictures under `folder/images` and a JSON list beside; returns the list's path."""
+def write_triplets(
+    triplets: Sequence[Triplet], folder: Path, name: str = "triplets.json", *, link: bool = False
+) -> Path:
+    """Write triplets as PNG pictures under `folder/images` and a JSON list beside; returns the list's path.
+
+    With `link`, pictures that lie in files are referred to in place of copies (`rl.data.linked`).
+    """
+    linked = link_pictures(triplets, folder) if link else {}
     (folder / "images").mkdir(parents=True, exist_ok=True)
     width, entries = len(str(len(triplets))), []
     for number, triplet in enumerate(triplets):
@@ -283,8 +290,11 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path, name: str = "tripl
             if picture is not None:
                 views = picture.pictures if isinstance(picture, Views) else (picture,)
                 names = [f"images/{number:0{width}d}-{key}{f'-{n}' if n else ''}.png" for n in range(len(views))]
-                for name_of_view, view in zip(names, views, strict=True):
-                    to_image(view).save(folder / name_of_view)
+                for place, view in enumerate(views):
+                    if isinstance(view, PictureFile) and view.path in linked:
+                        names[place] = linked[view.path]
+                    else:
+                        to_image(view).save(folder / names[place])
                 entry[key] = names if len(names) > 1 else names[0]
         optional = {
             "task": triplet.task,

@@ -22,6 +22,8 @@ class How:
     stop: int | None
     truncation: Truncation | None
     after: Sequence[Sequence[int]] | None
+    plain: bool = False
+    """Whether the log-probabilities are those at temperature 1 and without truncation, however tokens are drawn."""
 
 
 def decode(streams: Sequence[Rows], how: How, uniform: Any, kept_RT: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -32,16 +34,21 @@ def decode(streams: Sequence[Rows], how: How, uniform: Any, kept_RT: Tensor | No
     running = torch.ones(rows, dtype=torch.bool, device=vlm.device)
     ids, logprobs = [], []
     for t in range(how.max_tokens):
-        log_probs = distribution.log_probs(streams[0].hidden, head, *(s.hidden for s in streams[1:]))
+        hidden = [stream.hidden for stream in streams]
+        if how.plain:
+            log_probs, told = distribution.log_probs_and_plain(hidden[0], head, *hidden[1:])
+        else:
+            log_probs = told = distribution.log_probs(hidden[0], head, *hidden[1:])
         if how.truncation is not None:
             log_probs = how.truncation.apply(log_probs)
+            told = told if how.plain else log_probs
         chosen = invert(log_probs, uniform(t))
         if kept_RT is not None:
             kept = kept_RT[:, t]
             chosen = torch.where(kept < 0, chosen, distribution.positions(torch.where(kept < 0, allowed[0], kept)))
         token = torch.where(running, allowed[chosen], vlm.layout.pad)
         ids.append(token)
-        logprobs.append(torch.where(running, log_probs.gather(-1, chosen[:, None])[:, 0], 0.0))
+        logprobs.append(torch.where(running, told.gather(-1, chosen[:, None])[:, 0], 0.0))
         if how.stop is not None:
             running &= token != how.stop
             if not bool(running.any()):

@@ -107,7 +107,18 @@ class TokenDistribution:
         """Log-probabilities float32 [..., V] of the allowed ids from hidden states [..., D], with guidance also from
         those after each free prompt.
         """
+        return self._tempered(self._logits(hidden_D, head_weight, *unconditional_D))
+
+    def log_probs_and_plain(
+        self, hidden_D: Tensor, head_weight: Tensor, *unconditional_D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`log_probs`, and those of temperature 1 from the same logits, float32 [..., V] both."""
         logits = self._logits(hidden_D, head_weight, *unconditional_D)
+        found = self._tempered(logits)
+        return found, found if self.temperature == 1 else torch.log_softmax(logits, dim=-1)
+
+    def _tempered(self, logits: Tensor) -> Tensor:
+        """Log-probabilities float32 [..., V] of logits at the temperature."""
         if self.temperature == 0:
             best = torch.full_like(logits, float("-inf"))
             return best.scatter(-1, logits.argmax(-1, keepdim=True), 0.0)

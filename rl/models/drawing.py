@@ -1,8 +1,9 @@
-"""Pictures drawn after prompts: what forward models and GRPO share of the sampler."""
+"""Pictures and sentences drawn after prompts: what the roles and GRPO share of the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.drafting import Counts
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
+from rl.models.scoring import span_log_probs
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate
 
@@ -62,3 +64,71 @@ def sampled_pictures(
             for n, group in zip(numbers, groups, strict=True)
         }
     return [found[n] for n in range(len(sources))]
+
+
+class Said(NamedTuple):
+    """What an inverse model has said of a pair of pictures, and the log-likelihood of that (nats, end included).
+
+    0 where it has said nothing.
+    """
+
+    text: str
+    logprob: float
+
+
+def drawn_sentences(
+    vlm: UnifiedVLM,
+    sources: Sequence[Codes],
+    targets: Sequence[Codes],
+    *,
+    num_samples: int,
+    max_tokens: int,
+    temperature: float,
+    noise: Noise,
+    max_rows: int | None = None,
+    scored: bool = True,
+) -> list[list[Said]]:
+    """Actions named by the active adapter, `num_samples` a pair of pictures, with their log-likelihoods.
+
+    Those are at temperature 1, whatever the sentences are drawn at: the sampler's own, which is what scoring the
+    sentence gives, so that a pair is read once. Only where other tokens were drawn than those that the text is written
+    with (`action_ids`; also where its end was not reached) it is scored in a second pass; not `scored`, not at all.
+    """
+    vectors = vlm.actions
+    prompts = [vlm.idm_prompt(a, b) for a, b in zip(sources, targets, strict=True)]
+    drawn = sample_tokens(
+        vlm,
+        prompts,
+        TokenDistribution(vlm.action_vocabulary, temperature),
+        num_samples=num_samples,
+        max_tokens=max_tokens if vectors is None else vectors.most,
+        noise=noise,
+        stop=vlm.layout.end_text if vectors is None else vectors.stop,
+        max_rows=max_rows,
+        plain=scored,
+    )
+    ids, sums = drawn.ids_PGT.tolist(), drawn.logprobs_PGT.sum(-1).tolist()
+    texts = [[vlm.action(row) for row in rows] for rows in ids]
+    if not scored:
+        return [[Said(text, 0.0) for text in group] for group in texts]
+    again: list[tuple[int, int]] = []
+    spans: list[list[int]] = []
+    for pair, group in enumerate(texts):
+        for number, text in enumerate(group):
+            span = vlm.action_ids(text) if text else []
+            row = ids[pair][number]
+            if not text:
+                sums[pair][number] = 0.0
+            elif row[: len(span)] != span or any(token != vlm.layout.pad for token in row[len(span) :]):
+                again.append((pair, number))
+                spans.append(span)
+    found = span_log_probs(
+        vlm,
+        [prompts[pair] for pair, _ in again],
+        spans,
+        TokenDistribution(vlm.action_vocabulary),
+        max_rows=max_rows,
+    )
+    for (pair, number), log_probs in zip(again, found, strict=True):
+        sums[pair][number] = float(log_probs.sum())
+    return [list(map(Said, *group)) for group in zip(texts, sums, strict=True)]

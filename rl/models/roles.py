@@ -13,10 +13,9 @@ from rl.codes import by_grid
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.drafting import Counts
-from rl.models.drawing import sampled_pictures
+from rl.models.drawing import Said, drawn_sentences, sampled_pictures
 from rl.models.inputs import action_texts, as_list, check_actions, rows_of, token_ids
 from rl.models.noise import Noise
-from rl.models.sampling import sample_tokens
 from rl.models.scoring import span_log_probs
 from rl.models.unified import UnifiedVLM
 from rl.pictures import PictureLike
@@ -255,26 +254,44 @@ class InverseDynamics(_Role):
         Greedy at temperature 0; above, a sample (same seed, same words). A model of actions that are vectors says the
         text of one, `[0.1, -0.25]`, whatever `max_tokens` is.
         """
-        check_whole("max_tokens", max_tokens, least=1)
-        vlm = self.backbone
-        vectors = vlm.actions
         single = not isinstance(source, list | tuple)
         sources: Any = [source] if single else source
         targets: Any = [target] if single else as_list("targets", target)
+        said = self.name(sources, targets, 1, max_tokens, temperature, seed, scored=False)
+        texts = [one.text for (one,) in said]
+        return texts[0] if single else texts
+
+    def name(
+        self,
+        sources: Sequence[PictureLike],
+        targets: Sequence[PictureLike | Candidate],
+        num_samples: int = 1,
+        max_tokens: int = 48,
+        temperature: float = 0.0,
+        seed: int = 0,
+        scored: bool = True,
+    ) -> list[list[Said]]:
+        """What `describe` says of each pair, `num_samples` times, with the log-likelihood of each sentence.
+
+        That is the sum of `log_probs` (nats, end included, at temperature 1 whatever the sentences are drawn at), and a
+        pair is read once for all of it. Where not `scored`, it is 0.
+        """
+        check_whole("num_samples", num_samples, least=1)
+        check_whole("max_tokens", max_tokens, least=1)
+        vlm = self.backbone
         if len(sources) != len(targets):
             raise RewindError(f"{len(sources)} sources and {len(targets)} targets: give one target a source")
         source_ids = token_ids(vlm, sources)
-        pairs = zip(source_ids, token_ids(vlm, targets, source_ids), strict=True)
-        with vlm.using(self.adapter, merged=True):
-            drawn = sample_tokens(
+        target_ids = token_ids(vlm, targets, source_ids)
+        with vlm.using(self.adapter, merged=True), torch.no_grad():
+            return drawn_sentences(
                 vlm,
-                [vlm.idm_prompt(a, b) for a, b in pairs],
-                TokenDistribution(vlm.action_vocabulary, temperature),
-                num_samples=1,
-                max_tokens=max_tokens if vectors is None else vectors.most,
+                source_ids,
+                target_ids,
+                num_samples=num_samples,
+                max_tokens=max_tokens,
+                temperature=temperature,
                 noise=Noise(seed),
-                stop=vlm.layout.end_text if vectors is None else vectors.stop,
                 max_rows=self.max_rows,
+                scored=scored,
             )
-        texts = [vlm.action(row) for row in drawn.ids_PGT[:, 0].tolist()]
-        return texts[0] if single else texts

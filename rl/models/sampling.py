@@ -52,6 +52,7 @@ def sample_tokens(
     kept_PT: Tensor | None = None,
     after: Sequence[Sequence[int]] | None = None,
     draft_PT: Tensor | None = None,
+    plain: bool = False,
 ) -> Drawn:
     """Draw `num_samples` continuations of each prompt under the active adapter.
 
@@ -73,19 +74,21 @@ def sample_tokens(
         after: ids that stand by rule behind each token (`PictureGrammar.after`): read, and neither drawn nor returned.
         draft_PT: int64 [P, T], guesses of what will be drawn, such as the source: where rows are few, several are read
             in one pass and those that come true are kept (`rl.models.drafting`). The candidates are the same.
+        plain: return log-probabilities at temperature 1 and without truncation, however the tokens are drawn: what
+            scoring gives of the same tokens. Not with a draft.
     """
     if distribution.guided:
         assert unconditional is not None, "a guided distribution needs unconditional prompts"
     read = [prompts, *(unconditional if distribution.guided and unconditional else [])]
     every = [prompt for stream in read for prompt in stream]
-    plain = stop is None and not any(after or ())
-    window = window_of(vlm, len(prompts) * num_samples, max_tokens) if draft_PT is not None and plain else 0
+    can_draft = draft_PT is not None and not plain and stop is None and not any(after or ())
+    window = window_of(vlm, len(prompts) * num_samples, max_tokens) if can_draft else 0
     shared = shares_prompts(vlm, every) or window > 0
     room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
     allowed = len(distribution.allowed_ids_V)
     cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read), window)
     portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
-    how = How(distribution, max_tokens, stop, truncation, after)
+    how = How(distribution, max_tokens, stop, truncation, after, plain)
     keys_P = torch.tensor([prompt_key(prompt) for prompt in prompts], device=vlm.device)
     firsts = list(first) if isinstance(first, Sequence) else [first] * len(prompts)
     first_P = torch.tensor(firsts, device=vlm.device)

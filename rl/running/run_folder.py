@@ -81,7 +81,7 @@ def claim(
                 if left is not None:
                     _may_be_replaced(folder, overwrite, inputs, None if resume is None else resume_flag)
                     _empty(folder)
-                _begin(folder, script, config)
+                mark(folder, script, config)
         except BaseException:
             if new:
                 lock.release(folder)
@@ -168,7 +168,8 @@ def _may_be_replaced(
             raise RewindError(f"--overwrite would remove {path}, which this run reads: use another --output")
 
 
-def _begin(folder: Path, script: str, config: dict[str, Any]) -> None:
+def mark(folder: Path, script: str, config: dict[str, Any]) -> None:
+    """Write the `run.json` of a run that begins in a folder."""
     found = {"script": script, "config": config, "directory": str(Path.cwd()), "git_revision": git_revision()}
     write_whole(folder / CONFIG_FILE, json.dumps(found, indent=1, default=str) + "\n")
     (folder / REMOVED_FILE).unlink(missing_ok=True)

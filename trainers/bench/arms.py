@@ -28,6 +28,10 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
     "margin": ("kept", ("margin",), {"candidates": 8, "image_tokens": 1024}, TINY),
     "scorer_256": ("scorer", ("ours", "baseline"), {"targets": 16, "image_tokens": 256, "repeats": 5}, TINY),
     "scorer": ("scorer", ("ours", "baseline"), SCORER, {"pairs": 2, "actions": 3, "repeats": 1}),
+    "labels_256": (
+        *("labels", ("ours", "baseline", "static")),
+        *({"pairs": 32, "words": 8, "image_tokens": 256, "repeats": 3}, {**TINY, "pairs": 2, "words": 3}),
+    ),
     "logprobs": ("logprobs", ("ours", "baseline"), LOGPROBS, {"tokens": 64, "hidden": 32, "repeats": 1}),
     "grpo_step": (
         *("grpo_step", ("ours", "baseline")),

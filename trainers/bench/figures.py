@@ -33,6 +33,7 @@ FIGURES = {
     "sampler_1024_speedup": ("sampler_1024", "seconds", "speedup"),
     "rollout_cache_ratio": ("rollout_cache", "bytes", "ratio"),
     "scorer_many_actions_speedup": ("scorer", "seconds", "speedup"),
+    "label_speedup": ("labels_256", "seconds", "speedup"),
     "logprob_memory_ratio": ("logprobs", "bytes", "ratio"),
     "logprob_time_ratio": ("logprobs", "seconds", "ratio"),
     "grpo_step_speedup": ("grpo_step", "seconds", "speedup"),

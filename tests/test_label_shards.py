@@ -1,0 +1,153 @@
+"""Labelling by several processes: chunks of words, merged by the last one; what `label.py` writes and counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_scripts import start, succeed
+
+from rl.data.label_shards import WORDS_FILE, Shards
+from rl.data.labelling import Sentence
+from rl.data.triplet_files import read_triplets, write_triplets
+from rl.errors import RewindError
+from rl.running.run_folder import claim
+from rl.triplets import Triplet
+
+PAIRS = [Triplet(np.full((8, 8, 3), n, np.uint8), "", np.full((8, 8, 3), n + 100, np.uint8)) for n in range(11)]
+
+
+def shout(part: Sequence[Triplet]) -> list[list[Sentence]]:
+    """Words that tell which pair and which chunk they are of; for every fourth pair none."""
+    numbers = [int(np.asarray(pair.source)[0, 0, 0]) for pair in part]
+    return [[Sentence(f"pair {n} of {numbers}", -float(n))] if n % 4 else [] for n in numbers]
+
+
+def shards(output: Path, count: int) -> list[Shards]:
+    return [Shards(output, (number, count) if count > 1 else None) for number in range(count)]
+
+
+def begin(one: Shards, **config: Any) -> Shards:
+    claim(one.folder, "label.py", config, resume=True, each_process=True)
+    return one
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_any_number_of_processes_names_the_same(tmp_path: Path, count: int) -> None:
+    expected = [said for start in range(0, 11, 2) for said in shout(PAIRS[start : start + 2])]
+    for number, one in enumerate(shards(tmp_path / "out", count)):
+        assert one.missing({WORDS_FILE: 6}) == 6 - len([c for c in range(6) if c % count < number])
+        begin(one).name(WORDS_FILE, PAIRS, 2, shout)
+    assert one.missing({WORDS_FILE: 6}) == 0
+    assert list(one.words(WORDS_FILE, 6)) == expected
+
+
+def test_a_killed_shard_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    """A torn line is no chunk: not for the others, who leave it alone, and not for the shard that goes on."""
+    first, second = shards(tmp_path / "out", 2)
+    for one in (first, second):
+        begin(one).name(WORDS_FILE, PAIRS, 2, shout)
+    file = first.folder / WORDS_FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole[: whole.index(b"\n") + 5])
+    torn = file.read_bytes()
+    assert second.missing({WORDS_FILE: 6}) == 2
+    assert file.read_bytes() == torn
+    named: list[int] = []
+
+    def counting(part: Sequence[Triplet]) -> list[list[Sentence]]:
+        named.append(len(part))
+        return shout(part)
+
+    first.name(WORDS_FILE, PAIRS, 2, counting)
+    assert file.read_bytes() == whole
+    assert named == [2, 2]
+
+
+def test_shards_of_different_runs_are_not_merged(tmp_path: Path) -> None:
+    first, second = shards(tmp_path / "out", 2)
+    begin(first, temperature=0.0, device="cuda:0", seed=1)
+    begin(second, temperature=1.0, device="cuda:1", seed=1)
+    with pytest.raises(RewindError, match=r"shard-0-of-2 has labels with another temperature than"):
+        second.take({"temperature": 1.0, "device": "cuda:1", "seed": 1})
+
+
+def test_shards_on_different_devices_are_merged(tmp_path: Path) -> None:
+    first, second = shards(tmp_path / "out", 2)
+    begin(first, device="cuda:0", seed=1)
+    begin(second, device="cuda:1", seed=1)
+    assert second.take({"device": "cuda:1", "seed": 1})
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["script"] == "label.py"
+
+
+def test_an_output_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    one = Shards(tmp_path, (0, 2))
+    begin(Shards(tmp_path, (1, 2)))
+    one.make_room(resume=False, overwrite=False, inputs=[])  # the other shard is there, and no more
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RewindError, match=r"not empty and holds no run of label.py"):
+        one.make_room(resume=True, overwrite=True, inputs=[])
+    (tmp_path / "run.json").write_text('{"script": "label.py"}')
+    (tmp_path / "triplets.json").write_text("[]")
+    with pytest.raises(RewindError, match="exists: use --resume"):
+        one.make_room(resume=False, overwrite=False, inputs=[])
+    with pytest.raises(RewindError, match=r"would replace in .* what this run reads"):
+        one.make_room(resume=False, overwrite=True, inputs=[tmp_path / "triplets.json"])
+    one.make_room(resume=True, overwrite=False, inputs=[])
+    assert (tmp_path / "triplets.json").is_file()
+    one.make_room(resume=False, overwrite=True, inputs=[])
+    assert not (tmp_path / "triplets.json").exists()
+
+
+def test_label_script_in_shards_with_exact_totals(tmp_path: Path) -> None:
+    """Two processes at once end with the bytes of one; every entry is labelled or counted by its reason."""
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
+    write_triplets([Triplet(picture, "", picture[::-1]) for picture in pictures], tmp_path / "pairs", "pairs.json")
+    file = tmp_path / "pairs" / "pairs.json"
+    entries = json.loads(file.read_text())
+    (tmp_path / "pairs" / entries[2]["input"]).write_bytes(b"torn")
+    del entries[5]["output"]
+    file.write_text(json.dumps(entries))
+    command = ["scripts/label.py", "--idm", "tabletop-chameleon", "--pairs", file, "--chunk_size", 2]
+    one = succeed(*command, "--output", tmp_path / "one")
+    assert "7 entries in = 5 labelled + 2 left out (1 " in one
+    totals = json.loads((tmp_path / "one" / "totals.json").read_text())
+    assert totals == {"in": 7, "labelled": 5, "left_out": {"unreadable picture": 1, "no 'output'": 1}}
+    assert len((tmp_path / "one" / "left_out.jsonl").read_text().splitlines()) == 2
+    two = [*command, "--output", tmp_path / "two", "--shard"]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda shard: start(*two, shard), ["0/2", "1/2"]))
+    assert [each.returncode for each in done] == [0, 0], done
+    for name in ("triplets.json", "totals.json", "left_out.jsonl"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert sum("entries in = " in each.stdout for each in done) >= 1
+
+
+def test_linked_pictures_are_read_again_and_not_copied(tmp_path: Path) -> None:
+    """Through a relative link, so that both folders can be moved together; arrays are written all the same."""
+    (tmp_path / "given" / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b", "c"):
+        Image.new("RGB", (8, 8), (len(name), 0, 0)).save(tmp_path / "given" / f"{name}.png")
+    files = [tmp_path / "given" / f"{name}.png" for name in ("a", "deep/b", "c")]
+    rows = [Triplet(files[0], "one", files[1]), Triplet([files[1], files[2]], "two", [files[0], files[2]])]  # type: ignore[arg-type]
+    rows.append(Triplet(np.zeros((8, 8, 3), np.uint8), "three", files[2]))  # type: ignore[arg-type]
+    file = write_triplets(rows, tmp_path / "out", link=True)
+    assert not os.path.isabs(os.readlink(tmp_path / "out" / "pictures"))  # noqa: PTH115, PTH117
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["2-input.png"]
+    entries = json.loads(file.read_text())
+    assert entries[1]["input"] == ["pictures/deep/b.png", "pictures/c.png"]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("given", "out"):
+        (tmp_path / name).rename(moved / name)
+    again = read_triplets(moved / "out" / "triplets.json")
+    assert len(again) == 3
+    assert np.asarray(again[0].target)[0, 0, 0] == len("deep/b")
+    assert np.asarray(again[2].source).max() == 0
