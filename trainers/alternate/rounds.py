@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rl.actions import vector_of
+from rl.data.left_out import LeftOut, list_left_out
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.pictures import PictureFile
@@ -135,7 +136,9 @@ def _shards(settings: Settings) -> list[Path]:
     each = files * (settings.rounds // count)
     if all(file.is_file() for file in files):
         return each
-    pairs = read_triplets(settings.pairs, named=False, with_targets=True, **settings.reading)
+    left_out: list[LeftOut] = []
+    pairs = read_triplets(settings.pairs, named=False, with_targets=True, **settings.reading, left_out=left_out)
+    list_left_out(settings.output, left_out)
     if len(pairs) < settings.rounds:
         raise RewindError(f"{settings.pairs} has {len(pairs)} pairs for {settings.rounds} rounds: give more, or fewer")
     order = np.random.default_rng(settings.seed).permutation(len(pairs))
