@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
-from rewards.signature import ALIASES, COLUMNS, Open, asked_by, is_module, name_of
+from rewards.signature import ALIASES, COLUMNS, PICTURES, Open, Table, asked_by, is_module, name_of
 from rl.errors import RewindError
 from rl.pictures import Picture
 from rl.triplets import Candidate
@@ -51,6 +51,7 @@ class Batch:
     log_metric: Callable[[str, float], None] = field(default=lambda name, value: None)
     trainer_state: Any = None
     more: Sequence[Mapping[str, Any]] | None = None
+    table: ClassVar[Table] = PICTURES
 
     def __post_init__(self) -> None:
         count = len(self.candidates)
@@ -60,6 +61,10 @@ class Batch:
         for name in ("prompts", "source_image", "target_image", "task", "more"):
             if len(getattr(self, name)) != count:
                 raise RewindError(f"{count} candidates and {len(getattr(self, name))} entries of '{name}'")
+
+    def told(self, number: int) -> str:
+        """A candidate in words, for messages."""
+        return self.prompts[number]
 
     @property
     def columns(self) -> list[str]:
@@ -169,15 +174,23 @@ class Reward:
         told = [part for part in (scorer, own_scorer) if isinstance(part, str) and part]
         return cls(name, float(weight), function, asks_for, " ".join(told), left)
 
-    def on(self, columns: Iterable[str]) -> Reward:
+    def on(self, columns: Iterable[str], table: Table = PICTURES) -> Reward:
         """This reward for data with these further columns; one that knows its data already stays as it is.
 
+        `table` is the role's: of predicted pictures, or of sentences (`rewards.sentences`).
+
         Raises:
-            RewindError: a parameter that nothing can fill.
+            RewindError: a parameter that nothing can fill, or that only the other role has.
         """
+        foreign = [column for column in self.asks_for if column not in table.columns and column not in ALIASES]
+        if foreign:
+            raise RewindError(
+                f"the reward '{self.name}' asks for '{foreign[0]}', so it scores predicted pictures, and here "
+                f"sentences are scored (--role idm): it may ask for {', '.join(table.columns)}"
+            )
         if self.open is None:
             return self
-        return replace(self, asks_for=self.open.columns(self.name, self.asks_for, columns), open=None)
+        return replace(self, asks_for=self.open.columns(self.name, self.asks_for, columns, table), open=None)
 
     def __call__(self, batch: Batch) -> list[float | None]:
         """One score a candidate.
@@ -187,7 +200,7 @@ class Reward:
                 or something that is no number.
         """
         if self.open is not None:
-            return self.on(batch.columns)(batch)
+            return self.on(batch.columns, batch.table)(batch)
         try:
             scores = self._ask(batch)
         except RewindError as error:
@@ -214,7 +227,7 @@ class Reward:
         for number, score in enumerate(found):
             if score is not None and not math.isfinite(score):
                 raise RewindError(
-                    f"the reward '{self.name}' gave {score} for candidate {number} ('{batch.prompts[number]}'): return "
+                    f"the reward '{self.name}' gave {score} for candidate {number} ('{batch.told(number)}'): return "
                     "None for what cannot be scored"
                 )
         return found
@@ -241,7 +254,7 @@ class Reward:
                 self._ask(batch.only(number))
             except Exception as alone:  # what compares candidates fails in another way with one
                 if type(alone) is type(error):
-                    return f" on candidate {number} ('{batch.prompts[number]}')"
+                    return f" on candidate {number} ('{batch.told(number)}')"
         return f" on {len(batch.candidates)} candidates together, though on none of them alone"
 
 

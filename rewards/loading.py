@@ -16,12 +16,16 @@ from typing import Any
 from rewards.contract import Reward, RewardFunction, described
 from rewards.mix import with_mixes
 from rewards.rivals import SameOutcome
-from rewards.signature import ALIASES, COLUMNS, name_of
-from rewards.table import BUILT_IN, weight_of
+from rewards.signature import ALIASES, COLUMNS, PICTURES, name_of
+from rewards.signature import SENTENCES as SENTENCE_COLUMNS
+from rewards.table import BUILT_IN, SENTENCES, weight_of
 from rl.errors import RewindError
+from rl.models.roles import Role
 from rl.running.mapping import mapping
 from rl.user_code import load_file, load_module
 from rl.words import did_you_mean
+
+TABLES = {"fdm": PICTURES, "idm": SENTENCE_COLUMNS}
 
 
 def load_rewards(
@@ -33,11 +37,13 @@ def load_rewards(
     same_outcome: SameOutcome | None = None,
     arguments: Mapping[str, Mapping[str, Any]] | str | None = None,
     run: str | Path | None = None,
+    fdm: Any = None,
+    role: Role = "fdm",
 ) -> list[Reward]:
     """Rewards in the order given, with unique names.
 
-    A class, built in or of one's own, is made here: where its constructor names `idm`, `actions` or `same_outcome`, it
-    is given what stands here.
+    A class, built in or of one's own, is made here: where its constructor names `idm`, `actions`, `same_outcome` or (of
+    the inverse role) `fdm`, it is given what stands here.
 
     Args:
         specifications: 'idm_margin=1.0', 'my_rewards.py:straight=0.5', 'package.module:attr', 'fitted' (`rewards.mix`),
@@ -48,6 +54,9 @@ def load_rewards(
         same_outcome: `(source_picture, a, b) -> bool`, whether two sentences name one outcome.
         arguments: by the reward's name, e.g. {"keep_unchanged": {"default": 3}}, or that as JSON.
         run: the forward model's run folder, which may hold a fitted mix.
+        fdm: the forward model that scores sentences, frozen.
+        role: what is scored: pictures that a forward model (`fdm`) draws, or sentences that an inverse model (`idm`)
+            says, which get the columns of `rewards.sentences`.
 
     Raises:
         RewindError: an unknown name, a file that does not import, a missing attribute, a name twice, arguments that do
@@ -59,8 +68,10 @@ def load_rewards(
             raise RewindError(f"the arguments of the reward '{name}' must be a mapping of names to values")
     specifications, given = with_mixes(specifications, given, run)
     offered = {"idm": idm, "actions": actions, "same_outcome": same_outcome}
+    offered |= {"fdm": fdm} if role == "idm" else {}
     one = isinstance(specifications, str) or callable(specifications)
     items: list[Any] = [specifications] if one else list(specifications)  # type: ignore[arg-type]
+    check_role_of_rewards(items, role)
     opened: dict[Path, ModuleType] = {}  # a file is run once for all that is taken from it
     loaded = _with_own_names(items, [_one(item, offered, given, opened) for item in items])
     if not loaded:
@@ -73,7 +84,21 @@ def load_rewards(
     if unused:
         near = did_you_mean(unused[0], names)
         raise RewindError(f"there are arguments for the reward '{unused[0]}' and no such reward among {names}{near}")
-    return loaded if columns is None else [reward.on(columns) for reward in loaded]
+    return loaded if columns is None else [reward.on(columns, TABLES[role]) for reward in loaded]
+
+
+def check_role_of_rewards(specifications: Sequence[Any], role: Role) -> None:
+    """Raise a `RewindError` for a built-in reward that scores what the other role makes; nothing is loaded for it."""
+    for item in specifications:
+        name = weight_of(item)[0] if isinstance(item, str) else None
+        if name in BUILT_IN and (name in SENTENCES) != (role == "idm"):
+            there = sorted(SENTENCES if role == "idm" else BUILT_IN.keys() - SENTENCES)
+            scored, here = ("predicted pictures", "sentences") if role == "idm" else ("sentences", "predicted pictures")
+            hint = "" if role == "idm" else ", for train_grpo.py --role idm,"
+            raise RewindError(
+                f"the reward '{name}' scores {scored}{hint} and here {here} are scored: the built-in ones for them are "
+                f"{', '.join(there)}"
+            )
 
 
 def _with_own_names(items: Sequence[Any], loaded: Sequence[Reward]) -> list[Reward]:
@@ -138,7 +163,8 @@ def _made(found: Any, name: str, offered: Mapping[str, Any], given: Mapping[str,
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
             example = f'give --reward_arguments \'{{"{name}": {{"{key}": ...}}}}\''
-            what = "an inverse model: give --idm" if key == "idm" else f"the argument '{key}': {example}"
+            models = {"idm": "an inverse model: give --idm", "fdm": "a forward model that judges: give --fdm"}
+            what = models[key] if key in models and key in offered else f"the argument '{key}': {example}"
             raise RewindError(f"the reward '{name}' needs {what}")
     make: Callable[..., RewardFunction] = found
     try:

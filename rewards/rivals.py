@@ -194,9 +194,10 @@ class Rivals:
         # Half of what is left for the data's own words, else a sentence of many known words has no near one.
         near, edits = self._data.nearest(action, count), self._data.edits(action)
         mixed = [x for pair in zip_longest(edits, near) for x in pair if x is not None]
-        return pick_rivals(source, action, (*offered, *mixed, *self.sentences), count, self._same, always=len(said))
+        return pick_rivals(source, action, (*offered, *mixed, *self.sentences), count, self.same, always=len(said))
 
-    def _same(self, source: Picture, one: str, other: str) -> bool:
+    def same(self, source: Picture, one: str, other: str) -> bool:
+        """Whether two sentences name one outcome: as the world says, or as far as words tell."""
         if self.same_outcome is not None:
             return self.same_outcome(source, one, other)
         return same_words(one, other)

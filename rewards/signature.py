@@ -40,6 +40,39 @@ PREDICTION = {"completions", "candidates", "predicted_ids", "completion_ids", "c
 
 
 @dataclass(frozen=True)
+class Table:
+    """The columns that rewards of one role may name whatever the data, what `**kwargs` receives of them, and the forms
+    of what is scored: where a function names one, `**kwargs` brings no other.
+    """
+
+    columns: tuple[str, ...]
+    cheap: tuple[str, ...]
+    scored: frozenset[str]
+
+
+PICTURES = Table(COLUMNS, CHEAP, frozenset(PREDICTION))
+SENTENCES = Table(
+    (
+        "prompts",
+        "completions",
+        "completion_ids",
+        "source_image",
+        "target_image",
+        "source_ids",
+        "target_ids",
+        "changed_tokens",
+        "true_action",
+        "task",
+        "log_metric",
+        "trainer_state",
+    ),
+    ("prompts", "completions", "completion_ids", "source_image", "target_image", "task", "log_metric", "trainer_state"),
+    frozenset({"completions", "completion_ids"}),
+)
+"""Of the inverse role: what is scored is a sentence about two true pictures."""
+
+
+@dataclass(frozen=True)
 class Open:
     """What a signature leaves to the data: columns that it needs, may take (a default stands for them), does not want
     (bound already), and whether it takes all that cost nothing.
@@ -50,25 +83,28 @@ class Open:
     bound: tuple[str, ...] = ()
     rest: bool = False
 
-    def columns(self, name: str, asks_for: tuple[str, ...], further: Iterable[str]) -> tuple[str, ...]:
-        """All that the reward `name` gets where the data have these further columns.
+    def columns(
+        self, name: str, asks_for: tuple[str, ...], further: Iterable[str], table: Table = PICTURES
+    ) -> tuple[str, ...]:
+        """All that the reward `name` gets where the data have these further columns, in a role with this table.
 
         Raises:
             RewindError: one that it needs is not among them.
         """
-        there = [column for column in further if column not in COLUMNS and column not in ALIASES]
+        there = [column for column in further if column not in table.columns and column not in ALIASES]
+        known = [*there, *(column for column in table.columns if column not in COLUMNS)]
         for column in self.needed:
-            if column not in there:
-                near = did_you_mean(column, [*COLUMNS, *ALIASES, *there])
+            if column not in known:
+                near = did_you_mean(column, [*table.columns, *ALIASES, *there])
                 beside = f"and from these data for {', '.join(there)}" if there else "these data have nothing beside"
                 raise RewindError(
                     f"the reward '{name}' asks for '{column}', which there is not{near}; it may ask for "
-                    f"{', '.join(COLUMNS)}, {beside}; parameters of its own come from reward_arguments"
+                    f"{', '.join(table.columns)}, {beside}; parameters of its own come from reward_arguments"
                 )
-        asked = [*asks_for, *self.needed, *(column for column in self.optional if column in there)]
+        asked = [*asks_for, *self.needed, *(column for column in self.optional if column in known)]
         if self.rest:
-            shown = () if PREDICTION & set(asks_for) else ("completions",)
-            asked += [column for column in (*shown, *CHEAP, *there) if column not in self.bound]
+            shown = () if table.scored & set(asks_for) else ("completions",)
+            asked += [column for column in (*shown, *table.cheap, *there) if column not in self.bound]
         return tuple(dict.fromkeys(asked))
 
 

@@ -20,8 +20,12 @@ BUILT_IN = {
     "copy_penalty": "rewards.copy_penalty:CopyPenalty",
     "target_distance": "rewards.target_distance:TargetDistance",
     "fdm_confidence": "rewards.fdm_confidence:FDMConfidence",
+    "fdm_likelihood": "rewards.fdm_likelihood:FDMLikelihood",
+    "fdm_margin": "rewards.fdm_margin:FDMMargin",
 }
 NEEDS_IDM = {"idm_likelihood", "idm_margin", "idm_match", "idm_token_f1", "idm_choice", "idm_yes_no", "ensemble"}
+SENTENCES = {"fdm_likelihood", "fdm_margin"}
+"""Those that score what an inverse model says (`train_grpo.py --role idm`); all others score predicted pictures."""
 
 
 def weight_of(item: str) -> tuple[str, float | None]:

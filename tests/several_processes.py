@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from trainers.dpo.trainer import Pairing, WorldModelDPOTrainer, preference_rows
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.monitors import RULES, Monitors
 from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.grpo.watches_sentences import SENTENCE_RULES, WatchesSentences
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.rows import role_rows
 from trainers.sft.trainer import RoleSFTTrainer
@@ -201,6 +203,25 @@ def trajectories(folder: Path) -> dict[str, Any]:
     return finish(trainer, vlm, folder) | {"gap": trainer.sampler_trainer_gap}
 
 
+def sentences(folder: Path) -> dict[str, Any]:
+    """The inverse role: of sentences of several lengths, the divisor is that of all processes together."""
+    vlm = backbone()
+    few = sorted({*vlm.text_ids(ACTIONS[0])[:7], vlm.layout.end_text})  # so that some sentences end
+    vlm.layout = replace(vlm.layout, text_ids_V=torch.tensor(few))
+    settings = {"max_steps": 2, "num_generations": 4, "per_device_train_batch_size": 8 // WORLD, "loss_type": "dapo"}
+    config = RewindGRPOConfig(output_dir=str(folder), beta=0.1, seed=3, **{**COMMON, **settings})
+    fdm = ForwardDynamics(vlm, "idm")
+    rewards = load_rewards(["fdm_margin", "fdm_likelihood=0.1"], actions=ACTIONS, fdm=fdm, role="idm")
+    watches = WatchesSentences(triplets(12))
+    monitors = Monitors({"as_start": SENTENCE_RULES["as_start"]}, watches=watches)
+    how: dict[str, Any] = {"role": "idm", "max_sentence_tokens": 6, "dead_group_retries": 1, "monitors": monitors}
+    trainer = WorldModelGRPOTrainer(vlm, triplets(12), rewards, config, **how)
+    with mock.patch("trainers.grpo.monitors.ENOUGH", 0):
+        found = finish(trainer, vlm, folder)
+    found["judged"] = [row["monitors/as_start"] for row in trainer.state.log_history if "monitors/as_start" in row]
+    return found | {"gap": trainer.sampler_trainer_gap}
+
+
 def half_precision(folder: Path) -> dict[str, Any]:
     """GRPO in bfloat16."""
     vlm = backbone()
@@ -248,6 +269,7 @@ SCENARIOS = {
     "grpo": grpo,
     "spanning": lambda folder: grpo(folder, spanning=True),
     "trajectories": trajectories,
+    "sentences": sentences,
     "dpo": dpo,
     "half_precision": half_precision,
 }

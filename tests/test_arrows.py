@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "trainers.dpo": _SHARED,
     "trainers.best_of_n": {*_SHARED, "trainers.sft"},  # it fine-tunes on what it keeps
     "trainers.pretraining": _SHARED,
+    "trainers.alternate": {*_SHARED, "trainers.grpo"},  # its judge
     "trainers.rerank": _SHARED,
     "trainers.plan": {"rl", "rl.running", "rl.models"},
     "trainers.studies": {*_SHARED, *_METHODS},

@@ -20,7 +20,7 @@ from trainers.plan.shapes import KNOWN
 
 PUBLISHED = ("chameleon-7b", "liquid-7b", "emu3-8b")
 ROLES = ("idm", "fdm", "grpo", "best_of_n", "dpo")
-SCRIPT = {"judge": "idm", "real": "idm"}
+SCRIPT = {"judge": "idm", "real": "idm", "grpo_idm": "grpo"}
 CONFIGS = [p for p in sorted((ROOT / "configs").glob("**/*.yaml")) if "accelerate" not in p.parts]
 GPUS, GIB = 4, 2**30
 

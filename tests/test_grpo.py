@@ -140,7 +140,7 @@ def test_terms_can_be_normalised_before_they_are_summed(tmp_path: Path) -> None:
     rewards = [large, small, part]
     run = trainer(tmp_path, rewards, multi_objective_aggregation="normalize_then_sum")
     output = run._generate_and_score_completions([{"prompt": str(n)} for n in (0, 0, 0, 0, 1, 1, 1, 1)])
-    sources = [run.groups.trajectories.chains[n][0].source for n in (0, 0, 0, 0, 1, 1, 1, 1)]
+    sources = [run.groups.role.chains[n][0].source for n in (0, 0, 0, 0, 1, 1, 1, 1)]
     candidates = [s.candidate for s in run.last_scored]
     found = score(rewards, Batch([str(i // 4) for i in range(8)], candidates, sources), normalise=True)
     totals = torch.tensor([float("nan") if s.total is None else s.total for s in found])

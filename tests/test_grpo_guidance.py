@@ -52,7 +52,7 @@ def test_sampler_loss_and_reference_are_guided_alike(tmp_path: Path) -> None:
 def test_the_policy_is_what_the_public_sampler_draws_with_guidance(tmp_path: Path) -> None:
     run = guided(tmp_path, report_to="none")
     rolled_out(run)
-    triplet = run.groups.trajectories.chains[1][0]
+    triplet = run.groups.role.chains[1][0]
     fdm = ForwardDynamics(run.vlm, "default")
     same, other = (
         fdm.sample(triplet.source, triplet.action, num_samples=4, guidance=g, seed=run.args.seed)

@@ -141,6 +141,20 @@ GRPO_FLAGS = [
     ("--limit -2", "--limit must be 1 or more"),
     ("--seed -1", "--seed must be a whole number"),
     ("--report_to wandb", "--report_to wandb cannot be used"),
+    ("--max_sentence_tokens 20", "--max_sentence_tokens is of --role idm"),
+    (
+        "--rewards fdm_margin",
+        "'fdm_margin' scores sentences, for train_grpo.py --role idm, and here predicted pictures",
+    ),
+    ("--role idm --guidance 1.5", "--guidance 1.5 is not used with --role idm: an inverse model's prompt has no words"),
+    ("--role idm --importance_advantages group", "--importance_advantages group is not used with --role idm"),
+    ("--role idm --rollout_steps 3", "--rollout_steps 3 is not used with --role idm: a sentence is about one pair"),
+    ("--role idm --rollout_credit trajectory", "--rollout_credit trajectory is not used with --role idm"),
+    ("--role idm --max_completion_length 20", "a sentence ends by itself: use --max_sentence_tokens"),
+    ("--role idm --max_sentence_tokens 0", "max_sentence_tokens must be"),
+    ("--role idm --rewards idm_margin", "'idm_margin' scores predicted pictures and here sentences are scored"),
+    ("--role idm --top_k 50", "--top_k 50 is not used: it would move the support of the policy"),
+    ("--role idm", "give the inverse model to improve and pairs to try: --role idm --idm"),
 ]
 DPO_FLAGS = [
     ("--max_length 512", "--max_length 512 is not used"),

@@ -61,6 +61,7 @@ def test_a_run_is_opened_in_its_own_role_only(runs: Path, tmp_path: Path) -> Non
         ({"script": "train_idm.py", "config": {}}, "idm"),
         *(({"script": f"train_{name}.py", "config": {}}, "fdm") for name in ("fdm", "grpo", "dpo", "best_of_n")),
         ({"script": "train_fdm.py", "config": {"with_idm": True}}, "fdm"),
+        ({"script": "train_grpo.py", "config": {"role": "idm"}}, "idm"),
         ({"script": "demo.py", "stage": "judge_idm"}, "idm"),
         ({"script": "demo.py", "stage": "bootstrapped"}, "fdm"),
         ({"script": "somebody_elses.py"}, None),

@@ -26,7 +26,7 @@ from rl import load_fdm
 from trainers.common.sharding import unsupported
 
 SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2"]
-SCENARIOS += ["trajectories:zero2", "dpo:zero2", "whole:zero2", "whole:zero3"]
+SCENARIOS += ["trajectories:zero2", "sentences:zero2", "dpo:zero2", "whole:zero2", "whole:zero3"]
 SCENARIOS += [f"{family}-{kind}:zero3" for family in ("lumina", "liquid", "emu3") for kind in ("sft", "grpo")]
 HALF = "half_precision:zero2"
 ENVIRONMENT = {
@@ -111,7 +111,7 @@ def test_two_processes_give_the_numbers_of_one(results: dict[str, list[dict[str,
     for rank in ranks:
         assert rank["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-7)
         assert rank["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
-        if "grpo" in spec or spec.startswith(("spanning", "trajectories")):
+        if "grpo" in spec or spec.startswith(("spanning", "trajectories", "sentences")):
             assert rank["reward"] == pytest.approx(one["reward"], rel=1e-5)
             assert rank["reward_std"] == pytest.approx(one["reward_std"], rel=1e-5)
         assert np.allclose(rank["evaluated"], one["evaluated"], rtol=1e-5)

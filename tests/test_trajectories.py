@@ -74,7 +74,7 @@ def test_the_second_steps_prompt_holds_the_ids_drawn_at_the_first(tmp_path: Path
     ]
     for place in range(0, 16, 2):
         first, second = run.last_rows[place : place + 2]
-        chain = run.groups.trajectories.chains[first.number]
+        chain = run.groups.role.chains[first.number]
         drawn = first.candidate.ids.tolist()
         seen = [output["prompt_ids"][place + k][output["prompt_mask"][place + k].bool()].tolist() for k in (0, 1)]
         (source,) = run.vlm.encode([chain[0].source]).tolist()
@@ -148,9 +148,7 @@ def test_rewards_see_each_step(tmp_path: Path) -> None:
     assert seen["task"] == ["task 0", "task 1"] * 8
     assert seen["source"][1::2] == seen["drawn"][::2]
     assert all(target is None for target in seen["target"][1::2])
-    assert all(
-        target is run.groups.trajectories.chains[n // 4][0].target for n, target in enumerate(seen["target"][::2])
-    )
+    assert all(target is run.groups.role.chains[n // 4][0].target for n, target in enumerate(seen["target"][::2]))
     assert np.asarray(seen["image"][1]).shape == (32, 32, 3)
     for row in run.last_rows:
         changed = sum(a != b for a, b in zip(row.candidate.ids.tolist(), row.source_ids, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +31,6 @@ from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
 RoleT = TypeVar("RoleT", ForwardDynamics, InverseDynamics)
-"""Beside the weights: a base's family and words, an adapter's role."""
 
 
 def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_size: int | str = "50GB") -> None:
@@ -107,6 +107,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
 def load_fdm(
     base_or_run: str | Path,
     backbone: UnifiedVLM | None = None,
+    adapter: str = FDM_ADAPTER,
     *,
     base: str | Path | None = None,
     vq: str | Path | None = None,
@@ -118,6 +119,7 @@ def load_fdm(
     Args:
         base_or_run: a base, or the run: a folder, or the Hub id of an adapter.
         backbone: put the run's adapter on weights that are already loaded.
+        adapter: its name there; a second model of a role on one backbone needs another one.
         base: the base of a run by hand, by name or folder, where the one that it names has been moved.
         vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint lacks a part.
         max_rows: the most rows drawn, scored, encoded or decoded at once; None for as many as fit into memory.
@@ -127,8 +129,9 @@ def load_fdm(
         RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
             settings for a backbone that is loaded already, a run that trained an inverse model.
     """
+    _check_adapter_name(adapter)
     check_role(_local(base_or_run), "fdm")
-    made = ForwardDynamics(*_open(base_or_run, backbone, FDM_ADAPTER, base, vq, _settings(settings)))
+    made = ForwardDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
     made.run = str(_local(base_or_run))
     return _bounded(made, max_rows, backbone)
 
@@ -143,12 +146,10 @@ def load_idm(
     max_rows: int | None = None,
     **settings: Any,
 ) -> InverseDynamics:
-    """An inverse dynamics model; with `backbone=fdm.backbone` it is a second adapter on the same weights.
-
-    A second inverse model on one backbone needs another name for its `adapter`; the rest is as for `load_fdm`.
+    """An inverse dynamics model, with the arguments of `load_fdm`; with `backbone=fdm.backbone` it is a second adapter
+    on the same weights.
     """
-    if not isinstance(adapter, str) or not adapter.isidentifier():
-        raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {adapter!r}")
+    _check_adapter_name(adapter)
     check_role(_local(base_or_run), "idm")
     made = InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
     return _bounded(made, max_rows, backbone)
@@ -192,18 +193,29 @@ def load_idm_beside(
     `adapter` is its name on the backbone; `opening` is what `load_idm` takes beside the name, as it was given for the
     forward model. An inverse model of another base takes its `base` and `vq` only where it does not open without them.
     """
+    return _beside(load_idm, base_or_run, vlm, adapter, opening)
+
+
+def load_fdm_beside(base_or_run: str | Path, vlm: UnifiedVLM | None, adapter: str, **opening: Any) -> ForwardDynamics:
+    """The same for a forward model."""
+    return _beside(load_fdm, base_or_run, vlm, adapter, opening)
+
+
+def _beside(
+    load: Callable[..., RoleT], base_or_run: str | Path, vlm: UnifiedVLM | None, adapter: str, opening: dict[str, Any]
+) -> RoleT:
     base = opening.get("base")
     run = adapter_folder(_local(base_or_run))
     if vlm is not None and (
         shares_base(base_or_run, vlm) if base is None or run is None else _stands_on(run, base, vlm)
     ):
-        return load_idm(base_or_run, vlm, adapter, base=None if run is None else base, max_rows=opening.get("max_rows"))
+        return load(base_or_run, vlm, adapter, base=None if run is None else base, max_rows=opening.get("max_rows"))
     try:
-        return load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
+        return load(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
     except RewindError:
         if base is None and "vq" not in opening:
             raise
-        return load_idm(base_or_run, **opening)
+        return load(base_or_run, **opening)
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -212,6 +224,11 @@ def _settings(given: dict[str, Any]) -> Settings:
         known = ", ".join(field.name for field in fields(Settings))
         raise RewindError(f"a model is opened without '{unknown[0]}': there are {known}")
     return Settings(**given)
+
+
+def _check_adapter_name(given: object) -> None:
+    if not isinstance(given, str) or not given.isidentifier():
+        raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {given!r}")
 
 
 def _check_name(given: object) -> None:

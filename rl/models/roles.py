@@ -24,6 +24,8 @@ from rl.triplets import Candidate
 Role = Literal["fdm", "idm"]
 FDM_ADAPTER, IDM_ADAPTER, JUDGE_ADAPTER = "default", "idm", "judge_idm"
 """Adapter names on a shared backbone; TRL expects the policy's to be `default`. A judge's is in no checkpoint."""
+POLICY_ADAPTER, JUDGING_FDM_ADAPTER = "default", "fdm"
+"""Where an inverse model is the policy, it has that name, and the forward model that judges it this one."""
 
 
 class _Role:

@@ -34,6 +34,8 @@ def _role_of_run(about: dict[str, Any], name: str) -> Role | None:
     script, config = about.get("script", ""), about.get("config", {})
     if script == "train_idm.py" or (script == "train_fdm.py" and config.get("with_idm") and name == "idm"):
         return "idm"
+    if script == "train_grpo.py" and config.get("role") == "idm":
+        return "idm"
     if script in ("train_fdm.py", "train_grpo.py", "train_best_of_n.py", "train_dpo.py"):
         return "fdm"
     stage = about.get("stage")

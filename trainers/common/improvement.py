@@ -1,6 +1,8 @@
-"""What every method that improves a forward model by rewards opens first."""
+"""What every method that improves a model by rewards opens first: a forward model, or (GRPO) an inverse one."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from peft import LoraConfig
 
@@ -8,9 +10,16 @@ from rewards import Reward, load_rewards
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import load_fdm, load_idm_beside
-from rl.models.roles import FDM_ADAPTER, ForwardDynamics, InverseDynamics
+from rl.models.opening import load_fdm, load_fdm_beside, load_idm, load_idm_beside
+from rl.models.roles import (
+    FDM_ADAPTER,
+    JUDGING_FDM_ADAPTER,
+    POLICY_ADAPTER,
+    ForwardDynamics,
+    InverseDynamics,
+)
 from rl.models.run_role import role_of
+from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import check_data_flags
 from rl.triplets import Triplet, columns_of
 from trainers.common.adapters import add_adapter, only_policy_trains
@@ -51,11 +60,8 @@ def open_for_improvement(
         fdm = load_fdm(arguments.fdm, **arguments.opening())
         vlm = fdm.backbone
         if fdm.adapter is None:
-            if role_of(arguments.fdm) is None:
-                raise RewindError(f"{arguments.fdm} is a bare base: train it on labelled data first (train_fdm.py)")
-            add_adapter(vlm, fresh_adapter())
+            _give_adapter(vlm, arguments.fdm, "train_fdm.py")
             fdm = ForwardDynamics(vlm, FDM_ADAPTER)
-            tell("%s has no adapter, so it gets a fresh one to learn with (rank %d)", arguments.fdm, FRESH_RANK)
         idm = None
         if arguments.idm is not None:
             idm = load_idm_beside(arguments.idm, vlm, **arguments.opening())
@@ -66,3 +72,53 @@ def open_for_improvement(
         rewards = load_rewards(arguments.rewards, idm, actions, columns=columns, arguments=told)
     only_policy_trains(vlm)
     return fdm, idm, triplets, rewards
+
+
+def open_inverse_for_improvement(
+    arguments: ImproveArguments, left_out: list[LeftOut]
+) -> tuple[InverseDynamics, list[Triplet], list[Reward], float]:
+    """The inverse model with its adapter alone trainable, pairs to try, and the rewards, which ask the forward model.
+
+    That one is frozen: another adapter on the same weights, or a model of its own. Pairs may lack words; where they
+    have some, those are among the sentences that rivals are taken from. How near two tokens show the same stays what
+    the forward model's data told; `InverseDynamics.backbone` is saved by the caller.
+
+    Raises:
+        RewindError: a missing argument, a bare base, a pair without a second picture, a reward that cannot be loaded.
+    """
+    if arguments.idm is None or not arguments.triplets:
+        raise RewindError(
+            "give the inverse model to improve and pairs to try: --role idm --idm runs/idm --fdm runs/fdm --triplets "
+            "runs/pairs/pairs.json"
+        )
+    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    files: dict[str, Any] = {"limit": arguments.limit, "with_targets": True, "named": False}
+    pairs = read_files(arguments, arguments.triplets, left_out, **files)
+    with whole_weights():
+        idm = load_idm(arguments.idm, adapter=POLICY_ADAPTER, **arguments.opening())
+        vlm = idm.backbone
+        if idm.adapter is None:
+            _give_adapter(vlm, arguments.idm, "train_idm.py")
+            idm = InverseDynamics(vlm, POLICY_ADAPTER)
+        near, fdm = vlm.same_below, None
+        if arguments.fdm is not None:
+            fdm = load_fdm_beside(arguments.fdm, vlm, JUDGING_FDM_ADAPTER, **arguments.opening())
+        actions = [pair.action for pair in pairs if pair.action]
+        for backbone in (vlm, vlm if fdm is None else fdm.backbone):
+            backbone.check_actions(actions)
+        columns, told = columns_of(pairs), arguments.reward_arguments
+        rewards = load_rewards(arguments.rewards, None, actions, columns=columns, arguments=told, fdm=fdm, role="idm")
+    only_policy_trains(vlm)
+    return idm, pairs, rewards, near
+
+
+def _give_adapter(vlm: UnifiedVLM, run: str, script: str) -> None:
+    """A fresh adapter for a run that has none of its own.
+
+    Raises:
+        RewindError: a bare base.
+    """
+    if role_of(run) is None:
+        raise RewindError(f"{run} is a bare base: train it on labelled data first ({script})")
+    add_adapter(vlm, fresh_adapter())
+    tell("%s has no adapter, so it gets a fresh one to learn with (rank %d)", run, FRESH_RANK)

@@ -239,6 +239,23 @@ GRPO = COMMON.with_(
 )
 """`RewindGRPOConfig`: `train_grpo.py`."""
 
+GRPO_OF_SENTENCES = GRPO.with_(
+    "mask_truncated_completions",
+    {
+        "max_completion_length": "a sentence ends by itself: use --max_sentence_tokens",
+        "repetition_penalty": "words are drawn from the policy as it is: leave it at 1",
+        **_each(
+            "generation_kwargs cache_implementation",
+            "words are drawn by a sampler of our own: use --temperature or --max_sentence_tokens",
+        ),
+        **_each(
+            "log_completions log_multimodal num_completions_to_print log_unique_prompts log_completions_hub_repo",
+            "OUTPUT_DIR/sentences keeps what was said, and TensorBoard shows that of --validation",
+        ),
+    },
+)
+"""The same with `--role idm`."""
+
 MODEL = NONE.with_(
     "use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_modules_to_save use_rslora use_dora "
     "dtype attn_implementation load_in_8bit load_in_4bit",

@@ -66,11 +66,16 @@ def read_files(
     *,
     limit: int | None = None,
     with_targets: bool = False,
+    named: bool = True,
 ) -> list[Triplet]:
-    """The triplets of files, as `--image_root` and `--strict` say; what is left out is added to `left_out`."""
+    """The triplets of files, as `--image_root` and `--strict` say; what is left out is added to `left_out`. If not
+    `named`, a pair without words is one too.
+    """
     found: list[Triplet] = []
     for file in files:
-        found += read_triplets(file, limit, with_targets=with_targets, **reading(arguments), left_out=left_out)
+        found += read_triplets(
+            file, limit, named=named, with_targets=with_targets, **reading(arguments), left_out=left_out
+        )
     return found
 
 
@@ -139,7 +144,7 @@ def _first_rollout(folder: Path) -> tuple[str, ...]:
                 steps |= {*pq.read_table(part, columns=["step"])["step"].to_pylist()}
             if len(steps) > 1:
                 return ("monitors.json",)
-    return ("monitors.json", "candidates")
+    return ("monitors.json", "candidates", "sentences", "start_sentences.json")
 
 
 def check_output(config: TrainingArguments) -> None:

@@ -1,1 +1,1 @@
-"""GRPO of the forward model, with image tokens for completions (arXiv 2402.03300, 2509.23958)."""
+"""GRPO of the forward model, with image tokens for completions, or of the inverse one, with sentences."""

@@ -6,13 +6,45 @@ from dataclasses import dataclass, field
 
 from trl import GRPOConfig
 
+from rl.models.saying import USUAL_TOKENS
 from trainers.common.arguments import ImproveArguments, StartsAnywhere
+
+REWARDS = {"fdm": ["idm_margin=1.0", "keep_unchanged=0.25"], "idm": ["fdm_likelihood=1.0"]}
+"""Of each role, where none are given."""
 
 
 @dataclass
 class GRPOArguments(ImproveArguments):
     """Arguments of `train_grpo.py` beside TRL's."""
 
+    role: str = field(
+        default="fdm",
+        metadata={
+            "help": "what is improved: fdm, the forward model of --fdm, whose pictures --idm rewards; or idm, the "
+            "inverse model of --idm, whose sentences about the pairs of --triplets, words or not, --fdm rewards",
+            "choices": ["fdm", "idm"],
+        },
+    )
+    fdm: str | None = field(
+        default=None,
+        metadata={"help": "run folder of the forward model to improve; with --role idm of the one that judges"},
+    )
+    idm: str | None = field(
+        default=None,
+        metadata={
+            "help": "run folder of the inverse model that the rewards ask; with --role idm of the one to improve"
+        },
+    )
+    rewards: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "built-in names, file.py:function or package.module:function, each with =WEIGHT (default: "
+            "idm_margin=1.0 keep_unchanged=0.25; with --role idm fdm_likelihood=1.0)"
+        },
+    )
+    max_sentence_tokens: int = field(
+        default=USUAL_TOKENS, metadata={"help": "with --role idm: the most tokens of a sentence, its end included"}
+    )
     validation: list[str] = field(
         default_factory=list,
         metadata={"help": "JSON lists to evaluate on while training, with --eval_strategy steps --eval_steps N"},
@@ -80,6 +112,10 @@ class GRPOArguments(ImproveArguments):
     judge_idm: str | None = field(
         default=None, metadata={"help": "an inverse model that never trains and does not reward, to be watched"}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rewards = self.rewards or [*REWARDS.get(self.role, [])]
 
 
 @dataclass

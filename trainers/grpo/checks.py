@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite, lcm
+from typing import Any
 
 from trl import GRPOConfig
 
 from rewards import Reward
 from rewards.table import weight_of
+from rl.checks import check_whole
 from rl.errors import RewindError
+from rl.models.roles import Role
+from rl.models.saying import USUAL_TOKENS
 from rl.triplets import Triplet
 from trainers.common.preflight import above_zero, at_least
-from trainers.common.refusals import GRPO, refuse_ignored
+from trainers.common.refusals import GRPO, GRPO_OF_SENTENCES, refuse_ignored
 from trainers.grpo.advantages import CREDITS, AdvantageWeights
 
+OPTIONS = {"fdm": GRPO, "idm": GRPO_OF_SENTENCES}
+"""Which of TRL's options each role honours."""
 _KINDS = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
     "scale_rewards": ("group", "batch", "none"),
@@ -25,17 +31,18 @@ _KINDS = {
 """What TRL 1.16 knows; of some it finds out only in the first loss."""
 
 
-def check_options(args: GRPOConfig, rewards: Sequence[str] = ()) -> None:
+def check_options(args: GRPOConfig, rewards: Sequence[str] = (), role: Role = "fdm") -> None:
     """Check TRL's options that mean nothing here or go wrong; nothing needs to be loaded for it.
 
     Args:
         args: TRL's options.
         rewards: as on the command line, NAME_OR_PATH[=WEIGHT], if there are any to be held against `reward_weights`.
+        role: what is trained.
 
     Raises:
         RewindError: in a sentence, what cannot be used and what to do.
     """
-    refuse_ignored(args, GRPO)
+    refuse_ignored(args, OPTIONS[role])
     above_zero(temperature=args.temperature)
     at_least(1, num_iterations=args.num_iterations, num_generations_eval=args.num_generations_eval)
     at_least(0, beta=args.beta, epsilon=args.epsilon, epsilon_high=args.epsilon_high)
@@ -79,6 +86,37 @@ def weighted(rewards: Sequence[Reward], weights: Sequence[float] | None) -> list
     return [replace(reward, weight=float(weight)) for reward, weight in zip(rewards, weights, strict=True)]
 
 
+def check_role_options(role: str, max_sentence_tokens: int, **forward: Any) -> None:
+    """Check that a role is given no option of the other one.
+
+    Args:
+        role: what is trained.
+        max_sentence_tokens: the inverse role's.
+        forward: options of the forward role, by their flags' names.
+
+    Raises:
+        RewindError: another role than there are, or an option that this one would ignore.
+    """
+    if role not in OPTIONS:
+        raise RewindError(f"--role is fdm or idm, not '{role}'")
+    check_whole("max_sentence_tokens", max_sentence_tokens, least=1)
+    if role == "fdm" and max_sentence_tokens != USUAL_TOKENS:
+        raise RewindError("--max_sentence_tokens is of --role idm: a picture has as many tokens as the base's have")
+    for name, value in forward.items():
+        if role == "idm" and value != _OF_THE_FORWARD_ROLE[name][0]:
+            raise RewindError(f"--{name} {value} is not used with --role idm: {_OF_THE_FORWARD_ROLE[name][1]}")
+
+
+_OF_THE_FORWARD_ROLE: dict[str, tuple[Any, str]] = {
+    "guidance": (1.0, "an inverse model's prompt has no words that could be left out"),
+    "importance_advantages": ("none", "a word is no token of a picture that changes or stays (fdm_likelihood has "
+        "the argument 'changed')"),
+    "rollout_steps": (1, "a sentence is about one pair of pictures"),
+    "rollout_credit": ("reward_to_go", "a sentence is about one pair of pictures"),
+}  # fmt: skip
+"""The value that means nothing was asked for, and what is said of another."""
+
+
 def check_grpo(
     args: GRPOConfig,
     chains: Sequence[Sequence[Triplet]],
@@ -87,23 +125,27 @@ def check_grpo(
     rollout_steps: int = 1,
     spread_floor: float | None = None,
     importance_advantages: AdvantageWeights = "none",
+    role: Role = "fdm",
 ) -> None:
     """Check settings against one another and against what there is to train and to evaluate on.
 
     Raises:
         RewindError: in a sentence, what does not go together and what to do.
     """
-    check_options(args)
+    check_options(args, role=role)
+    if role == "idm" and any(t.target is None for chain in (*chains, *validation) for t in chain):
+        raise RewindError("a sentence of the inverse role is about two pictures: a pair lacks its target ('output')")
+    what = "source and action" if role == "fdm" else "pair of pictures"
     if not chains:
         raise RewindError(
-            "there is no source and action to train on"
+            f"there is no {what} to train on"
             if rollout_steps == 1
             else f"no {rollout_steps} triplets follow one another, each starting from the very picture that the one "
             "before ended in: give such, e.g. pairs mined from one video, or a lower --rollout_steps"
         )
     needed = args.generation_batch_size // (args.num_generations * rollout_steps)
     if len(chains) < needed:
-        there_are = f"{len(chains)} sources and actions"
+        there_are = f"{len(chains)} {'sources and actions' if role == 'fdm' else 'pairs of pictures'}"
         if rollout_steps > 1:
             there_are = f"{len(chains)} chains of {rollout_steps} actions"
         raise RewindError(
@@ -114,9 +156,10 @@ def check_grpo(
         raise RewindError("--spread_floor must be above 0 and takes the place of --scale_rewards: leave that 'none'")
     if importance_advantages == "target" and any(t.target is None for chain in chains for t in chain):
         raise RewindError("--importance_advantages target needs the true target of every source: use 'group'")
+    evaluated = "sources and actions" if role == "fdm" else "pairs of pictures"
     if (args.eval_strategy != "no") != bool(validation):
         raise RewindError(
-            "evaluation while training needs both sources and actions to evaluate on (--validation"
+            f"evaluation while training needs both {evaluated} to evaluate on (--validation"
             f"{f', chains of {rollout_steps}' if rollout_steps > 1 else ''}) and --eval_strategy steps"
         )
 

@@ -10,12 +10,12 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from rewards import Batch, Reward, score
+from rewards import Reward, score
 from rl.errors import RewindError
 from trainers.grpo.advantages import dead_groups, parts_of_groups
-from trainers.grpo.trajectories import Part, Row, ScoredRow, Trajectories
+from trainers.grpo.role import Part, PolicyRole
 
-Draw = Callable[[Sequence[Part]], list[list[ScoredRow]]]
+Draw = Callable[[Sequence[Part]], list[list[Any]]]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Groups:
     """Groups of trajectories, of which a process may draw a part.
 
     Args:
-        trajectories: draws them; a group is all steps of all trajectories of one of its chains.
+        role: draws them; a group is all steps of all trajectories of one of its chains.
         rewards: with their weights.
         num_training: so many of the chains, the first ones, may come in the place of a dead group's.
         retries: how often a group whose rewards are all alike is replaced.
@@ -32,7 +32,7 @@ class Groups:
         log_metric: takes a name and a number.
     """
 
-    trajectories: Trajectories
+    role: PolicyRole
     rewards: Sequence[Reward]
     num_training: int
     retries: int
@@ -55,32 +55,23 @@ class Groups:
             RewindError: the rows of all processes, one after the other, are no whole groups, or those of this one no
                 whole trajectories.
         """
-        steps, everyone = self.trajectories.steps, self.everyones(prompts)
+        steps, everyone = self.role.steps, self.everyones(prompts)
         if everyone != [prompt for prompt in everyone[::group] for _ in range(group)] or len(prompts) % steps:
             raise RewindError("TRL did not repeat a group's prompts one after the other: this release is not supported")
         first = self.accelerator.process_index * len(prompts) // steps
         parts = parts_of_groups(first, len(prompts) // steps, group // steps)
         return [(int(everyone[start * steps]), members) for start, members in parts]
 
-    def scored(self, parts: Sequence[Part], rows: Sequence[Row], trainer_state: Any) -> list[list[ScoredRow]]:
+    def scored(self, parts: Sequence[Part], rows: Sequence[Any], trainer_state: Any) -> list[list[Any]]:
         """The rows of each part with their scores, once under our contract."""
-        batch = Batch(
-            [row.triplet.action for row in rows],
-            [row.candidate for row in rows],
-            [row.triplet.source for row in rows],
-            [row.triplet.target for row in rows],
-            [row.triplet.task for row in rows],
-            log_metric=self.log_metric,
-            trainer_state=trainer_state,
-            more=[row.triplet.more for row in rows],
-        )
+        batch = self.role.batch(rows, log_metric=self.log_metric, trainer_state=trainer_state)
         scored = score(self.rewards, batch)
-        found = iter([ScoredRow(**vars(row), scored=one) for row, one in zip(rows, scored, strict=True)])
-        return [[next(found) for _ in range(len(members) * self.trajectories.steps)] for _, members in parts]
+        found = iter([self.role.scored(row, one) for row, one in zip(rows, scored, strict=True)])
+        return [[next(found) for _ in range(len(members) * self.role.steps)] for _, members in parts]
 
     def replace_dead(
-        self, parts: list[Part], rows: list[list[ScoredRow]], first_row: int, group: int, step: int, draw: Draw
-    ) -> list[list[ScoredRow]]:
+        self, parts: list[Part], rows: list[list[Any]], first_row: int, group: int, step: int, draw: Draw
+    ) -> list[list[Any]]:
         """Draw other sources and actions in the place of groups whose totals are all alike, within the budget.
 
         The replacement depends on seed, step and the group's number alone, so that every process takes the same.
@@ -96,8 +87,8 @@ class Groups:
         Returns:
             This process's parts of what was replaced; `parts` and `rows` hold what has come in their place.
         """
-        replaced: list[list[ScoredRow]] = []
-        steps, members = self.trajectories.steps, group // self.trajectories.steps
+        replaced: list[list[Any]] = []
+        steps, members = self.role.steps, group // self.role.steps
         starts = np.cumsum([0, *(len(mine) for _, mine in parts[:-1])]) + first_row // steps
         for attempt in range(self.retries + 1):
             dead = dead_groups(self.everyones([row.scored.total for part in rows for row in part]), members, steps)

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -23,6 +23,7 @@ from transformers.trainer_callback import ExportableState
 from rl.errors import RewindError
 from rl.evaluation.rollout_measures import measure
 from rl.models.roles import InverseDynamics
+from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json, write_whole
 from rl.triplets import Scored, Triplet
 from rl.words import did_you_mean
@@ -64,11 +65,30 @@ RULES = {
 """Every monitor with its usual rule; what each measures stands in `rl.evaluation.rollout_measures.measure`."""
 
 
-def rules_of(specifications: str | Sequence[str], with_judge: bool = False) -> dict[str, Rule]:
+class Watches(Protocol):
+    """What is measured of a rollout; of predicted pictures that is `rl.evaluation.rollout_measures.measure`."""
+
+    vlm: UnifiedVLM
+
+    def measure(
+        self, rows: Sequence[Triplet], scored: Sequence[Scored], group: int, judge: InverseDynamics | None
+    ) -> dict[str, float]:
+        """A number a monitor; rows and what was scored side by side, a group's one after the other."""
+
+    def write(self, file: Path, rows: Sequence[Triplet], scored: Sequence[Scored]) -> None:
+        """Write what `measure` reads of rows that wait for it."""
+
+    def read(self, file: Path) -> tuple[list[Triplet], list[Scored]]:
+        """What `write` wrote."""
+
+
+def rules_of(
+    specifications: str | Sequence[str], with_judge: bool = False, usual: Mapping[str, Rule] = RULES
+) -> dict[str, Rule]:
     """Rules from 'NAME', 'NAME=WARN', 'NAME=WARN:STOP' or 'NAME=:STOP'; 'all' is every monitor with its usual rule.
 
-    Later ones win, so `all copy_rate=0.2:0.5` changes one rule; 'none' alone watches nothing. Without a judge 'all'
-    means all others.
+    `usual` are the monitors that there are. Later ones win, so `all copy_rate=0.2:0.5` changes one rule; 'none' alone
+    watches nothing. Without a judge 'all' means all others.
 
     Raises:
         RewindError: an unknown name, limits that are no positive numbers, `judge_idm` without a judge.
@@ -78,15 +98,15 @@ def rules_of(specifications: str | Sequence[str], with_judge: bool = False) -> d
     for text in [] if list(specifications) == ["none"] else specifications:
         name, equals, limits = text.partition("=")
         if text == "all":
-            found |= {key: rule for key, rule in RULES.items() if with_judge or key != "judge_idm"}
+            found |= {key: rule for key, rule in usual.items() if with_judge or key != "judge_idm"}
             continue
         if name == "judge_idm" and not with_judge:
             raise RewindError("the monitor 'judge_idm' needs an inverse model that does not reward: give --judge_idm")
-        if name not in RULES:
-            near = did_you_mean(name, [*RULES, "all", "none"])
-            raise RewindError(f"there is no monitor '{name}'{near}: there are {', '.join(RULES)}, 'all' and 'none'")
+        if name not in usual:
+            near = did_you_mean(name, [*usual, "all", "none"])
+            raise RewindError(f"there is no monitor '{name}'{near}: there are {', '.join(usual)}, 'all' and 'none'")
         if not equals:
-            found[name] = RULES[name]
+            found[name] = usual[name]
             continue
         try:
             warn, stop = [float(part) if part else None for part in (*limits.split(":"), "")[:2]]
@@ -94,7 +114,7 @@ def rules_of(specifications: str | Sequence[str], with_judge: bool = False) -> d
             raise RewindError(f"the monitor '{text}' must be NAME=WARN:STOP, e.g. {name}=0.1:0.3") from error
         if limits.count(":") > 1 or not all(limit is None or limit > 0 for limit in (warn, stop)):
             raise RewindError(f"the limits of the monitor '{text}' must be above 0: how far it may move, WARN:STOP")
-        found[name] = Rule(warn, stop, RULES[name].direction)
+        found[name] = Rule(warn, stop, usual[name].direction)
     return found
 
 
@@ -110,15 +130,20 @@ class Monitors(TrainerCallback, ExportableState, KeepsPart):  # type: ignore[mis
         rules: by monitor.
         start_file: where the measures at the start are kept, None for nowhere.
         judge: an inverse model that is not the rewarding one and never trains, for `judge_idm`.
+        watches: what is measured, None for predicted pictures.
     """
 
     def __init__(
-        self, rules: Mapping[str, Rule], start_file: Path | None = None, judge: InverseDynamics | None = None
+        self,
+        rules: Mapping[str, Rule],
+        start_file: Path | None = None,
+        judge: InverseDynamics | None = None,
+        watches: Watches | None = None,
     ) -> None:
         if "judge_idm" in rules and judge is None:
             raise RewindError("the monitor 'judge_idm' needs a judge")
         self.rules = dict(rules)
-        self.start_file, self.judge = start_file, judge
+        self.start_file, self.judge, self.watches = start_file, judge, watches
         self.start: dict[str, float] | None = None
         self.stopped: str | None = None
         self._rows: list[Triplet] = []
@@ -135,7 +160,8 @@ class Monitors(TrainerCallback, ExportableState, KeepsPart):  # type: ignore[mis
     def write_part(self, folder: Path) -> None:
         """Write what waits to be measured."""
         if self._rows:
-            write_waiting(_part(folder), self._rows, self._scored)
+            write = write_waiting if self.watches is None else self.watches.write
+            write(_part(folder), self._rows, self._scored)
 
     def read_part(self, folder: Path) -> None:
         """Go on with what waited; it is read when the next rollout brings its backbone."""
@@ -156,13 +182,17 @@ class Monitors(TrainerCallback, ExportableState, KeepsPart):  # type: ignore[mis
         if not self.rules:
             return
         if self._resumed is not None:
-            self._rows, self._scored = read_waiting(self._resumed, scored[0].candidate.backbone)
+            if self.watches is not None:
+                self._rows, self._scored = self.watches.read(self._resumed)
+            else:
+                self._rows, self._scored = read_waiting(self._resumed, scored[0].candidate.backbone)
             self._resumed = None
         self._rows += rows
         self._scored += scored
         if len(self._rows) * PartialState().num_processes < ENOUGH:
             return
-        found = _mean_of_processes(measure(self._rows, self._scored, group, self.judge))
+        measures = measure if self.watches is None else self.watches.measure
+        found = _mean_of_processes(measures(self._rows, self._scored, group, self.judge))
         self._rows, self._scored = [], []
         if self.start is None:
             self.start = self._first(found)

@@ -110,7 +110,7 @@ class Profile(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer = self.trainer
-        self._watch("draw", trainer.groups.trajectories, "draw")
+        self._watch("draw", trainer.groups.role, "draw")
         self._watch("encode", trainer.vlm, "codes")
         self._watch("decode", trainer.vlm, "decode")
         self._watch("log_probs", trainer, "_get_per_token_logps_and_entropies")

@@ -1,8 +1,9 @@
-"""What `scripts/train_grpo.py` does: a forward model and things to try in; an improved run folder out."""
+"""What `scripts/train_grpo.py` does: a forward or inverse model and what to try in; an improved run folder out."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,26 +11,30 @@ from transformers import EarlyStoppingCallback, set_seed
 from trl import GRPOConfig
 
 from rewards import scorers
+from rewards.loading import check_role_of_rewards
 from rl.data.chains import chains
 from rl.data.left_out import LeftOut
+from rl.data.sentence_store import SentenceStore
 from rl.data.store import CandidateStore, scorer_key
 from rl.errors import RewindError
+from rl.models.roles import InverseDynamics, Role
+from rl.triplets import Triplet
 from trainers.common.adapters import save_adapter
 from trainers.common.checkpoints import fit
-from trainers.common.improvement import open_for_improvement
+from trainers.common.improvement import open_for_improvement, open_inverse_for_improvement
 from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import at_least, check_training, check_validation
-from trainers.common.refusals import GRPO
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import tell, whole_weights
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
-from trainers.grpo.checks import check_grpo, check_options, check_trajectories
+from trainers.grpo.checks import OPTIONS, check_grpo, check_options, check_role_options, check_trajectories
 from trainers.grpo.identity import check_correction
 from trainers.grpo.judge import load_judge
-from trainers.grpo.monitors import Monitors, rules_of
+from trainers.grpo.monitors import RULES, Monitors, rules_of
 from trainers.grpo.profile import Profile
 from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.grpo.watches_sentences import SENTENCE_RULES, WatchesSentences
 
 logger = logging.getLogger("rl")
 
@@ -54,32 +59,28 @@ def warn_of_divided_groups(config: GRPOConfig, steps: int = 1) -> None:
 
 
 def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
-    """Improve a forward model by rewards; returns the run folder, which `load_fdm` opens."""
-    check_output(config)
-    if arguments.early_stop and not config.load_best_model_at_end:
-        raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
-    check_training(config, GRPO, arguments)
-    at_least(0, early_stop=arguments.early_stop, dead_group_retries=arguments.dead_group_retries)
-    check_validation(config, arguments.validation)
-    check_options(config, arguments.rewards)
-    check_correction(arguments.max_sampler_gap, arguments.importance_correction)
-    check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
+    """Improve a forward or inverse model by rewards; returns the run folder, which `load_fdm` or `load_idm` opens."""
+    role = _check_before_opening(arguments, config)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
-    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out)
-    vlm = fdm.backbone
-    fdm.check(temperature=config.temperature, guidance=arguments.guidance)
-    validation = read_files(arguments, arguments.validation, left_out)
-    rules = rules_of(arguments.monitors, arguments.judge_idm is not None)
-    kind: Any = arguments.importance_advantages
-    steps, credit = arguments.rollout_steps, cast(Credit, arguments.rollout_credit)
+    steps, kind, credit = arguments.rollout_steps, arguments.importance_advantages, arguments.rollout_credit
+    if role == "fdm":
+        fdm, _, triplets, rewards = open_for_improvement(arguments, left_out)
+        vlm, near = fdm.backbone, fdm.backbone.same_below
+        fdm.check(temperature=config.temperature, guidance=arguments.guidance)
+    else:
+        idm, triplets, rewards, near = open_inverse_for_improvement(arguments, left_out)
+        vlm = idm.backbone
+    files: dict[str, Any] = {} if role == "fdm" else {"with_targets": True, "named": False}
+    validation = read_files(arguments, arguments.validation, left_out, **files)
+    forward: dict[str, Any] = {"rollout_steps": steps, "importance_advantages": kind}
     check_grpo(
         config,
         chains(triplets, steps),
         chains(validation, steps),
-        rollout_steps=steps,
         spread_floor=arguments.spread_floor,
-        importance_advantages=kind,
+        role=role,
+        **forward,
     )
     with whole_weights():
         judge = load_judge(arguments.judge_idm, vlm, **arguments.opening()) if arguments.judge_idm is not None else None
@@ -89,7 +90,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
     warn_of_divided_groups(config, steps)
-    monitors = Monitors(rules, output / "monitors.json", judge)
+    monitors = _monitors(arguments, role, output, judge, triplets)
     profile = [Profile()] if arguments.profile else []
     for one in profile:
         rewards = one.timed(rewards)
@@ -101,22 +102,62 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         validation=validation,
         dead_group_retries=arguments.dead_group_retries,
         spread_floor=arguments.spread_floor,
-        importance_advantages=kind,
         guidance=arguments.guidance,
-        rollout_steps=steps,
-        rollout_credit=credit,
+        rollout_credit=cast(Credit, credit),
         max_sampler_gap=arguments.max_sampler_gap,
         importance_correction=arguments.importance_correction,
         monitors=monitors,
-        store=CandidateStore(
-            output / "candidates", scorer_key(arguments.idm, arguments.reward_arguments), scorers(rewards)
-        ),
+        store=_store(arguments, role, output, scorers(rewards)),
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early, *profile],
+        role=role,
+        max_sentence_tokens=arguments.max_sentence_tokens,
+        **forward,
     )
     for one in profile:
         one.trainer = trainer
     fit(trainer, output, arguments.resume)
     monitors.check(output)
-    folder = save_adapter(vlm, output, role="fdm")
+    vlm.same_below = near  # of an inverse model, not what the forward model beside it has brought
+    folder = save_adapter(vlm, output, role=role)
     tell("%d steps; the adapter is in %s", trainer.state.global_step, folder)
     return output
+
+
+def _check_before_opening(arguments: GRPOArguments, config: GRPOConfig) -> Role:
+    """Look at all that can be looked at before a model is loaded; returns the role.
+
+    Raises:
+        RewindError: in a sentence, what cannot be used and what to do.
+    """
+    check_output(config)
+    if arguments.early_stop and not config.load_best_model_at_end:
+        raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
+    forward = ("guidance", "importance_advantages", "rollout_steps", "rollout_credit")
+    check_role_options(
+        arguments.role, arguments.max_sentence_tokens, **{name: getattr(arguments, name) for name in forward}
+    )
+    role = cast(Role, arguments.role)
+    check_training(config, OPTIONS[role], arguments)
+    at_least(0, early_stop=arguments.early_stop, dead_group_retries=arguments.dead_group_retries)
+    check_validation(config, arguments.validation)
+    check_options(config, arguments.rewards, role)
+    check_role_of_rewards(arguments.rewards, role)
+    check_correction(arguments.max_sampler_gap, arguments.importance_correction)
+    check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
+    return role
+
+
+def _monitors(
+    arguments: GRPOArguments, role: Role, output: Path, judge: InverseDynamics | None, triplets: Sequence[Triplet]
+) -> Monitors:
+    rules = rules_of(arguments.monitors, judge is not None, RULES if role == "fdm" else SENTENCE_RULES)
+    watches = None if role == "fdm" else WatchesSentences(triplets, output / "start_sentences.json")
+    return Monitors(rules, output / "monitors.json", judge, watches)
+
+
+def _store(
+    arguments: GRPOArguments, role: Role, output: Path, scored_by: dict[str, str]
+) -> CandidateStore | SentenceStore:
+    if role == "fdm":
+        return CandidateStore(output / "candidates", scorer_key(arguments.idm, arguments.reward_arguments), scored_by)
+    return SentenceStore(output / "sentences", scorer_key(arguments.fdm, arguments.reward_arguments), scored_by)

@@ -1,4 +1,5 @@
-"""GRPO on TRL's `GRPOTrainer`, with image tokens for completions (arXiv 2402.03300; for world models 2509.23958).
+"""GRPO on TRL's `GRPOTrainer` (arXiv 2402.03300): of a forward model, with image tokens for completions (2509.23958),
+or of an inverse model, with sentences (2602.06130). What differs between them is a `trainers.grpo.role.PolicyRole`.
 
 What is ours: rollouts by our sampler, log-probabilities by our distribution (one and the same for sampler, policy, old
 policy and reference), rewards by our contract. What is TRL's: everything else.
@@ -6,7 +7,7 @@ policy and reference), rewards by our contract. What is TRL's: everything else.
 Seams of TRL 1.16 that it touches: `rollout_func` (prompts arrive repeated), `_get_per_token_logps_and_entropies`
 (policy, old and reference), `_generate_and_score_completions` (wrapped, to compare the sampler's log-probabilities with
 the trainer's, and to shape advantages), `num_generations` and `num_generations_eval` (rows a group, which TRL reads in
-its samplers and advantages).
+its samplers and advantages), `eos_token_ids` (what a sentence ends with).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Reward
-from rl.codes import Codes, by_grid
+from rewards.loading import TABLES
 from rl.data.chains import chains
+from rl.data.sentence_store import SentenceStore
 from rl.data.store import CandidateStore
-from rl.errors import RewindError
-from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
+from rl.models.roles import Role
+from rl.models.saying import USUAL_TOKENS
 from rl.models.unified import UnifiedVLM
-from rl.report.grids import candidate_row
 from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.checkpoints import WholeCheckpoints
 from trainers.common.log_probs import IGNORED, score_under
@@ -45,19 +46,23 @@ from trainers.grpo.advantages import (
     token_weights,
     trajectory_advantages,
 )
-from trainers.grpo.checks import check_grpo, check_trajectories, weighted
+from trainers.grpo.checks import check_grpo, check_role_options, check_trajectories, weighted
+from trainers.grpo.draws_pictures import DrawsPictures
 from trainers.grpo.groups import Groups
 from trainers.grpo.identity import CAP, LIMIT, LIMIT_HALF, ComparesWithSampler, check_correction
 from trainers.grpo.monitors import Monitors
-from trainers.grpo.trajectories import Part, ScoredRow, Trajectories, changed_tokens, keep, step_means
+from trainers.grpo.names_actions import NamesActions
+from trainers.grpo.role import Part, PolicyRole
+from trainers.grpo.trajectories import changed_tokens, step_means
 
 
 class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
-    """GRPO of a forward dynamics model.
+    """GRPO of a forward dynamics model, or of an inverse one.
 
     Args:
         vlm: the backbone, its policy adapter `default` trainable.
-        triplets: sources and actions; targets only for rewards that ask for them.
+        triplets: sources and actions; targets only for rewards that ask for them. For the inverse role pairs of
+            pictures, whose words, if any, only `exact_match` is measured by.
         rewards: loaded rewards with their weights, or with those of `args.reward_weights` if it has any.
         validation: sources and actions to evaluate on (`eval_strategy`); the best checkpoint is chosen by the reward on
             them (`load_best_model_at_end`, `metric_for_best_model="eval_reward"`).
@@ -77,9 +82,12 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         rollout_credit: what a prediction of a trajectory is credited with (`advantages.trajectory_advantages`).
         max_sampler_gap: the run stops where sampler and loss differ by more nats a token on average; None: 1e-4 in
             float32, 0.05 in half precision.
+        role: what is trained, `fdm` or `idm`. Guidance, weights of tokens and rollouts of several steps are the forward
+            role's alone; a `store` is then a `SentenceStore`.
+        max_sentence_tokens: the most tokens of a sentence of the inverse role, its end included.
         importance_correction: cap of the importance weights that correct for that difference; 0 is off, None: 2 in half
             precision and off in float32, where there is nothing to correct.
-        args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
+        args: `GRPOConfig`; completion length is the role's, top-k and top-p are refused.
     """
 
     def __init__(
@@ -100,9 +108,13 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         max_sampler_gap: float | None = None,
         importance_correction: float | None = None,
         monitors: Monitors | None = None,
-        store: CandidateStore | None = None,
+        store: CandidateStore | SentenceStore | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        role: Role = "fdm",
+        max_sentence_tokens: int = USUAL_TOKENS,
     ) -> None:
+        forward = {"guidance": guidance, "importance_advantages": importance_advantages, "rollout_steps": rollout_steps}
+        check_role_options(role, max_sentence_tokens, rollout_credit=rollout_credit, **forward)
         check_trajectories(args, rollout_steps, rollout_credit)
         training, evaluated = chains(triplets, rollout_steps), chains(validation, rollout_steps)
         check_grpo(
@@ -112,32 +124,33 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             rollout_steps=rollout_steps,
             spread_floor=spread_floor,
             importance_advantages=importance_advantages,
+            role=role,
         )
         columns = columns_of([*triplets, *validation])
         given, rewards = (args.reward_weights, args.max_completion_length), weighted(rewards, args.reward_weights)
-        rewards = [reward.on(columns) for reward in rewards]
+        rewards = [reward.on(columns, TABLES[role]) for reward in rewards]
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
         self.rollout_steps, self.rollout_credit = rollout_steps, rollout_credit
         self.spread_floor = spread_floor
         self.importance_advantages: AdvantageWeights = importance_advantages
         self.monitors, self.store = monitors, store
-        self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
-        trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
-        grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
-        if self.distribution.guided and len(grids) > 1:
-            raise RewindError("guidance in training needs pictures of the base's one size, and one view each")
-        if importance_advantages != "none" and len(by_grid(trajectories.source_ids)) > 1:
-            raise RewindError(
-                "importance_advantages needs pictures of one size and as many views each: give a fixed --image_size"
-            )
-        self.last_rows: list[ScoredRow] = []
+        if monitors is not None and monitors.watches is not None:
+            monitors.watches.vlm = vlm
+        self.role: PolicyRole
+        if role == "fdm":
+            every = [*training, *evaluated]
+            self.role = DrawsPictures(vlm, every, args.temperature, guidance, importance_advantages)
+        else:
+            self.role = NamesActions(vlm, [*triplets, *validation], args.temperature, max_sentence_tokens)
+        self.distribution = self.role.distribution
+        self.last_rows: list[Any] = []
         self._validated: list[tuple[Triplet, list[Scored]]] = []
         self.sampler_trainer_gap = 0.0
         check_correction(max_sampler_gap, importance_correction)
         exact = vlm.head_weight().dtype == torch.float32 and not (args.bf16 or args.fp16)
         self.gap_limit = max_sampler_gap or (LIMIT if exact else LIMIT_HALF)
         self.correction_cap = (0.0 if exact else CAP) if importance_correction is None else importance_correction
-        args.max_completion_length = max(len(vlm.layout.grammar.of(grid).free) for grid in grids)
+        args.max_completion_length = self.role.longest
         args.remove_unused_columns = False
         args.disable_dropout = True  # else the loss sees another policy than the sampler
         args.reward_weights = [reward.weight for reward in rewards]
@@ -157,11 +170,13 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
                 rollout_func=self._rollout,
             )
         self.groups = Groups(
-            trajectories, rewards, len(training), dead_group_retries, args.seed, self.accelerator, self._log_metric
+            self.role, rewards, len(training), dead_group_retries, args.seed, self.accelerator, self._log_metric
         )
         # TRL has read ours; the config may serve other rewards next
         args.reward_weights, args.max_completion_length = given
         # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
+        if self.role.ends is not None:
+            self.eos_token_ids = self.role.ends
         self.num_generations *= rollout_steps
         self.num_generations_eval *= rollout_steps
         score_under(vlm, self.distribution, entropy=True)
@@ -174,8 +189,8 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         """TRL's evaluation on the validation rows, always with the same noise; a grid of candidates beside it."""
         found: dict[str, float] = super().evaluate(*arguments, **settings)
         shown, self._validated = self._validated[:GRID_ROWS], []
-        if self.vlm.can_draw:
-            show_validation(self, [candidate_row(triplet, group) for triplet, group in shown])
+        rows = [self.role.shown(triplet, group) for triplet, group in shown]
+        show_validation(self, [row for row in rows if row is not None])
         return found
 
     # ---- rollouts and rewards
@@ -184,7 +199,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         """Draw and score this process's part of the groups, whose rows stand together: TRL repeats prompts."""
         group = self.num_generations if self.model.training else self.num_generations_eval
         parts = self.groups.parts(prompts, group)
-        replaced: list[list[ScoredRow]] = []
+        replaced: list[list[Any]] = []
         with gathered(self):
             rows = self._draw_and_score(parts)
             if self.model.training:
@@ -203,20 +218,10 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         if self.model.training and self.store is not None:
             # The same source and action in both is the same draw, for noise goes by content: it is kept once.
             kept = [*([row for row in part if row.step == 0] for part in replaced), *firsts]
-            keep(self.store, kept, seed=self.args.seed, step=self.state.global_step)
-        grammars = [self.vlm.layout.grammar_of(row.source_ids) for row in self.last_rows]
-        drawn: dict[str, list[Any]] = {
-            "prompt_ids": [row.prompt_ids() for row in self.last_rows],
-            "completion_ids": [self.vlm.target_span(row.candidate.codes) for row in self.last_rows],
-            "logprobs": [
-                grammar.spread(row.candidate.logprobs.tolist(), 0.0)
-                for grammar, row in zip(grammars, self.last_rows, strict=True)
-            ],
-        }
-        if not all(all(grammar.free) for grammar in grammars):
-            # Forced tokens are read and count nowhere, not in the mean over tokens either.
-            drawn["env_mask"] = [[int(is_code) for is_code in grammar.free] for grammar in grammars]
-        return drawn
+            self.role.keep(self.store, kept, seed=self.args.seed, step=self.state.global_step)
+        for name, value in self.role.figures(self.last_rows).items():
+            self._log_metric(name, value)
+        return self.role.told(self.last_rows)
 
     def _observe(self, monitors: Monitors, members: int) -> None:
         """Show the monitors the last rollout, all of a step side by side; a judge may stand on the same weights."""
@@ -224,11 +229,11 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         triplets, scored = [row.triplet for row in ordered], [row.scored for row in ordered]
         monitors.observe(triplets, scored, members, self._log_metric, self.state.global_step)
 
-    def _draw_and_score(self, parts: Sequence[Part]) -> list[list[ScoredRow]]:
-        """Predictions of each part of a group with their scores; TRL's reward columns only read those."""
+    def _draw_and_score(self, parts: Sequence[Part]) -> list[list[Any]]:
+        """Completions of each part of a group with their scores; TRL's reward columns only read those."""
         noise = Noise(self.args.seed, self.state.global_step if self.model.training else VALIDATION_NOISE)
         with self.accelerator.autocast(), self.vlm.using("default", merged=True):
-            rows = self.groups.trajectories.draw(parts, noise)
+            rows = self.role.draw(parts, noise)
         return self.groups.scored(parts, rows, self.state)
 
     @property
@@ -236,7 +241,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         """What the last rollout drew in this process, in the order of its rows."""
         return [row.scored for row in self.last_rows]
 
-    def _note_validation(self, parts: Sequence[Sequence[ScoredRow]]) -> None:
+    def _note_validation(self, parts: Sequence[Sequence[Any]]) -> None:
         """Of each group, the first step's predictions: those after it have no source that an oracle would know."""
         self._validated += [(part[0].triplet, [row.scored for row in part]) for part in parts]
         if self.oracle is not None:
@@ -275,7 +280,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             labels = torch.full_like(ids, IGNORED)
             labels[:, -logits_to_keep:] = ids[:, -logits_to_keep:]
-            labels[labels == self.vlm.layout.pad] = IGNORED  # behind pictures that are smaller than others
+            labels[self.role.unread(ids, mask)] = IGNORED
             with self.accelerator.autocast():
                 scores = model(
                     input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True

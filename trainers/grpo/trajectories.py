@@ -24,12 +24,10 @@ from rl.models.inputs import token_ids
 from rl.models.noise import Noise
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet
+from trainers.grpo.role import Part
 
 STEP_NOISE = 2**32
 """What a step of a trajectory adds to the noise's step, beyond any step of training or of evaluation."""
-
-Part = tuple[int, range]
-"""The number of a chain, and which trajectories of its group."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""What a run of rounds is asked for, and the commands of its stages: existing scripts, each with a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from os.path import commonpath
+from pathlib import Path
+from typing import Any
+
+from rl.errors import RewindError
+
+REWARDS: dict[str, dict[str, list[str]]] = {
+    "margin": {
+        "fdm": ["--rewards", "idm_margin=1.0", "keep_unchanged=1.0"],
+        "idm": ["--rewards", "fdm_margin=1.0"],
+    },
+    "swirl": {
+        "fdm": ["--rewards", "idm_likelihood=1.0", "--scale_rewards", "group"],
+        "idm": [
+            *("--rewards", "fdm_likelihood=1.0", "--scale_rewards", "group"),
+            *("--reward_arguments", json.dumps({"fdm_likelihood": {"mean": True}})),
+        ],
+    },
+    "config": {"fdm": [], "idm": []},
+}
+"""What rewards each role, by `--reward`: held against rivals and with preservation; SWIRL's own, mean log-probabilities
+divided by their group's spread; or what the configs of the two trainings say."""
+CONTROLS = ("alternate", "fdm_only", "relabel_only")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of `scripts/alternate.py`.
+
+    Args:
+        fdm: the forward model that is improved.
+        idm: the inverse model that names and rewards, and is improved.
+        pairs: a file of pairs of pictures, words or not.
+        output: gets a folder a round.
+        rounds: each on a shard of its own.
+        fdm_steps: of GRPO of the forward model, a round.
+        idm_steps: of GRPO of the inverse model, a round.
+        fdm_config: YAML of `train_grpo.py` for the forward model, None for its defaults.
+        idm_config: the same for the inverse model.
+        reward: a key of `REWARDS`.
+        control: `alternate`; `relabel_only`: the inverse model names every shard and never trains; `fdm_only`: nor does
+            it name anything after the first round, which is on all pairs.
+        temperature: at which pairs are named: 0 the likeliest words, 1 sampled.
+        judge_idm: an inverse model that never trains, labels or rewards.
+        validation: labelled triplets on which both roles are measured after every round.
+        validation_limit: the first so many of them.
+        judge_fall: rounds end after one whose judge score lies so much below the best so far; inf never.
+        seed: of the shards and, with the round's number, of every stage.
+        launch: words before the script in the commands of training, such as a launcher's.
+        opening: how models are opened, as arguments of `load_fdm`.
+        reading: how files of pairs are read, `image_root` and `strict`.
+    """
+
+    fdm: str
+    idm: str
+    pairs: Path
+    output: Path
+    rounds: int = 3
+    fdm_steps: int = 96
+    idm_steps: int = 32
+    fdm_config: Path | None = None
+    idm_config: Path | None = None
+    reward: str = "margin"
+    control: str = "alternate"
+    temperature: float = 0.0
+    judge_idm: str | None = None
+    validation: Path | None = None
+    validation_limit: int = 200
+    judge_fall: float = 0.0
+    seed: int = 0
+    launch: tuple[str, ...] = ()
+    opening: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise a `RewindError` for numbers that are none, or a judge without cases."""
+        for name in ("rounds", "fdm_steps", "idm_steps", "validation_limit"):
+            if getattr(self, name) < 1:
+                raise RewindError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.temperature >= 0 and isfinite(self.temperature)):
+            raise RewindError(f"--temperature must be 0 or more, not {self.temperature}")
+        if not self.judge_fall >= 0:
+            raise RewindError(f"--judge_fall is how far the judge's score may fall, 0 or more, not {self.judge_fall}")
+        if (self.judge_idm is None) != (self.validation is None):
+            raise RewindError(
+                "after each round a judge reads what the forward model draws for labelled cases: give both --judge_idm "
+                "runs/judge_idm and --validation held-out.json, or neither"
+            )
+        for name in ("fdm_config", "idm_config"):
+            file = getattr(self, name)
+            if file is not None and not file.is_file():
+                raise RewindError(f"there is no file {file} (--{name})")
+            if file is None and self.reward == "config" and not (name == "idm_config" and self.control != "alternate"):
+                raise RewindError(f"--reward config takes the rewards of --{name}: give that too")
+
+    def label(self, number: int, idm: str, pairs: Path, folder: Path) -> list[str]:
+        """The command that names pairs."""
+        how: list[Any] = [*_image_root(pairs), "--temperature", self.temperature, "--seed", self.seed_of(number)]
+        how += ["--output", folder, "--resume"]
+        return ["label.py", *map(str, ["--idm", idm, "--pairs", pairs, *how]), *self._flags(training=False)]
+
+    def train(self, role: str, number: int, fdm: str, idm: str, data: Path, folder: Path) -> list[str]:
+        """The command that improves a role by the other one, which stands still."""
+        steps = self.fdm_steps if role == "fdm" else self.idm_steps
+        config = self.fdm_config if role == "fdm" else self.idm_config
+        given: list[Any] = [] if config is None else ["--config", config]
+        given += ["--role", role, "--fdm", fdm, "--idm", idm, "--triplets", data, *_image_root(data)]
+        given += ["--max_steps", steps]
+        given += [] if self.judge_idm is None else ["--judge_idm", self.judge_idm]
+        given += ["--seed", self.seed_of(number), "--output_dir", folder, "--resume", "true"]
+        return ["train_grpo.py", *map(str, given), *REWARDS[self.reward][role], *self._flags(training=True)]
+
+    def seed_of(self, number: int) -> int:
+        """Of a round's stages: no two rounds draw the same noise."""
+        return self.seed * 1000 + number
+
+    def _flags(self, training: bool) -> list[str]:
+        """How models are opened and files read; a trainer's launcher decides on devices."""
+        here = {name: value for name, value in self.opening.items() if not (training and "device" in name)}
+        return [word for name, value in here.items() for word in (f"--{name}", _text(value))]
+
+
+def _image_root(file: Path) -> list[Any]:
+    """The folder that holds all pictures of a list that names them by their full paths, as a flag."""
+    if not file.is_file():
+        return []
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    names = [Path(entry[key]) for entry in entries for key in ("input", "output") if isinstance(entry[key], str)]
+    if not names or not all(name.is_absolute() for name in names):
+        return []
+    return ["--image_root", commonpath([name.parent for name in names])]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
