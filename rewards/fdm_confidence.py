@@ -7,12 +7,17 @@ log-probability a token of the picture itself: no inverse model, no judge.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from rl.models.roles import ForwardDynamics
+from rl.models.opening import load_fdm, shares_base
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.pictures import Picture
 from rl.triplets import Candidate
+
+FROZEN = "frozen_fdm"
+"""Name of its adapter on a backbone that it shares."""
 
 
 class FDMConfidence:
@@ -21,14 +26,16 @@ class FDMConfidence:
     None where a candidate carries no log-probabilities: drawn greedily, or not drawn at all.
 
     Args:
-        fdm: from Python, another forward model that is asked instead, e.g. the one that training started from; the one
-            that drew a candidate is surest of what it draws anyway.
+        fdm: another forward model that is asked instead, opened or as run folder, e.g. the one that training started
+            from: the one that drew a candidate is surest of what it draws anyway, and trained on that it draws one
+            picture alone.
+        idm: the inverse model, whose base's weights a run folder shares where it can.
     """
 
     name = "fdm_confidence"
 
-    def __init__(self, fdm: ForwardDynamics | None = None) -> None:
-        self.fdm = fdm
+    def __init__(self, fdm: ForwardDynamics | str | Path | None = None, idm: InverseDynamics | None = None) -> None:
+        self.fdm = _open(fdm, idm) if isinstance(fdm, str | Path) else fdm
 
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
@@ -36,3 +43,8 @@ class FDMConfidence:
         if self.fdm is not None:
             return list(self.fdm.score(source_image, candidates, list(prompts)))
         return [float(c.logprobs.mean()) if np.any(c.logprobs) else None for c in candidates]
+
+
+def _open(run: str | Path, idm: InverseDynamics | None) -> ForwardDynamics:
+    backbone = None if idm is None or not shares_base(run, idm.backbone) else idm.backbone
+    return load_fdm(run, backbone, adapter=FROZEN)

@@ -18,6 +18,7 @@ from rl.running.mapping import mapping
 
 MIX_FILE = "reward.json"
 FITTED = "fitted"
+CONFIDENCE = "fdm_confidence"
 PAPER = ("idm_likelihood",)
 """What chooses where no mix has been fitted (arXiv 2506.06006)."""
 
@@ -63,16 +64,20 @@ def with_mixes(
     return found, given
 
 
-def resolve(arguments: Any) -> None:
+def resolve(arguments: Any, to_train: bool = False) -> None:
     """Replace mixes in a script's `rewards` and `reward_arguments` by their terms, in place, before its run is written
     down: a mix that is fitted again later changes nothing about it.
 
     Args:
         arguments: has `rewards`, `reward_arguments` (a mapping, JSON, or None) and `fdm`.
+        to_train: the forward model is trained on it, so that its likelihood in the mix has to stay that of the start.
     """
+    mixed = [item for item in arguments.rewards if _is_mix(item)]
     told = arguments.reward_arguments
     told = mapping(told) if isinstance(told, str) else told
     arguments.rewards, given = with_mixes(arguments.rewards, told or {}, arguments.fdm)
+    if to_train and mixed and any(weight_of(item)[0] == CONFIDENCE for item in arguments.rewards):
+        given[CONFIDENCE] = {"fdm": arguments.fdm, **given.get(CONFIDENCE, {})}
     if given != (told or {}):
         arguments.reward_arguments = given
 

@@ -8,19 +8,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from peft import LoraConfig
 
-from rewards import load_rewards
+from rewards import Batch, load_rewards
 from rewards.fitting import FEWEST, fit, numbers_of
 from rewards.keep_unchanged import KeepUnchanged
 from rewards.mix import MIX_FILE, default_rewards, resolve, with_mixes
-from rl import rerank
+from rl import load_fdm, rerank
 from rl.errors import RewindError
 from rl.evaluation.premise import likeness
 from rl.models.families.chameleon import ChameleonVLM
-from rl.models.roles import ForwardDynamics
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import expected_best
 from rl.triplets import Triplet
+from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.candidates import scored_groups
+from trainers.grpo.arguments import GRPOArguments
 from trainers.rerank.fitting import fitted, in_words, mix_of_fit, usual_change, write_mix
 
 
@@ -91,6 +94,31 @@ def test_a_mix_stands_for_its_terms(tmp_path: Path) -> None:
     resolve(given)
     assert given.rewards == ["copy_penalty=2", "keep_unchanged=0.5"]
     assert given.reward_arguments == {"copy_penalty": {"least": 3}}
+
+
+def test_training_on_a_mix_asks_the_start_how_likely_a_candidate_is(tmp_path: Path) -> None:
+    run = written(tmp_path / "run", rewards=["idm_margin=1", "fdm_confidence=9"], reward_arguments={})
+    given = GRPOArguments(fdm=str(run), rewards=["fitted"])
+    assert given.rewards == ["idm_margin=1", "fdm_confidence=9"]
+    assert given.reward_arguments == {"fdm_confidence": {"fdm": str(run)}}
+    assert GRPOArguments(fdm=str(run), rewards=["fdm_confidence"]).reward_arguments is None
+
+
+def test_a_frozen_forward_model_beside_the_one_that_is_trained(tmp_path: Path) -> None:
+    """It shares the base, gives what the run gives alone, and does not move with the policy."""
+    vlm = load_fdm("tabletop-chameleon").backbone
+    add_adapter(vlm, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    save_adapter(vlm, tmp_path, role="fdm")
+    source = np.zeros((64, 64, 3), np.uint8)
+    group = ForwardDynamics(vlm, "default").sample(source, "lift the cup", 3)
+    alone = ForwardDynamics(vlm, "default").score([source] * 3, group, ["lift the cup"] * 3)
+    frozen = load_rewards("fdm_confidence", InverseDynamics(vlm), arguments={"fdm_confidence": {"fdm": str(tmp_path)}})
+    assert frozen[0].function.fdm.backbone is vlm  # type: ignore[attr-defined]
+    for name, parameter in vlm.model.named_parameters():
+        if ".default." in name:
+            parameter.data.zero_()
+    batch = Batch(["lift the cup"] * 3, group, [source] * 3)
+    assert frozen[0](batch) == pytest.approx(list(alone), abs=1e-5)
 
 
 def test_a_mix_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

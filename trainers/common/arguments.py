@@ -76,7 +76,7 @@ class ImproveArguments(RunArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        resolve(self)
+        resolve(self, to_train=True)
 
     def opening(self) -> dict[str, Any]:
         """How the models are opened, as arguments of `load_fdm`."""
