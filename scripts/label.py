@@ -151,17 +151,16 @@ def _write(
 ) -> None:
     """`triplets.json` of what all processes have named, and what became of every pair."""
     from collections import Counter
-    from dataclasses import replace
 
     from rl import RewindError
     from rl.data.label_shards import WORDS_FILE
-    from rl.data.labelling import choose
+    from rl.data.labelling import choose, named
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
 
     weight = calibration.weight if calibration else 1.0 if a.verify_weight is None else a.verify_weight
-    named, wordless = [], []
+    found, wordless = [], []
     for entry, pair, said in zip(
         _numbers(pairs, left_out), pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True
     ):
@@ -170,21 +169,21 @@ def _write(
             told = f"{a.pairs}, pair {entry}: the model {a.idm} had no words for it"
             wordless.append(LeftOut(str(a.pairs), entry, None, "no words", told))
             continue
-        columns = choice.columns | ({"confidence": calibration.confidence(choice)} if calibration else {})
-        more = {**pair.more, **columns}
-        named.append(replace(pair, action=choice.text, score=choice.score, provenance="idm", more=more))
-    if not named:
+        if calibration is not None:
+            choice = choice._replace(columns={**choice.columns, "confidence": calibration.confidence(choice)})
+        found.append(named(pair, choice))
+    if not found:
         raise RewindError(f"the model {a.idm} had no words for any of {len(pairs)} pairs")
     list_left_out(a.output, [*left_out, *wordless])
     shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here, or that this one replaces
-    file = write_triplets(named, a.output, link=a.link_pictures)
+    file = write_triplets(found, a.output, link=a.link_pictures)
     reasons = Counter(one.reason for one in [*left_out, *wordless])
-    totals = {"in": len(pairs) + len(left_out), "labelled": len(named), "left_out": dict(reasons.most_common())}
+    totals = {"in": len(pairs) + len(left_out), "labelled": len(found), "left_out": dict(reasons.most_common())}
     write_whole(a.output / "totals.json", json.dumps(totals, indent=1) + "\n")
-    print(f"{len(named)} of {len(pairs)} pairs labelled in {file}")
+    print(f"{len(found)} of {len(pairs)} pairs labelled in {file}")
     lost = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     print(
-        f"{totals['in']} entries in = {len(named)} labelled + {reasons.total()} left out{f' ({lost})' if lost else ''}"
+        f"{totals['in']} entries in = {len(found)} labelled + {reasons.total()} left out{f' ({lost})' if lost else ''}"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from test_scripts import start
 
 from rl.data.calibration import LEAST, calibrate, evidence, fit_weight, same_words
-from rl.data.labelling import Choice, Naming, Sentence, choose, name_pairs, name_sentences
+from rl.data.labelling import Choice, Naming, Sentence, choose, label_pairs, name_pairs, name_sentences
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
@@ -63,6 +63,9 @@ def test_sentences_are_verified_by_the_forward_model(tiny: ChameleonVLM) -> None
         for one in group:
             (log_probs,) = fdm.log_probs(pair.source, [pair.target], one.text)
             assert one.verified == pytest.approx(log_probs.sum(), abs=1e-4)
+    labels = label_pairs(idm, pairs, temperature=1.0, num_samples=4, seed=1, fdm=fdm, weight=0.5)
+    chosen = [one for group in found if (one := choose(group, 4, 0.5))]
+    assert [(label.action, label.score, label.more) for label in labels] == chosen
     same = Triplet(pairs[0].source, "", pairs[0].source)
     (still,) = name_sentences(idm, [same], Naming(1.0, 2, changed_only=True), fdm)
     assert [one.verified for one in still] == [0.0] * len(still)  # nothing changes, so nothing is counted

@@ -56,20 +56,37 @@ class Naming:
             raise RewindError(f"at temperature 0 all {self.num_samples} sentences are the same: draw 1, or at 1.0")
 
 
-def label_pairs(idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0, seed: int = 0) -> list[Triplet]:
+def label_pairs(
+    idm: Any,
+    pairs: Sequence[Triplet],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    num_samples: int = 1,
+    fdm: Any = None,
+    weight: float = 1.0,
+) -> list[Triplet]:
     """Pairs as triplets named by an `InverseDynamics`, scored by the log-likelihood of its words, end included.
 
     The whole sentence's, not the mean a token: a sentence is wrong as soon as one of its words is, and the end and the
     filling words, which are always sure, must not hide that.
 
     A pair for which it says nothing is left out. Temperature 0 takes the likeliest words; above 0 they are sampled, as
-    in the paper.
+    in the paper. Of `num_samples` sentences one is chosen, with a `ForwardDynamics` by what that says of it, too, at
+    `weight`: see `choose`, whose columns are then in `Triplet.more`.
 
     Raises:
-        RewindError: a pair without a second picture.
+        RewindError: a pair without a second picture, several sentences at temperature 0.
     """
-    words = name_pairs(idm, pairs, temperature=temperature, seed=seed)
-    return labelled(pairs, words)
+    groups = name_sentences(idm, pairs, Naming(temperature, num_samples, seed), fdm)
+    choices = [choose(group, num_samples, weight) for group in groups]
+    return [named(pair, choice) for pair, choice in zip(pairs, choices, strict=True) if choice is not None]
+
+
+def named(pair: Triplet, choice: Choice) -> Triplet:
+    """A pair with the sentence that was chosen for it."""
+    more = {**pair.more, **choice.columns}
+    return replace(pair, action=choice.text, score=choice.score, provenance="idm", more=more)
 
 
 def labelled(pairs: Sequence[Triplet], words: Sequence[tuple[str, float]]) -> list[Triplet]:
