@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from rl import RewindError, load_fdm, load_idm
+    from rl.data.calibration import LEAST
     from rl.data.label_shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
     from rl.data.labelling import Naming, name_sentences
     from rl.data.left_out import for_resume, list_left_out
@@ -92,6 +93,8 @@ def main() -> None:
     idm = load_idm(a.idm, **opening(a)) if fdm is None else load_idm_beside(a.idm, fdm.backbone, **opening(a))
     if fdm is not None and fdm.backbone.actions != idm.backbone.actions:
         raise RewindError("--idm and --verify take different actions: both words, or vectors of the same ranges")
+    if a.labelled is not None and len(checked) < LEAST:
+        raise RewindError(f"{a.labelled} has {len(checked)} triplets to calibrate labels on: give at least {LEAST}")
     idm.backbone.check_actions([triplet.action for triplet in checked])
     config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
     config |= for_resume(left_out, [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
@@ -110,9 +113,8 @@ def main() -> None:
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:
             shards.name(file, rows, a.chunk_size, lambda part: name_sentences(idm, part, how, fdm))
-    missing = shards.missing({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)})
-    if missing:
-        print(f"this shard is done, {missing} chunks of others are not: the last one to end merges all into {a.output}")
+    if not shards.complete({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}):
+        print(f"this shard is done and others are not: the last one to end merges all into {a.output}")
     elif shards.take(config):
         calibration = _calibrated(a, shards, checked, idm)
         _write(a, shards, pairs, left_out, calibration)
