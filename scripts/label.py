@@ -67,7 +67,7 @@ def main() -> None:
     from rl import RewindError, load_fdm, load_idm
     from rl.data.calibration import LEAST
     from rl.data.label_shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
-    from rl.data.labelling import Naming, name_sentences
+    from rl.data.labelling import Naming, propose
     from rl.data.left_out import for_resume, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.models.fingerprint import for_resume as base_for_resume
@@ -112,7 +112,7 @@ def main() -> None:
     list_left_out(shards.folder, left_out)
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:
-            shards.name(file, rows, a.chunk_size, lambda part: name_sentences(idm, part, how, fdm))
+            shards.name(file, rows, a.chunk_size, lambda part: propose(idm, part, how, fdm))
     if not shards.complete({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}):
         print(f"this shard is done and others are not: the last one to end merges all into {a.output}")
     elif shards.take(config):

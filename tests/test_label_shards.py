@@ -15,7 +15,7 @@ from PIL import Image
 from test_scripts import start, succeed
 
 from rl.data.label_shards import WORDS_FILE, Shards
-from rl.data.labelling import Sentence
+from rl.data.labelling import Proposal
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.running.run_folder import claim
@@ -24,10 +24,10 @@ from rl.triplets import Triplet
 PAIRS = [Triplet(np.full((8, 8, 3), n, np.uint8), "", np.full((8, 8, 3), n + 100, np.uint8)) for n in range(11)]
 
 
-def shout(part: Sequence[Triplet]) -> list[list[Sentence]]:
+def shout(part: Sequence[Triplet]) -> list[list[Proposal]]:
     """Words that tell which pair and which chunk they are of; for every fourth pair none."""
     numbers = [int(np.asarray(pair.source)[0, 0, 0]) for pair in part]
-    return [[Sentence(f"pair {n} of {numbers}", -float(n))] if n % 4 else [] for n in numbers]
+    return [[Proposal(f"pair {n} of {numbers}", -float(n))] if n % 4 else [] for n in numbers]
 
 
 def shards(output: Path, count: int) -> list[Shards]:
@@ -62,7 +62,7 @@ def test_a_killed_shard_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     assert file.read_bytes() == torn
     named: list[int] = []
 
-    def counting(part: Sequence[Triplet]) -> list[list[Sentence]]:
+    def counting(part: Sequence[Triplet]) -> list[list[Proposal]]:
         named.append(len(part))
         return shout(part)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl.data.labelling import Sentence
+from rl.data.labelling import Proposal
 from rl.errors import RewindError
 from rl.running import lock
 from rl.running.files import json_lines, read_json
@@ -85,7 +85,7 @@ class Shards:
         file: str,
         pairs: Sequence[Triplet],
         chunk_size: int,
-        name: Callable[[Sequence[Triplet]], list[list[Sentence]]],
+        name: Callable[[Sequence[Triplet]], list[list[Proposal]]],
     ) -> None:
         """Append the words of this process's chunks to its file, those that an earlier run wrote excepted."""
         number, count = self.mine or (0, 1)
@@ -109,7 +109,7 @@ class Shards:
             sum(_whole_lines(folder / file) for folder in self.folders) == count for file, count in chunks.items()
         )
 
-    def words(self, file: str, chunks: int) -> Iterator[list[Sentence]]:
+    def words(self, file: str, chunks: int) -> Iterator[list[Proposal]]:
         """What was said of each pair, in the order of the pairs; a chunk is held at a time."""
         with ExitStack() as stack:
             files = [
@@ -117,7 +117,7 @@ class Shards:
             ]
             for chunk in range(chunks):
                 for sentences in json.loads(files[chunk % len(self.folders)].readline()):
-                    yield [Sentence(*one) for one in sentences]
+                    yield [Proposal(*one) for one in sentences]
 
     def take(self, config: dict[str, Any]) -> bool:
         """Hold `output`, to merge all shards into it; False if another process that ended just now does so.

@@ -12,7 +12,7 @@ from rl.errors import RewindError
 from rl.triplets import Candidate, Triplet
 
 
-class Sentence(NamedTuple):
+class Proposal(NamedTuple):
     """A sentence that was drawn for a pair of pictures.
 
     `logprob` is its log-likelihood under the inverse model (nats, end included), `times` how often it was drawn,
@@ -78,7 +78,7 @@ def label_pairs(
     Raises:
         RewindError: a pair without a second picture, several sentences at temperature 0.
     """
-    groups = name_sentences(idm, pairs, Naming(temperature, num_samples, seed), fdm)
+    groups = propose(idm, pairs, Naming(temperature, num_samples, seed), fdm)
     choices = [choose(group, num_samples, weight) for group in groups]
     return [named(pair, choice) for pair, choice in zip(pairs, choices, strict=True) if choice is not None]
 
@@ -106,7 +106,7 @@ def name_pairs(
     return [tuple(said) for (said,) in idm.name(sources, targets, temperature=temperature, seed=seed)]
 
 
-def name_sentences(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = None) -> list[list[Sentence]]:
+def propose(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = None) -> list[list[Proposal]]:
     """The distinct sentences that an `InverseDynamics` has for each pair, in the order in which they were drawn.
 
     A pair for which it said nothing has none, and what it did not say counts for no sentence. With a `ForwardDynamics`
@@ -129,11 +129,11 @@ def name_sentences(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = N
         for text, _ in group:
             times[text] = times.get(text, 0) + 1
         logprobs = dict(reversed(group))  # the first one's: a text has one score, however it was spelt in tokens
-        found.append([Sentence(text, logprobs[text], count) for text, count in times.items() if text])
+        found.append([Proposal(text, logprobs[text], count) for text, count in times.items() if text])
     return found if fdm is None else _verified(fdm, before, after, found, how.changed_only)
 
 
-def choose(sentences: Sequence[Sentence], num_samples: int = 1, weight: float = 1.0) -> Choice | None:
+def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 1.0) -> Choice | None:
     """The sentence of a pair that is taken; None if there is none.
 
     Verified sentences are chosen and scored by log-likelihood + `weight` x `verified`. Others: the most frequent one,
@@ -182,9 +182,9 @@ def _verified(
     fdm: Any,
     sources: Sequence[Candidate],
     targets: Sequence[Candidate],
-    groups: Sequence[Sequence[Sentence]],
+    groups: Sequence[Sequence[Proposal]],
     changed_only: bool,
-) -> list[list[Sentence]]:
+) -> list[list[Proposal]]:
     """The sentences with the log-likelihood of the target's tokens, all or those that change."""
     rows = [(pair, one.text) for pair, group in enumerate(groups) for one in group]
     log_probs = fdm.log_probs(
