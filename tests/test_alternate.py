@@ -255,6 +255,7 @@ def test_what_cannot_be_done_is_said(world: Path, tmp_path: Path) -> None:
         ({"rounds": 0}, "--rounds must be at least 1"),
         ({"judge_idm": None}, "give both --judge_idm"),
         ({"judge_fall": -1.0}, "--judge_fall is how far"),
+        ({"judge_idm": str(world / "idm")}, "is the very model that names and rewards"),
         ({"temperature": -0.5}, "--temperature must be 0 or more"),
         ({"reward": "config", "fdm_config": None}, "--reward config takes the rewards of --fdm_config"),
         ({"idm_config": tmp_path / "none.yaml"}, "there is no file"),
