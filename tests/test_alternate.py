@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from conftest import ROOT, make_tiny
 from peft import LoraConfig
@@ -199,6 +204,27 @@ def test_rounds_end_where_the_judge_finds_them_worse(
     assert ran == ["label.py", "train_grpo.py accelerate launch", "train_grpo.py accelerate launch"] * 2
 
 
+def test_who_ends_the_rounds_ends_their_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stage.py").write_text(
+        "import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    monkeypatch.setattr(rounds, "SCRIPTS", tmp_path)
+    file = tmp_path / "pid"
+
+    def end() -> None:
+        while not (file.is_file() and file.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    waiting = threading.Thread(target=end)
+    waiting.start()
+    with pytest.raises(SystemExit) as ended:
+        run_command(["stage.py", str(file)])
+    waiting.join()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(int(file.read_text()))
+
+
 @pytest.mark.parametrize("control", ["relabel_only", "fdm_only"])
 def test_controls_train_the_forward_model_alone(world: Path, tmp_path: Path, control: str) -> None:
     ran: list[list[str]] = []
@@ -229,6 +255,7 @@ def test_what_cannot_be_done_is_said(world: Path, tmp_path: Path) -> None:
         ({"rounds": 0}, "--rounds must be at least 1"),
         ({"judge_idm": None}, "give both --judge_idm"),
         ({"judge_fall": -1.0}, "--judge_fall is how far"),
+        ({"judge_idm": str(world / "idm")}, "is the very model that names and rewards"),
         ({"temperature": -0.5}, "--temperature must be 0 or more"),
         ({"reward": "config", "fdm_config": None}, "--reward config takes the rewards of --fdm_config"),
         ({"idm_config": tmp_path / "none.yaml"}, "there is no file"),

@@ -2,7 +2,7 @@
 
 What SWIRL's published code does otherwise (arXiv 2602.06130: reward prompts that are not the training's, questions
 drawn at random, sums in half precision, prompts that are thrown away, a divisor that grows with the processes) is a
-test here.
+test here, in `test_rewards_of_sentences.py` or (the last) in `test_sharding.py`.
 """
 
 from __future__ import annotations
@@ -275,11 +275,19 @@ def test_sentences_that_were_cut_off_can_be_left_out(tmp_path: Path) -> None:
     assert not all(ended)
 
 
-def test_the_divisor_does_not_depend_on_how_many_processes_there_are(tmp_path: Path) -> None:
-    """SWIRL's sixth trap. `tests/test_sharding.py` compares gradients; here what TRL divides by is read."""
-    run = trainer(tmp_path, [brief], loss_type="dapo")
+def test_a_sentence_counts_with_its_whole_log_likelihood(tmp_path: Path) -> None:
+    """`dr_grpo` divides by a constant: at beta 1, with summed rewards, what is climbed is the ELBO's own gradient."""
+    run = trainer(tmp_path, ["fdm_likelihood"], beta=1.0)
     output = run._generate_and_score_completions([{"prompt": str(n)} for n in (0, 0, 0, 0, 1, 1, 1, 1)])
-    assert float(output["num_items_in_batch"]) == sum(len(row.candidate.ids) for row in run.last_rows)
+    totals = np.array([row.scored.total for row in run.last_rows]).reshape(2, 4)
+    centred = (totals - totals.mean(1, keepdims=True)).ravel()
+    assert output["advantages"].numpy() == pytest.approx(centred, abs=1e-4)
+    lengths = np.array([len(row.candidate.ids) for row in run.last_rows])
+    assert len(set(lengths.tolist())) > 1
+    run.current_gradient_accumulation_steps = 1  # transformers sets it in a step
+    with torch.no_grad():
+        loss = run._compute_loss(run.model, output)
+    assert float(loss) == pytest.approx(-(centred * lengths).sum() / (8 * 6), abs=1e-4)  # the KL to the start is 0
 
 
 @pytest.mark.slow

@@ -129,7 +129,6 @@ def load_fdm(
         RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
             settings for a backbone that is loaded already, a run that trained an inverse model.
     """
-    _check_adapter_name(adapter)
     check_role(_local(base_or_run), "fdm")
     made = ForwardDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
     made.run = str(_local(base_or_run))
@@ -149,7 +148,6 @@ def load_idm(
     """An inverse dynamics model, with the arguments of `load_fdm`; with `backbone=fdm.backbone` it is a second adapter
     on the same weights.
     """
-    _check_adapter_name(adapter)
     check_role(_local(base_or_run), "idm")
     made = InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
     return _bounded(made, max_rows, backbone)
@@ -226,11 +224,6 @@ def _settings(given: dict[str, Any]) -> Settings:
     return Settings(**given)
 
 
-def _check_adapter_name(given: object) -> None:
-    if not isinstance(given, str) or not given.isidentifier():
-        raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {given!r}")
-
-
 def _check_name(given: object) -> None:
     if not isinstance(given, str | Path):
         raise RewindError(f"a base or run is given by name or path (str or Path), not as a {type(given).__name__}")
@@ -250,6 +243,8 @@ def _open(
     vq: str | Path | None,
     settings: Settings,
 ) -> tuple[UnifiedVLM, str | None]:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise RewindError(f"an adapter's name is one word of letters, digits and '_', e.g. 'idm_2', not {name!r}")
     if base is not None:
         _check_name(base)
     if backbone is not None and not isinstance(backbone, UnifiedVLM):

@@ -13,7 +13,7 @@ from rl.report.markdown import table
 from rl.running.files import json_lines, read_json, write_whole
 
 FEW = 4
-"""Logged steps at the begin and at the end of a training, whose mean is shown."""
+"""At most so many logged steps at the begin and at the end of a training, whose means are shown."""
 WATCHED = ("monitors/distinct", "monitors/words", "monitors/as_start")
 COLUMNS = {
     "pairs": ("pairs named", 0),
@@ -38,7 +38,8 @@ def round_figures(folder: Path) -> dict[str, Any]:
         logs = json_lines(folder / role / "metrics.jsonl") if (folder / role).is_dir() else []
         rewards = [row["reward"] for row in logs if "reward" in row]
         if rewards:
-            found[f"{role}_reward"] = [float(np.mean(rewards[:FEW])), float(np.mean(rewards[-FEW:]))]
+            few = max(1, min(FEW, len(rewards) // 2))
+            found[f"{role}_reward"] = [float(np.mean(rewards[:few])), float(np.mean(rewards[-few:]))]
         for name in WATCHED if role == "idm" else ():
             if values := [row[name] for row in logs if name in row]:
                 found[name.removeprefix("monitors/") + "_while_training"] = values[-1]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +53,31 @@ def run_command(command: Sequence[str], launch: Sequence[str] = ()) -> None:
     Raises:
         RewindError: it ended otherwise than well; its own sentence stands above.
     """
-    words = [*(launch or [sys.executable]), str(SCRIPTS / command[0]), *command[1:]]
-    done = subprocess.run(words, check=False)
-    if done.returncode:
+    process = subprocess.Popen([*(launch or [sys.executable]), str(SCRIPTS / command[0]), *command[1:]])
+    with _ends_at_sigterm():
+        try:
+            code = process.wait()
+        except BaseException:  # whoever stops the rounds stops their stage, which else would go on and hold its folder
+            process.terminate()
+            process.wait()
+            raise
+    if code:
         raise RewindError(
-            f"{command[0]} ended with {done.returncode}, what it said stands above: mend that and go on with --resume"
+            f"{command[0]} ended with {code}, what it said stands above: mend that and go on with --resume"
         )
+
+
+@contextmanager
+def _ends_at_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does; only a main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def alternate(settings: Settings, run: Run = run_command) -> dict[str, Any]:

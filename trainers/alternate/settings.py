@@ -94,6 +94,11 @@ class Settings:
                 "after each round a judge reads what the forward model draws for labelled cases: give both --judge_idm "
                 "runs/judge_idm and --validation held-out.json, or neither"
             )
+        if self.judge_idm is not None and Path(self.judge_idm).resolve() == Path(self.idm).resolve():
+            raise RewindError(
+                f"--judge_idm {self.judge_idm} is the very model that names and rewards, and would find all well: give "
+                "one of other labels and another seed"
+            )
         for name in ("fdm_config", "idm_config"):
             file = getattr(self, name)
             if file is not None and not file.is_file():

@@ -36,16 +36,7 @@ from trainers.common.checkpoints import WholeCheckpoints
 from trainers.common.log_probs import IGNORED, score_under
 from trainers.common.sharding import ShardingCheck, gathered, keep_head_whole
 from trainers.common.validation import GRID_ROWS, VALIDATION_NOISE, show_validation
-from trainers.grpo.advantages import (
-    AdvantageWeights,
-    Credit,
-    by_step,
-    by_trajectory,
-    dead_rows,
-    shaped,
-    token_weights,
-    trajectory_advantages,
-)
+from trainers.grpo.advantages import AdvantageWeights, Credit
 from trainers.grpo.checks import check_grpo, check_role_options, check_trajectories, weighted
 from trainers.grpo.draws_pictures import DrawsPictures
 from trainers.grpo.groups import Groups
@@ -53,7 +44,8 @@ from trainers.grpo.identity import CAP, LIMIT, LIMIT_HALF, ComparesWithSampler, 
 from trainers.grpo.monitors import Monitors
 from trainers.grpo.names_actions import NamesActions
 from trainers.grpo.role import Part, PolicyRole
-from trainers.grpo.trajectories import changed_tokens, step_means
+from trainers.grpo.shaping import shape_advantages
+from trainers.grpo.trajectories import step_means
 
 
 class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
@@ -174,9 +166,9 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         )
         # TRL has read ours; the config may serve other rewards next
         args.reward_weights, args.max_completion_length = given
-        # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
         if self.role.ends is not None:
             self.eos_token_ids = self.role.ends
+        # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
         self.num_generations *= rollout_steps
         self.num_generations_eval *= rollout_steps
         score_under(vlm, self.distribution, entropy=True)
@@ -297,33 +289,5 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         if self.model.training:
             if self.state.global_step == 0:
                 self.sampler_trainer_gap = self._check_identity(output)
-            self._shape_advantages(output)
+            shape_advantages(self, output)
         return output
-
-    def _shape_advantages(self, output: dict[str, Any]) -> None:
-        """Leave groups that are all alike out of the loss, their KL term too; divide and weigh as configured.
-
-        What is compared is always a step's predictions with one another.
-        """
-        here, steps = output["advantages"], self.rollout_steps
-        group = self.num_generations // steps
-        first = self.accelerator.process_index * len(here)
-        part = slice(first, first + len(here))
-        everyone = self.accelerator.gather(here)
-        if steps > 1:
-            totals = self.groups.everyones([scored.total for scored in self.last_scored])
-            everyone = trajectory_advantages(totals, group, steps, self.rollout_credit).to(here.device)
-        everyone = by_step(everyone, group, steps)
-        dead = by_trajectory(dead_rows(everyone, group), group, steps)[part]
-        output["completion_mask"] = output["completion_mask"].masked_fill(dead[:, None], 0)
-        weights = None
-        if self.importance_advantages != "none":
-            mine = changed_tokens(self.vlm, self.last_rows, true=self.importance_advantages == "target")
-            changed = by_step(self.accelerator.gather(mine.to(here.device)), group, steps)
-            weights_BK = token_weights(changed, group, self.importance_advantages)
-            free = self.vlm.layout.grammar_of(self.last_rows[0].source_ids).free  # all have one size
-            places = torch.tensor(free, device=here.device)
-            weights = weights_BK.new_zeros(len(weights_BK), len(places))
-            weights[:, places] = weights_BK
-        found = shaped(everyone, group, spread_floor=self.spread_floor, weights_BK=weights)
-        output["advantages"] = by_trajectory(found, group, steps)[part]
