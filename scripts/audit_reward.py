@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--idm", help="a base or a run folder for the rewards that need an inverse model")
     p.add_argument("--fdm", help="the forward model to be trained: its samples are tried too")
-    p.add_argument("--triplets", type=Path, help="held-out triplets, any data set of docs/guide/data.md; or --world alone")
+    p.add_argument(
+        "--triplets", type=Path, help="held-out triplets, any data set of docs/guide/data.md; or --world alone"
+    )
     p.add_argument("--limit", type=int, default=200, help="only the first triplets; with --world alone, so many scenes")
     p.add_argument(
         "--rewards",

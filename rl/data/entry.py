@@ -39,6 +39,16 @@ class Entry:
     target: tuple[Any, ...]
     words: dict[str, Any]
 
+    def check_views(self) -> None:
+        """See that the target is seen by as many cameras as the source.
+
+        Raises:
+            EntryError: it is not.
+        """
+        if self.target and len(self.source) != len(self.target):
+            told = f"'input' has {len(self.source)} views and 'output' {len(self.target)}: a scene keeps its cameras"
+            raise EntryError("output", "other views", told)
+
     def triplet(self) -> Triplet:
         """The triplet."""
         source = _one(self.source)
@@ -79,9 +89,6 @@ def entry_of(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool)
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
         raise EntryError("score", "wrong 'score'", f"'score' must be a number, not {score!r}")
     source, target = (_pictures(entry.get(key), key, roots) for key in ("input", "output"))
-    if target and len(source) != len(target):
-        told = f"'input' has {len(source)} views and 'output' {len(target)}: a scene keeps its cameras"
-        raise EntryError("output", "other views", told)
     words = {
         "action": action.strip(),
         "task": entry.get("task", words if vector is not None and isinstance(words, str) and words else None),

@@ -172,16 +172,23 @@ class _Reader:
         pictures = {_key(one): one for entry in entries.values() for one in (*entry.source, *entry.target)}
         found = dict(zip(pictures, pool.map(wrong, pictures.values()), strict=True))
         for number, entry in entries.items():
-            keyed = [("input", one) for one in entry.source] + [("output", one) for one in entry.target]
-            at_fault = next(((key, one) for key, one in keyed if found[_key(one)] is not None), None)
-            if at_fault is None:
+            try:
+                for key, several in (("input", entry.source), ("output", entry.target)):
+                    _check(key, several, found)
+                entry.check_views()
+            except EntryError as fault:
+                self.faults[number] = fault
+            else:
                 self.good.append(number)
                 self.columns |= dict.fromkeys(entry.words["more"])
-            else:
-                key, one = at_fault
-                missing = isinstance(one, StoredPicture) and one.is_missing
-                reason = "missing picture" if missing else "unreadable picture"
-                self.faults[number] = EntryError(key, reason, f"'{key}': {found[_key(one)]}")
+
+
+def _check(key: str, pictures: Sequence[Any], found: Mapping[Any, RewindError | None]) -> None:
+    """Raise an `EntryError` about the first picture with which something is wrong."""
+    for one in pictures:
+        if (error := found[_key(one)]) is not None:
+            missing = isinstance(one, StoredPicture) and one.is_missing
+            raise EntryError(key, "missing picture" if missing else "unreadable picture", f"'{key}': {error}")
 
 
 def _key(picture: Any) -> Any:

@@ -51,7 +51,9 @@ class ImproveArguments(RunArguments):
 
     fdm: str | None = field(default=None, metadata={"help": "run folder of the forward model to improve"})
     idm: str | None = field(default=None, metadata={"help": "run folder of the inverse model that the rewards ask"})
-    triplets: list[str] = field(default_factory=list, metadata={"help": "data sets (docs/guide/data.md): sources and actions to try"})
+    triplets: list[str] = field(
+        default_factory=list, metadata={"help": "data sets (docs/guide/data.md): sources and actions to try"}
+    )
     base: str | None = field(
         default=None, metadata={"help": "the base of the runs, where the one that they name has been moved"}
     )

@@ -38,8 +38,8 @@ def parse_columns(given: Sequence[str] | Mapping[str, str] | None) -> dict[str, 
     return pairs
 
 
-def renaming(keys: Sequence[str], columns: Mapping[str, str], what: str) -> dict[str, str]:
-    """The data's names of columns by ours, as they are mapped or known.
+def renaming(keys: Sequence[str], columns: Mapping[str, str], what: str, known: bool = True) -> dict[str, str]:
+    """The data's names of columns by ours, as they are mapped or, with `known`, as data sets are known to call them.
 
     Raises:
         RewindError: a column that is mapped and not there.
@@ -52,14 +52,14 @@ def renaming(keys: Sequence[str], columns: Mapping[str, str], what: str) -> dict
             )
     found = dict(columns)
     taken = set(columns.values())
-    for ours, others in OTHERS.items():
+    for ours, others in OTHERS.items() if known else ():
         if ours in found or (ours in keys and ours not in taken):
             continue
         if ours == "instruction" and ("prompt" in keys or "action" in found):
             continue
         named = (f"{name}{ending}" for name in (ours, *others) for ending in ENDINGS)
-        if known := next((name for name in named if name in keys and name not in taken), None):
-            found[ours] = known
+        if other := next((name for name in named if name in keys and name not in taken), None):
+            found[ours] = other
     return {ours: theirs for ours, theirs in found.items() if ours != theirs}
 
 

@@ -54,7 +54,8 @@ def _fits(entry: Raw) -> bool:
 
 def _facts(entry: Raw) -> dict[str, Any]:
     edited = _turns(entry) or [str(entry.get("output_image"))]
-    return {"source": _source(entry)[0], "edited": edited[0]}
+    name, is_path = _source(entry)
+    return {"source": "" if is_path else name, "edited": edited[0]}
 
 
 def _convert(entry: Raw, places: Mapping[str, str]) -> Entries:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
-from rl.data.entries import JsonRows, NoEntry, read_entries, read_text
+from rl.data.entries import JsonRows, read_entries, read_text
 from rl.data.formats.dialect import Dialect
 from rl.data.formats.epic import EPIC
 from rl.data.formats.function import function_entries, is_function
@@ -35,7 +34,6 @@ LISTS = ("metadata.jsonl", "metadata.csv", "train.json", "test.json", "triplets.
 FILES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".yaml", ".yml")
 """Endings of files; a name with another one that is not there may be that of a data set of the Hub."""
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(@[\w][\w./-]*)?")
-_logger = logging.getLogger("rl")
 
 
 @dataclass(frozen=True)
@@ -125,37 +123,44 @@ def _lazily(rows: Sequence[Any], what: str, options: Options, limit: int | None)
 def _kept(entries: Iterable[Any], path: Path, folder: Path, options: Options, limit: int | None) -> Sequence[Any]:
     """Entries that are read once and kept in few bytes, in our words."""
     _no_split(options, path)
+    dialect, entries = _dialect(entries, options)
+    if dialect is not None:
+        entries = _converted(entries, dialect, folder, options.image_root)
+    first, entries = _peeked(entries)
+    names = renaming(_keys(first), options.columns, str(path), known=dialect is None)
+    return JsonRows(islice((renamed(one, names) if isinstance(one, Mapping) else one for one in entries), limit))
+
+
+def _peeked(entries: Iterable[Any]) -> tuple[list[Any], Iterator[Any]]:
+    """The first entries, and all of them."""
     rest = iter(entries)
     first = list(islice(rest, TRIED))
-    names = renaming(_keys(first), options.columns, str(path))
-    raw: Iterable[Any] = (renamed(one, names) if isinstance(one, Mapping) else one for one in chain(first, rest))
-    known = [renamed(one, names) for one in first if isinstance(one, Mapping)]
-    dialect = _dialect(known, options)
-    if dialect is not None:
-        raw = _converted(raw, dialect, dialect.places(known, folder, options.image_root))
-    return JsonRows(islice(raw, limit))
+    return first, chain(first, rest)
 
 
 def _keys(entries: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(str(key) for one in entries if isinstance(one, Mapping) for key in one))
 
 
-def _dialect(first: Sequence[Mapping[str, Any]], options: Options) -> Dialect | None:
+def _dialect(entries: Iterable[Any], options: Options) -> tuple[Dialect | None, Iterable[Any]]:
+    """The dialect in which entries are written, if any, and they themselves."""
     if options.format is not None:
-        return DIALECTS.get(options.format)
-    fitting = (one for one in DIALECTS.values() if any(one.fits(entry) for entry in first))
-    found = next(fitting, None)
-    if found is not None:
-        _logger.info("read as %s", found.name)
-    return found
+        return DIALECTS.get(options.format), entries
+    first, entries = _peeked(entries)
+    mappings = [one for one in first if isinstance(one, Mapping)]
+    fitting = (one for one in DIALECTS.values() if any(one.fits(entry) for entry in mappings))
+    return next(fitting, None), entries
 
 
-def _converted(raw: Iterable[Any], dialect: Dialect, places: Mapping[str, str]) -> Iterator[Any]:
+def _converted(raw: Iterable[Any], dialect: Dialect, folder: Path, image_root: str | Path | None) -> Iterator[Any]:
+    """Entries in AURORA's keys; what is no mapping is kept, to be left out by its number."""
+    first, raw = _peeked(raw)
+    places = dialect.places([one for one in first if isinstance(one, Mapping)], folder, image_root)
     for entry in raw:
-        if isinstance(entry, NoEntry) or not isinstance(entry, Mapping):
-            yield entry
-        else:
+        if isinstance(entry, Mapping):
             yield from dialect.convert(entry, places)
+        else:
+            yield entry
 
 
 def _csv(path: Path) -> Iterator[Any]:
