@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peft import LoraConfig
 
 from rewards import Reward, load_rewards
@@ -30,8 +32,8 @@ def fresh_adapter() -> LoraConfig:
 
 
 def open_for_improvement(
-    arguments: ImproveArguments, left_out: list[LeftOut], triplets: list[Triplet] | None = None
-) -> tuple[ForwardDynamics, InverseDynamics | None, list[Triplet], list[Reward]]:
+    arguments: ImproveArguments, left_out: list[LeftOut], triplets: Sequence[Triplet] | None = None
+) -> tuple[ForwardDynamics, InverseDynamics | None, Sequence[Triplet], list[Reward]]:
     """The forward model with its adapter alone trainable, the inverse model, what to try, and the rewards.
 
     A trained model without an adapter (all its weights were trained, or it was exported) gets a fresh one.
@@ -44,7 +46,7 @@ def open_for_improvement(
     """
     if arguments.fdm is None or not (triplets or arguments.triplets):
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
-    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    check_data_flags(arguments, arguments.triplets)
     if not triplets:
         triplets = read_files(arguments, arguments.triplets, left_out, limit=arguments.limit)
     with whole_weights():
