@@ -65,8 +65,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from rl import RewindError, load_fdm, load_idm
+    from rl.data.calibration import LEAST
     from rl.data.label_shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
-    from rl.data.labelling import Naming, name_sentences
+    from rl.data.labelling import Naming, propose
     from rl.data.left_out import for_resume, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.models.fingerprint import for_resume as base_for_resume
@@ -92,6 +93,8 @@ def main() -> None:
     idm = load_idm(a.idm, **opening(a)) if fdm is None else load_idm_beside(a.idm, fdm.backbone, **opening(a))
     if fdm is not None and fdm.backbone.actions != idm.backbone.actions:
         raise RewindError("--idm and --verify take different actions: both words, or vectors of the same ranges")
+    if a.labelled is not None and len(checked) < LEAST:
+        raise RewindError(f"{a.labelled} has {len(checked)} triplets to calibrate labels on: give at least {LEAST}")
     idm.backbone.check_actions([triplet.action for triplet in checked])
     config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
     config |= for_resume(left_out, [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
@@ -109,10 +112,9 @@ def main() -> None:
     list_left_out(shards.folder, left_out)
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:
-            shards.name(file, rows, a.chunk_size, lambda part: name_sentences(idm, part, how, fdm))
-    missing = shards.missing({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)})
-    if missing:
-        print(f"this shard is done, {missing} chunks of others are not: the last one to end merges all into {a.output}")
+            shards.name(file, rows, a.chunk_size, lambda part: propose(idm, part, how, fdm))
+    if not shards.complete({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}):
+        print(f"this shard is done and others are not: the last one to end merges all into {a.output}")
     elif shards.take(config):
         calibration = _calibrated(a, shards, checked, idm)
         _write(a, shards, pairs, left_out, calibration)
@@ -151,17 +153,16 @@ def _write(
 ) -> None:
     """`triplets.json` of what all processes have named, and what became of every pair."""
     from collections import Counter
-    from dataclasses import replace
 
     from rl import RewindError
     from rl.data.label_shards import WORDS_FILE
-    from rl.data.labelling import choose
+    from rl.data.labelling import choose, named
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
 
     weight = calibration.weight if calibration else 1.0 if a.verify_weight is None else a.verify_weight
-    named, wordless = [], []
+    found, wordless = [], []
     for entry, pair, said in zip(
         _numbers(pairs, left_out), pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True
     ):
@@ -170,21 +171,21 @@ def _write(
             told = f"{a.pairs}, pair {entry}: the model {a.idm} had no words for it"
             wordless.append(LeftOut(str(a.pairs), entry, None, "no words", told))
             continue
-        columns = choice.columns | ({"confidence": calibration.confidence(choice)} if calibration else {})
-        more = {**pair.more, **columns}
-        named.append(replace(pair, action=choice.text, score=choice.score, provenance="idm", more=more))
-    if not named:
+        if calibration is not None:
+            choice = choice._replace(columns={**choice.columns, "confidence": calibration.confidence(choice)})
+        found.append(named(pair, choice))
+    if not found:
         raise RewindError(f"the model {a.idm} had no words for any of {len(pairs)} pairs")
     list_left_out(a.output, [*left_out, *wordless])
     shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here, or that this one replaces
-    file = write_triplets(named, a.output, link=a.link_pictures)
+    file = write_triplets(found, a.output, link=a.link_pictures)
     reasons = Counter(one.reason for one in [*left_out, *wordless])
-    totals = {"in": len(pairs) + len(left_out), "labelled": len(named), "left_out": dict(reasons.most_common())}
+    totals = {"in": len(pairs) + len(left_out), "labelled": len(found), "left_out": dict(reasons.most_common())}
     write_whole(a.output / "totals.json", json.dumps(totals, indent=1) + "\n")
-    print(f"{len(named)} of {len(pairs)} pairs labelled in {file}")
+    print(f"{len(found)} of {len(pairs)} pairs labelled in {file}")
     lost = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     print(
-        f"{totals['in']} entries in = {len(named)} labelled + {reasons.total()} left out{f' ({lost})' if lost else ''}"
+        f"{totals['in']} entries in = {len(found)} labelled + {reasons.total()} left out{f' ({lost})' if lost else ''}"
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from test_scripts import start, succeed
 
 from rl.data.label_shards import WORDS_FILE, Shards
-from rl.data.labelling import Sentence
+from rl.data.labelling import Proposal
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.running.run_folder import claim
@@ -24,10 +24,10 @@ from rl.triplets import Triplet
 PAIRS = [Triplet(np.full((8, 8, 3), n, np.uint8), "", np.full((8, 8, 3), n + 100, np.uint8)) for n in range(11)]
 
 
-def shout(part: Sequence[Triplet]) -> list[list[Sentence]]:
+def shout(part: Sequence[Triplet]) -> list[list[Proposal]]:
     """Words that tell which pair and which chunk they are of; for every fourth pair none."""
     numbers = [int(np.asarray(pair.source)[0, 0, 0]) for pair in part]
-    return [[Sentence(f"pair {n} of {numbers}", -float(n))] if n % 4 else [] for n in numbers]
+    return [[Proposal(f"pair {n} of {numbers}", -float(n))] if n % 4 else [] for n in numbers]
 
 
 def shards(output: Path, count: int) -> list[Shards]:
@@ -42,10 +42,10 @@ def begin(one: Shards, **config: Any) -> Shards:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_any_number_of_processes_names_the_same(tmp_path: Path, count: int) -> None:
     expected = [said for start in range(0, 11, 2) for said in shout(PAIRS[start : start + 2])]
-    for number, one in enumerate(shards(tmp_path / "out", count)):
-        assert one.missing({WORDS_FILE: 6}) == 6 - len([c for c in range(6) if c % count < number])
+    for one in shards(tmp_path / "out", count):
+        assert not one.complete({WORDS_FILE: 6})  # the seventh has no chunk, and must have begun all the same
         begin(one).name(WORDS_FILE, PAIRS, 2, shout)
-    assert one.missing({WORDS_FILE: 6}) == 0
+    assert one.complete({WORDS_FILE: 6})
     assert list(one.words(WORDS_FILE, 6)) == expected
 
 
@@ -58,17 +58,18 @@ def test_a_killed_shard_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: whole.index(b"\n") + 5])
     torn = file.read_bytes()
-    assert second.missing({WORDS_FILE: 6}) == 2
+    assert not second.complete({WORDS_FILE: 6})
     assert file.read_bytes() == torn
     named: list[int] = []
 
-    def counting(part: Sequence[Triplet]) -> list[list[Sentence]]:
+    def counting(part: Sequence[Triplet]) -> list[list[Proposal]]:
         named.append(len(part))
         return shout(part)
 
     first.name(WORDS_FILE, PAIRS, 2, counting)
     assert file.read_bytes() == whole
     assert named == [2, 2]
+    assert second.complete({WORDS_FILE: 6})
 
 
 def test_shards_of_different_runs_are_not_merged(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from test_scripts import start
 
 from rl.data.calibration import LEAST, calibrate, evidence, fit_weight, same_words
-from rl.data.labelling import Choice, Naming, Sentence, choose, name_pairs, name_sentences
+from rl.data.labelling import Choice, Naming, Proposal, choose, label_pairs, name_pairs, propose
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
@@ -27,17 +27,17 @@ def noise_pairs(count: int, seed: int = 0) -> list[Triplet]:
 
 
 def test_self_consistency_share_and_margin_by_hand() -> None:
-    drawn = [Sentence("left", -1.0, 2), Sentence("right", -3.0, 4), Sentence("up", -0.5, 1)]
+    drawn = [Proposal("left", -1.0, 2), Proposal("right", -3.0, 4), Proposal("up", -0.5, 1)]
     assert choose(drawn, 8) == Choice("right", -3.0, {"share": 0.5, "margin": -2.5})
-    tied = [Sentence("left", -1.0, 2), Sentence("right", -3.0, 2)]
+    tied = [Proposal("left", -1.0, 2), Proposal("right", -3.0, 2)]
     assert choose(tied, 4) == Choice("left", -1.0, {"share": 0.5, "margin": 2.0})
-    assert choose([Sentence("left", -1.0, 3)], 4) == Choice("left", -1.0, {"share": 0.75})
-    assert choose([Sentence("left", -1.0)]) == Choice("left", -1.0, {})  # one greedy sentence, as ever
+    assert choose([Proposal("left", -1.0, 3)], 4) == Choice("left", -1.0, {"share": 0.75})
+    assert choose([Proposal("left", -1.0)]) == Choice("left", -1.0, {})  # one greedy sentence, as ever
     assert choose([], 4) is None
 
 
 def test_verified_choice_and_score_by_hand() -> None:
-    drawn = [Sentence("left", -1.0, 3, -20.0), Sentence("right", -2.0, 1, -10.0)]
+    drawn = [Proposal("left", -1.0, 3, -20.0), Proposal("right", -2.0, 1, -10.0)]
     assert choose(drawn, 4) == Choice(
         "right", -12.0, {"share": 0.25, "margin": 9.0, "idm_logprob": -2.0, "fdm_logprob": -10.0}
     )
@@ -54,8 +54,8 @@ def test_sentences_are_verified_by_the_forward_model(tiny: ChameleonVLM) -> None
     pairs = noise_pairs(3)
     idm, fdm = InverseDynamics(tiny), ForwardDynamics(tiny)
     how = Naming(1.0, 4, seed=1)
-    found = name_sentences(idm, pairs, how, fdm)
-    plain = name_sentences(idm, pairs, how)
+    found = propose(idm, pairs, how, fdm)
+    plain = propose(idm, pairs, how)
     assert [[one._replace(verified=None) for one in group] for group in found] == plain
     assert all(sum(one.times for one in group) <= 4 for group in found)
     for pair, group in zip(pairs, found, strict=True):
@@ -63,19 +63,22 @@ def test_sentences_are_verified_by_the_forward_model(tiny: ChameleonVLM) -> None
         for one in group:
             (log_probs,) = fdm.log_probs(pair.source, [pair.target], one.text)
             assert one.verified == pytest.approx(log_probs.sum(), abs=1e-4)
+    labels = label_pairs(idm, pairs, temperature=1.0, num_samples=4, seed=1, fdm=fdm, weight=0.5)
+    chosen = [one for group in found if (one := choose(group, 4, 0.5))]
+    assert [(label.action, label.score, label.more) for label in labels] == chosen
     same = Triplet(pairs[0].source, "", pairs[0].source)
-    (still,) = name_sentences(idm, [same], Naming(1.0, 2, changed_only=True), fdm)
+    (still,) = propose(idm, [same], Naming(1.0, 2, changed_only=True), fdm)
     assert [one.verified for one in still] == [0.0] * len(still)  # nothing changes, so nothing is counted
 
 
 def test_one_greedy_sentence_is_that_of_name_pairs(tiny: ChameleonVLM) -> None:
     pairs = noise_pairs(4)
     idm = InverseDynamics(tiny)
-    chosen = [choose(group) for group in name_sentences(idm, pairs, Naming())]
+    chosen = [choose(group) for group in propose(idm, pairs, Naming())]
     assert [(one.text, one.score) for one in chosen if one] == [said for said in name_pairs(idm, pairs) if said[0]]
 
 
-def simulated(count: int, truth: float, seed: int = 0) -> tuple[list[list[Sentence]], list[Any]]:
+def simulated(count: int, truth: float, seed: int = 0) -> tuple[list[list[Proposal]], list[Any]]:
     """Sentences whose right one is drawn by exp(logprob + truth * verified), the law that the fit assumes."""
     rng = np.random.default_rng(seed)
     groups, right = [], []
@@ -83,7 +86,7 @@ def simulated(count: int, truth: float, seed: int = 0) -> tuple[list[list[Senten
         logprobs, verified = rng.normal(-3, 1, 5), rng.normal(-50, 6, 5)
         logits = logprobs + truth * verified
         place = int(rng.choice(5, p=np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()))
-        groups.append([Sentence(f"word{n}", float(logprobs[n]), 1, float(verified[n])) for n in range(5)])
+        groups.append([Proposal(f"word{n}", float(logprobs[n]), 1, float(verified[n])) for n in range(5)])
         right.append(same_words(f"Word{place}."))
     return groups, right
 
@@ -129,7 +132,7 @@ def test_calibration_of_one_sentence_needs_no_samples() -> None:
     rng = np.random.default_rng(0)
     logprobs = rng.normal(-2, 2, 400)
     hits = rng.random(400) < 1 / (1 + np.exp(-logprobs - 2))
-    groups = [[Sentence("yes", float(x))] for x in logprobs]
+    groups = [[Proposal("yes", float(x))] for x in logprobs]
     found = calibrate(groups, [same_words("yes" if hit else "no") for hit in hits], 1)
     assert found.confidence(Choice("yes", 0.0, {})) == pytest.approx(1 / (1 + np.exp(-2)), abs=0.08)
     assert len(evidence(Choice("yes", 0.0, {}))) == 1
@@ -141,7 +144,7 @@ def test_calibration_of_one_sentence_needs_no_samples() -> None:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_labels_that_are_all_right_or_all_wrong_calibrate_too(right: bool) -> None:
-    groups = [[Sentence("yes", -float(n))] for n in range(30)]
+    groups = [[Proposal("yes", -float(n))] for n in range(30)]
     found = calibrate(groups, [same_words("yes" if right else "no")] * 30, 1)
     assert (found.confidence(Choice("yes", -3.0, {})) > 0.9) is right
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.labelling import Choice, Sentence, choose
+from rl.data.labelling import Choice, Proposal, choose
 from rl.errors import RewindError
 from rl.words import words_of
 
@@ -56,7 +56,7 @@ class Calibration:
 
 
 def calibrate(
-    sentences: Sequence[Sequence[Sentence]],
+    sentences: Sequence[Sequence[Proposal]],
     right: Sequence[Callable[[str], bool]],
     num_samples: int,
     weight: float | None = None,
@@ -64,7 +64,7 @@ def calibrate(
     """Fit both to what was drawn for labelled pairs.
 
     Args:
-        sentences: of each pair, as `name_sentences` draws them.
+        sentences: of each pair, as `propose` draws them.
         right: of each pair, whether a sentence names what happened.
         num_samples: sentences that were drawn a pair.
         weight: of the forward model's say; None to fit it (1 without one).
@@ -111,7 +111,7 @@ def same_words(truth: str) -> Callable[[str], bool]:
     return lambda text: words_of(text) == words
 
 
-def fit_weight(told: Sequence[tuple[Sequence[Sentence], Callable[[str], bool]]]) -> float:
+def fit_weight(told: Sequence[tuple[Sequence[Proposal], Callable[[str], bool]]]) -> float:
     """The weight of `verified` beside `logprob` under which the right sentence of a pair is likeliest among those
     drawn (a conditional logit); 1 where no pair tells.
     """
@@ -143,7 +143,7 @@ def fit_weight(told: Sequence[tuple[Sequence[Sentence], Callable[[str], bool]]])
     return float(min(MOST_WEIGHT, other / max(own, 1e-9)))
 
 
-def _chosen(sentences: Sequence[Sentence], num_samples: int, weight: float) -> Choice:
+def _chosen(sentences: Sequence[Proposal], num_samples: int, weight: float) -> Choice:
     choice = choose(sentences, num_samples, weight)
     assert choice is not None
     return choice

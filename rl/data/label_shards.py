@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl.data.labelling import Sentence
+from rl.data.labelling import Proposal
 from rl.errors import RewindError
 from rl.running import lock
 from rl.running.files import json_lines, read_json
@@ -85,7 +85,7 @@ class Shards:
         file: str,
         pairs: Sequence[Triplet],
         chunk_size: int,
-        name: Callable[[Sequence[Triplet]], list[list[Sentence]]],
+        name: Callable[[Sequence[Triplet]], list[list[Proposal]]],
     ) -> None:
         """Append the words of this process's chunks to its file, those that an earlier run wrote excepted."""
         number, count = self.mine or (0, 1)
@@ -99,11 +99,17 @@ class Shards:
                 out.flush()
                 bar.update(len(chunk))
 
-    def missing(self, sizes: Mapping[str, int]) -> int:
-        """How many chunks other processes have not written yet, of so many in each file."""
-        return sum(chunks - sum(_complete(folder / file) for folder in self.folders) for file, chunks in sizes.items())
+    def complete(self, chunks: Mapping[str, int]) -> bool:
+        """Whether all processes have begun and written all chunks, so many in each file.
 
-    def words(self, file: str, chunks: int) -> Iterator[list[Sentence]]:
+        One that has no chunk counts, too: it would find the results of a run that it is a part of.
+        """
+        begun = all((folder / CONFIG_FILE).is_file() for folder in self.folders)
+        return begun and all(
+            sum(_whole_lines(folder / file) for folder in self.folders) == count for file, count in chunks.items()
+        )
+
+    def words(self, file: str, chunks: int) -> Iterator[list[Proposal]]:
         """What was said of each pair, in the order of the pairs; a chunk is held at a time."""
         with ExitStack() as stack:
             files = [
@@ -111,7 +117,7 @@ class Shards:
             ]
             for chunk in range(chunks):
                 for sentences in json.loads(files[chunk % len(self.folders)].readline()):
-                    yield [Sentence(*one) for one in sentences]
+                    yield [Proposal(*one) for one in sentences]
 
     def take(self, config: dict[str, Any]) -> bool:
         """Hold `output`, to merge all shards into it; False if another process that ended just now does so.
@@ -122,9 +128,7 @@ class Shards:
         if self.mine is None:
             return True
         for marker in (folder / CONFIG_FILE for folder in self.folders):
-            left: dict[str, Any] = (
-                read_json(marker) if marker.is_file() else {"config": config}
-            )  # fewer chunks than processes
+            left = read_json(marker)
             begun_in = left.get("directory")
             changed = differences(left["config"], json.loads(json.dumps(config)), Path(begun_in) if begun_in else None)
             wrong = ", ".join(sorted({*changed} - {*LIMITS_OF_A_MACHINE}))
@@ -139,7 +143,7 @@ class Shards:
         return True
 
 
-def _complete(file: Path) -> int:
+def _whole_lines(file: Path) -> int:
     """How many lines of a file that another process may be writing are whole."""
     if not file.is_file():
         return 0

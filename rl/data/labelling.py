@@ -12,7 +12,7 @@ from rl.errors import RewindError
 from rl.triplets import Candidate, Triplet
 
 
-class Sentence(NamedTuple):
+class Proposal(NamedTuple):
     """A sentence that was drawn for a pair of pictures.
 
     `logprob` is its log-likelihood under the inverse model (nats, end included), `times` how often it was drawn,
@@ -56,20 +56,37 @@ class Naming:
             raise RewindError(f"at temperature 0 all {self.num_samples} sentences are the same: draw 1, or at 1.0")
 
 
-def label_pairs(idm: Any, pairs: Sequence[Triplet], *, temperature: float = 0.0, seed: int = 0) -> list[Triplet]:
+def label_pairs(
+    idm: Any,
+    pairs: Sequence[Triplet],
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    num_samples: int = 1,
+    fdm: Any = None,
+    weight: float = 1.0,
+) -> list[Triplet]:
     """Pairs as triplets named by an `InverseDynamics`, scored by the log-likelihood of its words, end included.
 
     The whole sentence's, not the mean a token: a sentence is wrong as soon as one of its words is, and the end and the
     filling words, which are always sure, must not hide that.
 
     A pair for which it says nothing is left out. Temperature 0 takes the likeliest words; above 0 they are sampled, as
-    in the paper.
+    in the paper. Of `num_samples` sentences one is chosen, with a `ForwardDynamics` by what that says of it, too, at
+    `weight`: see `choose`, whose columns are then in `Triplet.more`.
 
     Raises:
-        RewindError: a pair without a second picture.
+        RewindError: a pair without a second picture, several sentences at temperature 0.
     """
-    words = name_pairs(idm, pairs, temperature=temperature, seed=seed)
-    return labelled(pairs, words)
+    groups = propose(idm, pairs, Naming(temperature, num_samples, seed), fdm)
+    choices = [choose(group, num_samples, weight) for group in groups]
+    return [named(pair, choice) for pair, choice in zip(pairs, choices, strict=True) if choice is not None]
+
+
+def named(pair: Triplet, choice: Choice) -> Triplet:
+    """A pair with the sentence that was chosen for it."""
+    more = {**pair.more, **choice.columns}
+    return replace(pair, action=choice.text, score=choice.score, provenance="idm", more=more)
 
 
 def labelled(pairs: Sequence[Triplet], words: Sequence[tuple[str, float]]) -> list[Triplet]:
@@ -89,7 +106,7 @@ def name_pairs(
     return [tuple(said) for (said,) in idm.name(sources, targets, temperature=temperature, seed=seed)]
 
 
-def name_sentences(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = None) -> list[list[Sentence]]:
+def propose(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = None) -> list[list[Proposal]]:
     """The distinct sentences that an `InverseDynamics` has for each pair, in the order in which they were drawn.
 
     A pair for which it said nothing has none, and what it did not say counts for no sentence. With a `ForwardDynamics`
@@ -112,11 +129,11 @@ def name_sentences(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = N
         for text, _ in group:
             times[text] = times.get(text, 0) + 1
         logprobs = dict(reversed(group))  # the first one's: a text has one score, however it was spelt in tokens
-        found.append([Sentence(text, logprobs[text], count) for text, count in times.items() if text])
+        found.append([Proposal(text, logprobs[text], count) for text, count in times.items() if text])
     return found if fdm is None else _verified(fdm, before, after, found, how.changed_only)
 
 
-def choose(sentences: Sequence[Sentence], num_samples: int = 1, weight: float = 1.0) -> Choice | None:
+def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 1.0) -> Choice | None:
     """The sentence of a pair that is taken; None if there is none.
 
     Verified sentences are chosen and scored by log-likelihood + `weight` x `verified`. Others: the most frequent one,
@@ -165,9 +182,9 @@ def _verified(
     fdm: Any,
     sources: Sequence[Candidate],
     targets: Sequence[Candidate],
-    groups: Sequence[Sequence[Sentence]],
+    groups: Sequence[Sequence[Proposal]],
     changed_only: bool,
-) -> list[list[Sentence]]:
+) -> list[list[Proposal]]:
     """The sentences with the log-likelihood of the target's tokens, all or those that change."""
     rows = [(pair, one.text) for pair, group in enumerate(groups) for one in group]
     log_probs = fdm.log_probs(
