@@ -90,7 +90,7 @@ def main() -> None:
     triplets: Sequence[Triplet] = from_world[: a.limit]
     if a.triplets is not None:
         triplets = read_triplets(a.triplets, a.limit, with_targets=True, **reading(a), left_out=left_out)
-    actions, columns = [triplet.action for triplet in triplets], columns_of([*triplets, *from_world])
+    actions, columns = [triplet.action for triplet in triplets], [*columns_of(triplets), *columns_of(from_world)]
     rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
     inputs = [a.idm, a.fdm, a.triplets]
     output = claim(a.output, "audit_reward.py", plain(vars(a)), inputs=inputs, overwrite=a.overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,10 +42,17 @@ def roots_of(file: Path, folder: Path, image_root: str | Path | None, names: Ite
 
 def below(name: str, root: Path, roots: Sequence[Path]) -> Path | None:
     """The path that a name means from `root`, links not followed, if it ends in one of `roots`."""
-    path = as_written(root / expanded(name))
-    # The second is for a full path into a folder that was itself given by a link to it.
-    inside = any(path.is_relative_to(one) or path.is_relative_to(one.resolve()) for one in roots)
-    return path if inside else None
+    # Texts, for pathlib takes most of the time that a large data set is read in.
+    given = os.path.expanduser(name)  # noqa: PTH111
+    path = os.path.normpath(os.path.join(root, given))  # noqa: PTH118
+    inside = any(_is_in(path, str(one)) for one in roots)
+    # A full path may lead into a folder that was itself given by a link to it.
+    inside = inside or (given.startswith(os.sep) and any(_is_in(path, os.path.realpath(one)) for one in roots))
+    return Path(path) if inside else None
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder if folder.endswith(os.sep) else folder + os.sep)
 
 
 def located(name: str, roots: Sequence[Path]) -> Path | None:

@@ -113,7 +113,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             spread_floor=spread_floor,
             importance_advantages=importance_advantages,
         )
-        columns = columns_of([*triplets, *validation])
+        columns = list(dict.fromkeys([*columns_of(triplets), *columns_of(validation)]))
         given, rewards = (args.reward_weights, args.max_completion_length), weighted(rewards, args.reward_weights)
         rewards = [reward.on(columns) for reward in rewards]
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
@@ -122,7 +122,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         self.importance_advantages: AdvantageWeights = importance_advantages
         self.monitors, self.store = monitors, store
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
-        trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
+        trajectories = Trajectories(vlm, self.distribution, training + evaluated)
         grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
         if self.distribution.guided and len(grids) > 1:
             raise RewindError("guidance in training needs pictures of the base's one size, and one view each")
