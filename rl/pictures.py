@@ -12,12 +12,13 @@ A picture is a uint8 RGB array [H, W, 3], a PIL image of any mode, or a file. Wh
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
 import zlib
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,7 +26,9 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from rl.errors import RewindError
-from rl.paths import as_written, expanded
+from rl.paths import as_written, expanded, is_file
+from rl.stored import StoredPicture
+from rl.wholeness import ends_are_whole, ends_of
 
 SIZE_RULE = "the centre square is cut out and scaled"
 SHAPE_RULE = "the centre of that shape is cut out and scaled"
@@ -40,15 +43,11 @@ _said_sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class PictureFile:
-    """A picture that stays in its file: decoded each time somebody looks, and never kept.
-
-    It goes wherever a picture does. `np.asarray` of it is uint8 RGB [H, W, 3]; `size` is (width, height), upright; what
-    else PIL's images can do, it does on a decoded copy. Looking raises a `RewindError` if the file has gone bad since.
-    """
+class PictureFile(StoredPicture):
+    """A picture that stays in its file. Its size, unless it is known already, is read from the file's header."""
 
     path: Path
-    size: tuple[int, int]
+    known_size: tuple[int, int] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, path: str | Path) -> PictureFile:
@@ -58,29 +57,49 @@ class PictureFile:
             RewindError: as for `load_image`.
         """
         file = as_written(path)
-        with _opened(file) as image:
-            width, height = image.size
-            image.draft("L", (1, 1))
-            image.load()
-            # PIL's TIFF reader turns pictures itself, and tells the turned size from the start.
-            if image.format != "TIFF" and _orientation(image) >= 5:
-                width, height = height, width
-            if image.mode in _DEEP:
-                _eight_bit(image)
-        return cls(file, (width, height))
+        return cls(file, _measured(file, decode=True))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, upright."""
+        if self.known_size is None:
+            object.__setattr__(self, "known_size", _measured(self.path, decode=False))
+        assert self.known_size is not None
+        return self.known_size
 
     @property
     def image(self) -> Image.Image:
         """The decoded picture, RGB."""
         return load_image(self.path)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.image, dtype=dtype)
+    def check(self, decode: bool) -> None:
+        """See that the file is whole: by decoding it, or by its two ends where these tell (`rl.wholeness`).
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.image, name)
+        Raises:
+            RewindError: as for `load_image`.
+        """
+        if decode or not ends_are_whole(*ends_of(self.path)):
+            _measured(self.path, decode=True)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether there is no such file."""
+        return not is_file(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPicture(StoredPicture):
+    """A picture as the bytes of an image file; `name` is for sentences about it."""
+
+    content: bytes = field(repr=False)
+    name: str = "a picture"
+
+    @property
+    def image(self) -> Image.Image:
+        """The decoded picture, RGB."""
+        with _opened(self.name, io.BytesIO(self.content)) as image:
+            found = _rgb(image)
+            return found.copy() if found is image else found
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,7 @@ class Views:
         return np.array(np.concatenate([to_array(one, size) for one in self.pictures]), dtype=dtype)
 
 
-Picture: TypeAlias = "np.ndarray | Image.Image | PictureFile | Views"
+Picture: TypeAlias = "np.ndarray | Image.Image | StoredPicture | Views"
 PictureLike: TypeAlias = "Picture | str | Path"
 """What public doors take for a picture: the path of a file, too."""
 
@@ -137,7 +156,7 @@ def to_image(picture: PictureLike) -> Image.Image:
     """
     if isinstance(picture, np.ndarray):
         return Image.fromarray(pixels(picture))
-    if isinstance(picture, PictureFile):
+    if isinstance(picture, StoredPicture):
         return picture.image
     if isinstance(picture, Views):
         return Image.fromarray(np.asarray(picture))
@@ -189,8 +208,8 @@ def to_array(image: PictureLike, size: int | tuple[int, int]) -> np.ndarray:
 
 
 def size_of(picture: PictureLike) -> tuple[int, int]:
-    """Height and width of a picture in pixels, upright; a file that was looked at before is not decoded for it."""
-    if isinstance(picture, PictureFile):
+    """Height and width of a picture in pixels, upright; a file is not decoded for it."""
+    if isinstance(picture, StoredPicture):
         return picture.size[1], picture.size[0]
     height, width = pixels(picture).shape[:2]
     return height, width
@@ -213,17 +232,31 @@ def from_path(given: Any) -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, whose faults become a sentence with its name."""
+def _opened(path: Path | str, content: io.BytesIO | None = None) -> Iterator[Image.Image]:
+    """An image file, or the content of one, whose faults become a sentence with its name."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else content) as image:
             yield image
     except FileNotFoundError as error:
         raise RewindError(f"there is no image {path}: check the path") from error
     except RewindError as error:
         raise RewindError(f"{path}: {error}") from error
     except _UNREADABLE as error:
-        raise RewindError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+        told = str(error) if content is None else "no image file, or not a whole one"  # not the address of a buffer
+        raise RewindError(f"{path} cannot be read as an image ({told}): replace or remove it") from error
+
+
+def _measured(file: Path, decode: bool) -> tuple[int, int]:
+    """Width and height of a picture in a file, upright; with `decode` only if all of it can be read."""
+    with _opened(file) as image:
+        width, height = image.size
+        if decode:
+            image.draft("L", (1, 1))
+            image.load()
+            if image.mode in _DEEP:
+                _eight_bit(image)
+        # PIL's TIFF reader turns pictures itself, and tells the turned size from the start.
+        return (height, width) if image.format != "TIFF" and _orientation(image) >= 5 else (width, height)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

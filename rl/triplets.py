@@ -54,7 +54,10 @@ class Triplet:
 
 
 def columns_of(triplets: Iterable[Triplet]) -> list[str]:
-    """Names of the further columns, those that any triplet has."""
+    """Names of the further columns, those that any triplet has; a table of triplets knows them."""
+    known = getattr(triplets, "columns", None)
+    if known is not None:
+        return list(known)
     return list(dict.fromkeys(name for triplet in triplets for name in triplet.more))
 
 

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--idm", help="a base or a run folder for the rewards that need an inverse model")
     p.add_argument("--fdm", help="the forward model to be trained: its samples are tried too")
-    p.add_argument("--triplets", type=Path, help="held-out triplets, a JSON list in AURORA's format; or --world alone")
+    p.add_argument(
+        "--triplets", type=Path, help="held-out triplets, any data set of docs/guide/data.md; or --world alone"
+    )
     p.add_argument("--limit", type=int, default=200, help="only the first triplets; with --world alone, so many scenes")
     p.add_argument(
         "--rewards",
@@ -88,10 +90,10 @@ def main() -> None:
     tasks = sample_tasks(world, max(a.limit if a.triplets is None else 0, a.num_scenes), a.seed) if world else []
     from_world = [Triplet(t.source, t.action, t.target, _family(world, t.action)) for t in tasks]
     left_out: list[LeftOut] = []
-    triplets = from_world[: a.limit]
+    triplets: Sequence[Triplet] = from_world[: a.limit]
     if a.triplets is not None:
         triplets = read_triplets(a.triplets, a.limit, with_targets=True, **reading(a), left_out=left_out)
-    actions, columns = [triplet.action for triplet in triplets], columns_of([*triplets, *from_world])
+    actions, columns = [triplet.action for triplet in triplets], [*columns_of(triplets), *columns_of(from_world)]
     rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
     inputs = [a.idm, a.fdm, a.triplets]
     output = claim(a.output, "audit_reward.py", plain(vars(a)), inputs=inputs, overwrite=a.overwrite)
@@ -131,7 +133,7 @@ def main() -> None:
 
 
 def _check(a: argparse.Namespace) -> None:
-    check_data_flags(a.image_root, a.strict, a.triplets)
+    check_data_flags(a, a.triplets)
     from rewards.mix import resolve
     from rewards.table import weight_of
     from rl.search.attack import PROPOSALS

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fdm", required=True, help="a base by name or folder, or a run folder")
     p.add_argument("--idm", help="the same for the inverse model; without it, its probes are left out")
     p.add_argument("--world", default="tabletop", help="a world's name, or file.py:Class")
-    p.add_argument("--triplets", type=Path, help="a JSON list in AURORA's format instead of a world: true targets")
+    p.add_argument("--triplets", type=Path, help="a data set (docs/guide/data.md) instead of a world: true targets")
     p.add_argument("--limit", type=int, help="only the first triplets")
     p.add_argument("--split", default="test", help="a split of the world, if it has any")
     p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
@@ -79,7 +79,7 @@ def main() -> None:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
     if arguments.best_of < 1:
         raise RewindError(f"--best_of must be at least 1, not {arguments.best_of}")
-    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    check_data_flags(arguments, arguments.triplets)
     if arguments.rewards:
         resolve(arguments)
     if arguments.triplets is not None:
@@ -175,7 +175,9 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     print(f"results and sheet.png in {output}")
 
 
-def _rewards_on(triplets: list[Triplet], idm: InverseDynamics | None, arguments: argparse.Namespace) -> list[Reward]:
+def _rewards_on(
+    triplets: Sequence[Triplet], idm: InverseDynamics | None, arguments: argparse.Namespace
+) -> list[Reward]:
     """What is measured on triplets beside the distances; nothing unless it was asked for."""
     from rewards import load_rewards
     from rl.triplets import columns_of

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--idm", help="the same for the inverse model; rewards that need none can do without")
     p.add_argument("--source", type=Path, help="an image file, with --action")
     p.add_argument("--action", help="what happens, in words")
-    p.add_argument("--triplets", type=Path, help="a JSON list in AURORA's format instead of --source and --action")
+    p.add_argument("--triplets", type=Path, help="a data set (docs/guide/data.md) instead of --source and --action")
     p.add_argument("--limit", type=int, help="only the first triplets")
     p.add_argument("--num_candidates", type=int, default=8)
     p.add_argument(
@@ -81,12 +81,12 @@ def main() -> None:
     if one == (a.triplets is not None) or (a.source is None) != (a.action is None):
         raise RewindError("give either --source and --action, or --triplets")
     check_max_rows(a.max_rows)
-    check_data_flags(a.image_root, a.strict, a.triplets)
+    check_data_flags(a, a.triplets)
     shard = shard_of(a.shard)
     left_out: list[LeftOut] = []
     if one:
         check_actions([a.action])
-        triplets = [Triplet(load_image(a.source), a.action)]
+        triplets: Sequence[Triplet] = [Triplet(load_image(a.source), a.action)]
     else:
         triplets = read_triplets(a.triplets, a.limit, **reading(a), left_out=left_out)
     numbers = range(len(triplets))[shard[0] :: shard[1]] if shard else range(len(triplets))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
@@ -22,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--fdm", required=True, help="a base by name or folder, or a run folder")
     p.add_argument("--source", type=Path, help="an image file, with --action")
     p.add_argument("--action", help="what happens, in words")
-    p.add_argument("--triplets", type=Path, help="a JSON list in AURORA's format instead of --source and --action")
+    p.add_argument("--triplets", type=Path, help="a data set (docs/guide/data.md) instead of --source and --action")
     p.add_argument("--limit", type=int, help="only the first triplets")
     p.add_argument("--num_samples", type=int, default=4)
     p.add_argument("--temperature", type=float, default=1.0)
@@ -57,11 +58,11 @@ def main() -> None:
         raise RewindError("give either --source and --action, or --triplets")
     if arguments.limit is not None and arguments.limit < 1:
         raise RewindError(f"--limit must be at least 1, not {arguments.limit}")
-    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    check_data_flags(arguments, arguments.triplets)
     left_out: list[LeftOut] = []
     if one:
         check_actions([arguments.action])
-        triplets = [Triplet(load_image(arguments.source), arguments.action)]
+        triplets: Sequence[Triplet] = [Triplet(load_image(arguments.source), arguments.action)]
     else:
         triplets = read_triplets(arguments.triplets, arguments.limit, **reading(arguments), left_out=left_out)
     fdm = load_fdm(arguments.fdm, **opening(arguments))

@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +57,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     a = parse_with_config(parser())
-    from rl.data.entry_stream import entries_of
+    from rl.data.formats.names import parse_columns
+    from rl.data.formats.table import Options
     from rl.data.left_out import check, list_left_out
     from rl.data.selection_rules import Rules
-    from rl.data.some_entries import reader_of
+    from rl.data.some_entries import streamed
     from rl.data.streamed_selection import select_entries, sorted_any
-    from rl.data.triplet_files import TRIED, write_triplets
+    from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
     from rl.running.run_folder import claim
 
@@ -78,15 +78,16 @@ def main() -> None:
         a.max_per_action,
         a.near_duplicates,
     )
-    read = reader_of(a.triplets, list(islice(entries_of(a.triplets), TRIED)), a.image_root)
+    options = Options(a.format, parse_columns(a.columns), a.data_split, a.image_root)
+    read, some = streamed(a.triplets, options, a.check_pictures)
     left_out: dict[int, LeftOut] = {}
 
     def look(raw: dict[int, Any]) -> dict[int, Triplet]:
-        found, left = read(raw)
+        found, left = some(raw)
         left_out.update((one.entry, one) for one in left)
         return found
 
-    found = select_entries(lambda: entries_of(a.triplets), look, _actions(look, left_out), a.k, rules, str(a.triplets))
+    found = select_entries(read, look, _actions(look, left_out), a.k, rules, str(a.triplets))
     lost = [left_out[number] for number in sorted(left_out)]
     check(a.triplets, found.total, lost, a.strict)
     output = claim(a.output, "select_triplets.py", plain(vars(a)), inputs=[a.triplets], overwrite=a.overwrite)
@@ -116,7 +117,7 @@ def _actions(
     def action_of(number: int, entry: Any) -> str | None:
         if number in left_out:
             return None
-        if isinstance(entry, dict) and isinstance(entry.get("input"), str | list):
+        if isinstance(entry, Mapping) and isinstance(entry.get("input"), str | list | Mapping):
             words = entry.get("instruction", entry.get("prompt"))
             score = entry.get("score")
             usual = score is None or (isinstance(score, int | float) and not isinstance(score, bool))

@@ -226,7 +226,7 @@ def test_entries_are_streamed_as_they_are_read_whole(tmp_path: Path, monkeypatch
             for encoding in ("utf-8", "utf-8-sig", "utf-16"):
                 file = tmp_path / f"{name}.json"
                 file.write_text(text, encoding=encoding)
-                assert list(entries_of(file)) == read_entries(file), (name, encoding, at_once)
+                assert list(entries_of(file)) == list(read_entries(file)), (name, encoding, at_once)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,52 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
 
 from rl.data.store import picture_key
+from rl.data.triplet_table import joined
 from rl.errors import RewindError
 from rl.triplets import Triplet
 
 
-def chains(triplets: Sequence[Triplet], steps: int) -> list[list[Triplet]]:
+class Chains(Sequence[list[Triplet]]):
+    """Chains of triplets, each put together when somebody asks for it.
+
+    Args:
+        triplets: of which they are made.
+        number_NS: which of them, int64 [chain, step].
+    """
+
+    def __init__(self, triplets: Sequence[Triplet], number_NS: np.ndarray) -> None:
+        self._triplets, self._number_NS = triplets, number_NS
+
+    def __len__(self) -> int:
+        return len(self._number_NS)
+
+    @overload
+    def __getitem__(self, number: int) -> list[Triplet]: ...
+    @overload
+    def __getitem__(self, number: slice) -> Chains: ...
+    def __getitem__(self, number: int | slice) -> list[Triplet] | Chains:
+        if isinstance(number, slice):
+            return Chains(self._triplets, self._number_NS[number])
+        return [self._triplets[int(one)] for one in self._number_NS[number]]
+
+    def __add__(self, other: Chains) -> Chains:
+        if not len(other):
+            return self
+        numbers = np.concatenate([self._number_NS, other._number_NS + len(self._triplets)])
+        return Chains(joined([self._triplets, other._triplets]), numbers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def chains(triplets: Sequence[Triplet], steps: int) -> Chains:
     """Chains of `steps` triplets, at most one from each triplet on, in the order of their first ones.
 
     Two triplets follow one another if the target of the first and the source of the second are equal pixel by pixel,
@@ -24,7 +63,7 @@ def chains(triplets: Sequence[Triplet], steps: int) -> list[list[Triplet]]:
     if steps < 1:
         raise RewindError(f"a chain has at least 1 step, not {steps}")
     if steps == 1:
-        return [[triplet] for triplet in triplets]
+        return Chains(triplets, np.arange(len(triplets))[:, None])
     starting: dict[str, list[int]] = {}
     for number, triplet in enumerate(triplets):
         starting.setdefault(picture_key(triplet.source), []).append(number)
@@ -32,7 +71,7 @@ def chains(triplets: Sequence[Triplet], steps: int) -> list[list[Triplet]]:
         [] if triplet.target is None else starting.get(picture_key(triplet.target), []) for triplet in triplets
     ]
     found = [_chain(number, following, steps) for number in range(len(triplets))]
-    return [[triplets[number] for number in chain] for chain in found if chain]
+    return Chains(triplets, np.array([chain for chain in found if chain], dtype=np.int64).reshape(-1, steps))
 
 
 def _chain(first: int, following: Sequence[Sequence[int]], steps: int) -> list[int]:

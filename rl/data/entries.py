@@ -1,13 +1,19 @@
-"""Entries of a JSON file as people write it: a list, a list under "data", or one object a line."""
+"""Entries of a JSON file as people write it (a list, a list under "data", one object a line), read one by one."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from rl.errors import RewindError
+
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 @dataclass(frozen=True)
@@ -18,40 +24,136 @@ class NoEntry:
     error: str
 
 
-def read_entries(path: Path) -> list[Any]:
+class JsonRows(Sequence[Any]):
+    """Entries as the bytes of their JSON, one behind the other, read when asked for.
+
+    A few hundred bytes an entry where Python objects take thousands; processes that are forked share them.
+    """
+
+    def __init__(self, entries: Iterable[Any]) -> None:
+        content, ends, self._broken = bytearray(), [0], {}
+        for number, entry in enumerate(entries):
+            if isinstance(entry, NoEntry):
+                self._broken[number] = entry
+            else:
+                content += json.dumps(entry).encode()
+            ends.append(len(content))
+        self._content, self._ends = bytes(content), np.array(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> Any: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Any]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no entry {number} of {len(self)}")
+        number %= len(self)
+        if number in self._broken:
+            return self._broken[number]
+        return json.loads(self._content[self._ends[number] : self._ends[number + 1]])
+
+
+def read_entries(path: Path) -> Iterator[Any]:
     """The entries of a file in UTF-8, or in what its byte-order mark says; a broken line of several is a `NoEntry`.
 
     Raises:
-        RewindError: the file cannot be read, or holds no entries.
+        RewindError: the file cannot be read, or holds no entries; a list that breaks off says so where it does.
+    """
+    text, lines = read_text(path), path.suffix.lower() in (".jsonl", ".ndjson")
+    start = _SPACE.match(text).end()  # type: ignore[union-attr]
+    try:
+        if text.startswith("[", start):
+            found: Iterator[Any] = _listed(text, start + 1)
+        else:
+            found = iter(_mapping(path, json.loads(text), lines))
+        first = next(found, None)
+    except ValueError as error:
+        found = _lines(text)
+        first, second = next(found, None), next(found, None)
+        if not lines and (second is None or not isinstance(first, dict)):
+            raise RewindError(f"{path} is not valid JSON: {error}") from error
+        found = _chained([one for one in (first, second) if one is not None], found)
+        first = next(found, None)
+    if first is None:
+        raise _nothing(path)
+    return _named(path, _chained([first], found))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in what its byte-order mark says.
+
+    Raises:
+        RewindError: it cannot be read, or is no text.
     """
     try:
         content = path.read_bytes()
-        text = content.decode(json.detect_encoding(content))
+        return content.decode(json.detect_encoding(content))
     except OSError as error:
         raise RewindError(f"cannot read the triplets {path}: {error.strerror}") from error
     except ValueError as error:
         raise RewindError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def _nothing(path: Path) -> RewindError:
+    return RewindError(f'{path} must be a JSON list (or {{"data": list}}, or JSON lines) with at least one triplet')
+
+
+def _mapping(path: Path, found: Any, lines: bool) -> list[Any]:
+    """The entries in a JSON value that is no list: one, or a list under "data"."""
+    one = isinstance(found, dict) and ("input" in found or (lines and "data" not in found))
+    entries = [found] if one else found.get("data") if isinstance(found, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise _nothing(path)
+    return entries
+
+
+def _chained(first: Sequence[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    yield from first
+    yield from rest
+
+
+def _named(path: Path, entries: Iterator[Any]) -> Iterator[Any]:
     try:
-        found: Any = json.loads(text)
+        yield from entries
     except ValueError as error:
-        found = _lines(text)
-        by_name = path.suffix.lower() in (".jsonl", ".ndjson") and any(isinstance(one, dict) for one in found)
-        if not by_name and not (len(found) > 1 and isinstance(found[0], dict)):
-            raise RewindError(f"{path} is not valid JSON: {error}") from error
-    if isinstance(found, dict):
-        found = [found] if "input" in found else found.get("data")
-    if not isinstance(found, list) or not found:
-        raise RewindError(f'{path} must be a JSON list (or {{"data": list}}, or JSON lines) with at least one triplet')
-    return found
+        raise RewindError(f"{path} is not valid JSON: {error}") from error
 
 
-def _lines(text: str) -> list[Any]:
+def _listed(text: str, place: int) -> Iterator[Any]:
+    """The items of a JSON list from behind its bracket on, never all of them at once."""
+    decoder, after = json.JSONDecoder(), "["
+    while True:
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+        if text.startswith("]", place) and after == "[":
+            break
+        item, place = decoder.raw_decode(text, place)
+        yield item
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]
+        after = text[place : place + 1]
+        if after == "]":
+            break
+        if after != ",":
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+        place += 1
+    if _SPACE.match(text, place + 1).end() != len(text):  # type: ignore[union-attr]
+        raise json.JSONDecodeError("Extra data", text, place + 1)
+
+
+def _lines(text: str) -> Iterator[Any]:
     """What each line holds. (Not `splitlines`: it also splits at characters that may stand in a JSON text.)"""
-    found: list[Any] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
+    line, start = 1, 0
+    while start <= len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        part = text[start:end]
+        if part.strip():
             try:
-                found.append(json.loads(line))
+                yield json.loads(part)
             except ValueError as error:
-                found.append(NoEntry(number, str(error)))
-    return found
+                yield NoEntry(line, str(error))
+        line, start = line + 1, end + 1

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rl.data.contents import add_contents
 from rl.errors import RewindError
-from rl.paths import expanded
 from rl.running.files import write_whole
 
 LEFT_OUT_FILE = "left_out.jsonl"
@@ -56,9 +56,9 @@ def for_resume(left_out: Sequence[LeftOut], files: Iterable[str | Path | None] =
     Pictures are not looked at.
     """
     found = hashlib.sha256()
-    given = [expanded(file) for file in files if file is not None]
+    given = [file for file in files if file is not None]
     for file in given:
-        found.update(file.read_bytes())
+        add_contents(file, found)
     contents = {"contents_of_data": found.hexdigest()[:16]} if given else {}
     which = json.dumps([(one.entry, one.key) for one in left_out])
     digest = hashlib.sha256(which.encode()).hexdigest()[:8]

@@ -1,53 +1,38 @@
-"""Triplets on disk in AURORA's JSON format: a list of {instruction, input, output, ...} with relative image paths."""
+"""Triplets on disk: data sets in the forms of `rl.data.formats` to `Triplets`, and a list in AURORA's form back."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl.actions import action_text, is_vector, vector_of
+from rl.actions import vector_of
 from rl.data.columns import plain_columns
-from rl.data.entries import NoEntry, read_entries
+from rl.data.entry import KNOWN, Entry, EntryError, entry_of
+from rl.data.formats.names import parse_columns
+from rl.data.formats.table import TRIED, Options, open_entries
 from rl.data.left_out import LeftOut, check
 from rl.data.linked import link_pictures
+from rl.data.mixture import is_mixture, read_mixture
+from rl.data.places import roots_of
+from rl.data.triplet_table import Part, Triplets
 from rl.errors import RewindError
-from rl.paths import as_written, expanded, is_file
-from rl.pictures import PictureFile, Views, to_image, views_of
+from rl.paths import expanded
+from rl.pictures import PictureFile, Views, pixels, to_image
 from rl.running.files import write_whole
+from rl.stored import StoredPicture
 from rl.triplets import Triplet
 
-ANCESTORS, TRIED = 3, 20
-"""Folders above the file's that paths may start from, and entries by which that is found out."""
 AT_ONCE = 4096
-"""Pictures that are looked at between two progress steps."""
-KNOWN = ("instruction", "input", "output", "task", "class", "score", "source")
-"""Keys of an entry that have a meaning here; the others are further columns (`Triplet.more`)."""
-_logger = logging.getLogger("rl")
-
-
-class _EntryError(Exception):
-    """What is wrong with an entry: its key, a reason to count by, and the rest of a sentence."""
-
-    def __init__(self, key: str | None, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.key, self.reason = key, reason
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A triplet whose pictures have not been looked at."""
-
-    source: tuple[Path, ...]
-    target: tuple[Path, ...]
-    words: dict[str, Any]
+"""Entries whose pictures are looked at between two progress steps; of so many in all, each picture is decoded."""
+CHECKS = ("decode", "ends")
+"""What `--check_pictures` names: all of a picture is decoded, or a file's two ends are looked at."""
 
 
 def read_triplets(
@@ -59,15 +44,23 @@ def read_triplets(
     image_root: str | Path | None = None,
     strict: bool = False,
     left_out: list[LeftOut] | None = None,
-) -> list[Triplet]:
-    """Read triplets from a JSON list, from the list under "data", or from JSON lines; or the first `limit` entries.
+    format: str | None = None,
+    columns: Sequence[str] | Mapping[str, str] | None = None,
+    split: str | None = None,
+    check_pictures: str | None = None,
+) -> Triplets:
+    """Read the triplets of a data set, or of its first `limit` entries; each is made when it is asked for.
+
+    `path` is a JSON list (or one under "data", or JSON lines), a CSV file, a folder of InstructPix2Pix, a Parquet file,
+    a folder of `datasets`, a Hub id, `file.py:function`, or a mixture of those (`rl.data.mixture`): what it is, is
+    found out (`rl.data.formats.table`).
 
     An entry has `instruction` (or `prompt`; of a list of them, the first) or `action`, a list of numbers; `input`, and
     optionally `output`, `task`, `class`, `score` and `source` (provenance); what else it holds is kept as it stands
     (`Triplet.more`), for rewards that ask for it by name. Words beside a vector are its task. A list of pictures is
-    one scene through several cameras (`rl.pictures.Views`). Pictures stay in their
-    files (`rl.pictures.PictureFile`); each is decoded once, at a reduced size where its format allows, to see that it
-    is whole.
+    one scene through several cameras (`rl.pictures.Views`). Pictures stay where they are and are decoded when somebody
+    looks (`rl.stored.StoredPicture`). Before, it is seen that each is there and whole: of up to `AT_ONCE` entries by
+    decoding it, at a reduced size where its format allows, of more by the two ends of its file.
 
     Image paths are relative to the file's folder or, if the first entries' pictures are not there, to one of the three
     folders above it in which one of them is, which is said; or to `image_root`. A path may lead through links; as it is
@@ -76,200 +69,142 @@ def read_triplets(
     An entry that cannot be used is left out, with a warning that counts them by reason.
 
     Args:
-        path: the file.
+        path: the data set.
         limit: of the entries, those that are left out included; all if None.
         named: if not, the file holds pairs: `instruction` may be absent, and the action is then the empty text.
         with_targets: leave out entries without `output`, whose target would be unknown (None).
         image_root: the folder that image paths start from.
-        strict: refuse a file with an entry that would be left out.
+        strict: refuse a data set with an entry that would be left out.
         left_out: a list to which those are added.
+        format: what the data set is, where that cannot be found out: one of `rl.data.formats.table.FORMATS`.
+        columns: `["input=before", "output=after"]` or that as a mapping, for other names of columns.
+        split: of a table with several.
+        check_pictures: one of `CHECKS`; None decides by the number of entries.
 
     Raises:
-        RewindError: the file cannot be read, more than half of its entries would be left out, or any with `strict`; it
+        RewindError: the data cannot be read, more than half of its entries would be left out, or any with `strict`; it
             names the first entry and what is wrong with it.
     """
-    file = expanded(path)
     if limit is not None and limit < 1:
         raise RewindError(f"the limit of triplets must be at least 1, not {limit}")
-    raw = read_entries(file)[:limit]
-    triplets, faults = _triplets(raw, _roots(file, image_root, raw), named, with_targets)
-    left = [_left_out(file, number, faults[number]) for number in sorted(faults)]
-    check(file, len(raw), left, strict)
+    if check_pictures not in (None, *CHECKS):
+        raise RewindError(f"--check_pictures is one of {', '.join(CHECKS)}, not '{check_pictures}'")
+    how: dict[str, Any] = {"named": named, "with_targets": with_targets, "strict": strict, "left_out": left_out}
+    how |= {"check_pictures": check_pictures}
+    options = Options(format, parse_columns(columns), split, image_root)
+    if is_mixture(path):
+        found = read_mixture(path, options, lambda given, opts: _read(given, opts, None, **how))
+        return found if limit is None else found[:limit]
+    return _read(str(path), options, limit, **how)
+
+
+def _read(
+    given: str,
+    options: Options,
+    limit: int | None,
+    *,
+    named: bool,
+    with_targets: bool,
+    strict: bool,
+    left_out: list[LeftOut] | None,
+    check_pictures: str | None,
+) -> Triplets:
+    """The triplets of one data set."""
+    rows, folder = open_entries(given, options, limit)
+    file = expanded(given)
+    roots = roots_of(file, folder, options.image_root, _names(rows[:TRIED]))
+    reader = _Reader(rows, roots, named, with_targets)
+    reader.look(check_pictures == "decode" if check_pictures else len(rows) <= AT_ONCE)
+    faults = sorted(reader.faults.items())
+    left = [LeftOut(str(file), n, one.key, one.reason, f"{file}, triplet {n}: {one}") for n, one in faults]
+    check(file, len(rows), left, strict)
     if left_out is not None:
         left_out += left
-    return triplets
+    return Triplets.of(Part(reader.triplet, tuple(reader.columns)), reader.good)
 
 
-def _triplets(
-    raw: Sequence[Any], roots: Sequence[Path], named: bool, with_targets: bool
-) -> tuple[list[Triplet], dict[int, _EntryError]]:
-    """The triplets of the entries that can be used, and what is wrong with the others, by number."""
-    entries: dict[int, _Entry] = {}
-    faults: dict[int, _EntryError] = {}
-    for number, entry in enumerate(raw):
-        try:
-            entries[number] = _entry(entry, roots, named, with_targets)
-        except _EntryError as fault:
-            faults[number] = fault
-    looked = _look(path for entry in entries.values() for path in (*entry.source, *entry.target))
-    triplets = []
-    for number, found in entries.items():
-        try:
-            source, target = _picture(found.source, "input", looked), _picture(found.target, "output", looked)
-        except _EntryError as fault:
-            faults[number] = fault
-            continue
-        assert source is not None
-        if target is not None and views_of(source) != views_of(target):
-            told = f"'input' has {views_of(source)} views and 'output' {views_of(target)}: a scene keeps its cameras"
-            faults[number] = _EntryError("output", "other views", told)
-            continue
-        triplets.append(Triplet(source, target=target, **found.words))
-    return triplets, faults
+class _Reader:
+    """Makes triplets of entries, and sees which of them can be used.
 
-
-def _entry(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool) -> _Entry:
-    """What an entry says, checked, its pictures located.
-
-    Raises:
-        _EntryError: it cannot be used.
+    `good` are the numbers of those, `faults` what is wrong with the others, `columns` the names of further columns.
     """
-    if isinstance(entry, NoEntry):
-        raise _EntryError(None, "not JSON", f"line {entry.line} is no JSON ({entry.error})")
-    if not isinstance(entry, dict) or "input" not in entry:
-        raise _EntryError("input", "no 'input'", "needs at least 'instruction' (words) and 'input' (an image path)")
-    words_key = "prompt" if "prompt" in entry and "instruction" not in entry else "instruction"
-    words = entry.get(words_key, None if named else "")
-    words = words[0] if isinstance(words, list) and words and not is_vector(words) else words
-    if _no_vector(entry.get("action")):
-        sentence = "'action' must be a list of finite numbers (of several steps, one behind the other)"
-        raise _EntryError("action", "wrong 'action'", sentence)
-    vector = next((given for given in (entry.get("action"), words) if is_vector(given)), None)
-    action = words if vector is None else action_text(vector)
-    if not isinstance(action, str):
-        sentence = "needs at least 'instruction' (words; or 'action', numbers) and 'input' (an image path)"
-        raise _EntryError("instruction", "no 'instruction'", sentence)
-    if named and not action.strip():
-        raise _EntryError("instruction", "no 'instruction'", "the instruction is empty")
-    if entry["input"] is None:
-        raise _EntryError("input", "no 'input'", "'input' is null, but every triplet needs a source picture")
-    if with_targets and entry.get("output") is None:
-        raise _EntryError("output", "no 'output'", "has no target picture ('output'), which is needed here")
-    score = entry.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise _EntryError("score", "wrong 'score'", f"'score' must be a number, not {score!r}")
-    source, target = (_all_located(entry.get(key), key, roots) for key in ("input", "output"))
-    words = {
-        "action": action.strip(),
-        "task": entry.get("task", words if vector is not None and isinstance(words, str) and words else None),
-        "label": entry.get("class"),
-        "score": float(score) if score is not None else None,
-        "provenance": entry.get("source"),
-        "more": {k: v for k, v in entry.items() if k not in (*KNOWN, words_key) and v is not vector},
-    }
-    return _Entry(source, target, words)
+
+    def __init__(self, rows: Sequence[Any], roots: Sequence[Path], named: bool, with_targets: bool) -> None:
+        self._rows, self._roots, self._named, self._with_targets = rows, roots, named, with_targets
+        self.good = array("q")
+        self.faults: dict[int, EntryError] = {}
+        self.columns: dict[str, None] = {}
+
+    def triplet(self, row: int) -> Triplet:
+        """The triplet of an entry that can be used."""
+        return self._entry(row).triplet()
+
+    def _entry(self, row: int) -> Entry:
+        return entry_of(self._rows[row], self._roots, self._named, self._with_targets)
+
+    def look(self, decode: bool) -> None:
+        """Look at every entry and its pictures; decoders and disks work outside Python's lock, so threads help."""
+        total = len(self._rows)
+        with (
+            ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
+            tqdm(total=total, desc="triplets", disable=total <= AT_ONCE) as bar,
+        ):
+            for start in range(0, total, AT_ONCE):
+                numbers = range(start, min(start + AT_ONCE, total))
+                self._look_at(numbers, pool, decode)
+                bar.update(len(numbers))
+
+    def _look_at(self, numbers: range, pool: ThreadPoolExecutor, decode: bool) -> None:
+        entries: dict[int, Entry] = {}
+        for number in numbers:
+            try:
+                entries[number] = self._entry(number)
+            except EntryError as fault:
+                self.faults[number] = fault
+
+        def wrong(picture: Any) -> RewindError | None:
+            try:
+                picture.check(decode) if isinstance(picture, StoredPicture) else pixels(picture)
+            except RewindError as error:
+                return error
+            return None
+
+        # A file that several entries name is looked at once; arrays cannot be told apart by value.
+        pictures = {_key(one): one for entry in entries.values() for one in (*entry.source, *entry.target)}
+        found = dict(zip(pictures, pool.map(wrong, pictures.values()), strict=True))
+        for number, entry in entries.items():
+            try:
+                for key, several in (("input", entry.source), ("output", entry.target)):
+                    _check(key, several, found)
+                entry.check_views()
+            except EntryError as fault:
+                self.faults[number] = fault
+            else:
+                self.good.append(number)
+                self.columns |= dict.fromkeys(entry.words["more"])
 
 
-def _no_vector(action: Any) -> bool:
-    """Whether an action is meant to be a vector and is none; a list of words is another column."""
-    numbers = isinstance(action, list) and any(isinstance(x, int | float | list) for x in action)
-    return numbers and not is_vector(action)
+def _check(key: str, pictures: Sequence[Any], found: Mapping[Any, RewindError | None]) -> None:
+    """Raise an `EntryError` about the first picture with which something is wrong."""
+    for one in pictures:
+        if (error := found[_key(one)]) is not None:
+            missing = isinstance(one, StoredPicture) and one.is_missing
+            raise EntryError(key, "missing picture" if missing else "unreadable picture", f"'{key}': {error}")
 
 
-def _roots(file: Path, image_root: str | Path | None, raw: Sequence[Any]) -> list[Path]:
-    """The folders that image paths may start from, in the order in which they are tried."""
-    folder = as_written(file).parent
-    if image_root is not None:
-        root = as_written(image_root)
-        if not root.is_dir():
-            raise RewindError(f"there is no folder {image_root} for images to be in: check --image_root")
-        return [root, folder]
-    first: list[Any] = [one.get("input") for one in raw[:TRIED] if isinstance(one, dict)]
-    first = [one[0] if isinstance(one, list) and one else one for one in first]
-    named = [one for one in first if isinstance(one, str)]
-    names = [name for name in named if not expanded(name).is_absolute()]
-    for root in (folder, *folder.parents[:ANCESTORS]):
-        if any((path := _below(name, root, [root])) is not None and is_file(path) for name in names):
-            if root == folder:
-                break
-            _logger.warning("%s: image paths start from %s, where they are found (--image_root sets it)", file, root)
-            return [root, folder]
-    return [folder]
+def _key(picture: Any) -> Any:
+    return picture if isinstance(picture, StoredPicture) else id(picture)
 
 
-def _below(name: str, root: Path, roots: Sequence[Path]) -> Path | None:
-    """The path that a name means from `root`, links not followed, if it ends in one of `roots`."""
-    path = as_written(root / expanded(name))
-    # The second is for a full path into a folder that was itself given by a link to it.
-    inside = any(path.is_relative_to(one) or path.is_relative_to(one.resolve()) for one in roots)
-    return path if inside else None
-
-
-def _all_located(given: Any, key: str, roots: Sequence[Path]) -> tuple[Path, ...]:
-    """Where the picture of an entry should be, or of a list of names each; empty without one."""
-    names = given if isinstance(given, list) and given else [given]
-    found = tuple(_located(name, key, roots) for name in names)
-    return tuple(path for path in found if path is not None)
-
-
-def _located(name: Any, key: str, roots: Sequence[Path]) -> Path | None:
-    """Where the picture of an entry should be, None without a name.
-
-    Raises:
-        _EntryError: something that is no path, or one that leads out of `roots`.
-    """
-    if name is None:
-        return None
-    if not isinstance(name, str):
-        raise _EntryError(key, "not a path", f"'{key}' must be an image path, not a {type(name).__name__}")
-    inside = [path for root in roots if (path := _below(name, root, roots)) is not None]
-    if not inside:
-        sentence = f"'{key}': '{name}' lies outside the folder of the file: move it there, or give --image_root"
-        raise _EntryError(key, "outside the folder", sentence)
-    return next((path for path in inside if is_file(path)), inside[0]) if len(inside) > 1 else inside[0]
-
-
-def _look(paths: Iterable[Path]) -> dict[Path, PictureFile | RewindError]:
-    """Each file once, as a picture or as what is wrong with it; PIL decodes outside Python's lock, so threads help."""
-
-    def one(path: Path) -> PictureFile | RewindError:
-        try:
-            return PictureFile.of(path)
-        except RewindError as error:
-            return error
-
-    distinct = list(dict.fromkeys(paths))
-    found: dict[Path, PictureFile | RewindError] = {}
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(distinct), desc="pictures", disable=len(distinct) <= AT_ONCE) as bar,
-    ):
-        for start in range(0, len(distinct), AT_ONCE):
-            part = distinct[start : start + AT_ONCE]
-            found |= dict(zip(part, pool.map(one, part), strict=True))
-            bar.update(len(part))
-    return found
-
-
-def _picture(
-    paths: Sequence[Path], key: str, looked: dict[Path, PictureFile | RewindError]
-) -> PictureFile | Views | None:
-    """A picture of its own for every entry, as if each had been read: what groups by identity keeps entries apart.
-
-    Raises:
-        _EntryError: it is missing or not whole.
-    """
-    pictures = []
-    for path in paths:
-        found = looked[path]
-        if isinstance(found, RewindError):
-            raise _EntryError(key, "unreadable picture" if is_file(path) else "missing picture", f"'{key}': {found}")
-        pictures.append(PictureFile(found.path, found.size))
-    return None if not pictures else pictures[0] if len(pictures) == 1 else Views(tuple(pictures))
-
-
-def _left_out(file: Path, number: int, fault: _EntryError) -> LeftOut:
-    return LeftOut(str(file), number, fault.key, fault.reason, f"{file}, triplet {number}: {fault}")
+def _names(entries: Sequence[Any]) -> Iterator[str]:
+    """The paths of the source pictures of a few entries."""
+    for entry in entries:
+        given = entry.get("input") if isinstance(entry, Mapping) else None
+        given = given[0] if isinstance(given, list) and given else given
+        if isinstance(given, Mapping):
+            given = given.get("video") or given.get("path")
+        if isinstance(given, str):
+            yield given
 
 
 def write_triplets(

@@ -18,6 +18,8 @@ from rl.paths import expanded
 
 USUAL_RATE = 25.0
 """Frames a second where a file does not say."""
+BEYOND = 1.0
+"""Seconds that a time may lie behind the last frame and still mean that one; tables round, and streams end early."""
 PQ = 16
 """The transfer function of HDR10, as ITU-T H.273 numbers it."""
 
@@ -31,9 +33,10 @@ def frames_of(path: Path) -> Iterator[np.ndarray]:
     return (frame for _, frame in timed_frames(path))
 
 
-def timed_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
+def timed_frames(path: Path, near: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of `frames_of` with the second at which each is shown, as the file times it (frames may last
-    differently long); where it does not, by its rate.
+    differently long); where it does not, by its rate. With `near`, from the last frame before that second on at which
+    the file can be entered.
 
     Raises:
         RewindError: as for `frames_of`.
@@ -44,6 +47,8 @@ def timed_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
             if stream is None:
                 raise RewindError(f"{path} has no video stream")
             rate = float(stream.average_rate or USUAL_RATE)
+            if near is not None and stream.time_base:
+                container.seek((stream.start_time or 0) + int(near / stream.time_base), stream=stream)
             for number, frame in enumerate(container.decode(stream)):
                 image = _rgb(frame)
                 if frame.rotation:  # degrees against the clock, of cameras held upright
@@ -51,6 +56,54 @@ def timed_frames(path: Path) -> Iterator[tuple[float, np.ndarray]]:
                 yield number / rate if frame.time is None else frame.time, image
     except (av.FFmpegError, ValueError) as error:
         raise RewindError(f"{path} breaks off ({error})") from error
+
+
+def frame_at(path: Path, at: float | None) -> np.ndarray:
+    """The frame that is shown at a second of a video, uint8 RGB [H, W, 3] and upright; None is the last one.
+
+    Raises:
+        RewindError: as for `frames_of` on the way to it, or a video that ends more than `BEYOND` seconds before.
+    """
+    second = at if at is not None else (duration(path) or 0.0)
+    # Where a file cannot be entered close before the frame, or no frame comes after that, it is read from the start.
+    found = _shown_at(path, at, max(second - BEYOND, 0.0)) if second > BEYOND else None
+    found = found or _shown_at(path, at, None)
+    if found is None:
+        raise RewindError(f"{path} has no frame")
+    time, image = found
+    if at is not None and at > time + BEYOND:
+        raise RewindError(f"{path} has no frame at {at:g} s: its last is shown at {time:g} s")
+    return image
+
+
+def _shown_at(path: Path, at: float | None, near: float | None) -> tuple[float, np.ndarray] | None:
+    """The last frame that is shown at `at` or before, None if the first to be read comes later."""
+    found = None
+    try:
+        for time, image in timed_frames(path, near):
+            if at is not None and time > at + 1e-6:
+                return found or ((time, image) if near is None else None)
+            found = time, image
+    except RewindError:
+        if near is None:
+            raise
+        return None
+    return found
+
+
+def duration(path: Path) -> float | None:
+    """Seconds that a video lasts, as the file says it; None where it does not.
+
+    Raises:
+        RewindError: it cannot be opened, or shows nothing.
+    """
+    try:
+        with av.open(str(expanded(path))) as container:
+            if _video_stream(container) is None:
+                raise RewindError(f"{path} has no video stream")
+            return None if container.duration is None else container.duration / av.time_base
+    except (av.FFmpegError, ValueError) as error:
+        raise RewindError(f"{path} cannot be read as a video ({error}): replace or remove it") from error
 
 
 def _rgb(frame: av.VideoFrame) -> np.ndarray:

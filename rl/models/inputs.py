@@ -13,7 +13,8 @@ from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
-from rl.pictures import PictureFile, PictureLike, Views
+from rl.pictures import PictureLike, Views
+from rl.stored import StoredPicture
 from rl.triplets import Candidate
 
 
@@ -38,7 +39,7 @@ def as_list(name: str, given: Any) -> Any:
     Raises:
         RewindError: it is one picture or nothing at all.
     """
-    one = Candidate | Image.Image | PictureFile | Views | str | Path
+    one = Candidate | Image.Image | StoredPicture | Views | str | Path
     one_picture = isinstance(given, one) or (isinstance(given, np.ndarray) and given.ndim == 3)
     if one_picture or not hasattr(given, "__len__"):
         raise RewindError(f"{name} must be a list, not one {type(given).__name__}")

@@ -1,4 +1,4 @@
-"""The flags of scripts that read a file of triplets."""
+"""The flags of scripts that read triplets."""
 
 from __future__ import annotations
 
@@ -8,20 +8,36 @@ from typing import Any
 
 from rl.errors import RewindError
 
+HELP = {
+    "image_root": "the folder that image paths in files of triplets start from, if not their own",
+    "strict": "stop at an entry that would be left out, and name it",
+    "format": "what the data set is, where that is not found out: plain, something, epic, pico_banana, instructpix2pix",
+    "columns": "names of columns where they are others: input=before output=after instruction=edit",
+    "data_split": "the split of a data set that has several (default: train)",
+    "check_pictures": "before the start: 'decode' all of each picture, or look at the 'ends' of its file (default: "
+    "decode up to 4,096 entries)",
+}
+"""What the flags say; `read_triplets` takes them (`data_split` as `split`)."""
+
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--image_root` and `--strict`, as `read_triplets` takes them."""
-    parser.add_argument("--image_root", type=Path, help="the folder that image paths start from, if not the file's own")
-    parser.add_argument("--strict", action="store_true", help="stop at an entry that would be left out, and name it")
+    """Add the flags of `HELP`."""
+    parser.add_argument("--image_root", type=Path, help=HELP["image_root"])
+    parser.add_argument("--strict", action="store_true", help=HELP["strict"])
+    parser.add_argument("--format", help=HELP["format"])
+    parser.add_argument("--columns", nargs="+", default=[], metavar="OURS=THEIRS", help=HELP["columns"])
+    parser.add_argument("--data_split", help=HELP["data_split"])
+    parser.add_argument("--check_pictures", help=HELP["check_pictures"])
 
 
 def reading(arguments: Any) -> dict[str, Any]:
     """What `add_data_flags` added, as arguments of `read_triplets`."""
-    return {"image_root": arguments.image_root, "strict": arguments.strict}
+    same = {name: getattr(arguments, name) for name in HELP if name != "data_split"}
+    return {**same, "split": arguments.data_split}
 
 
-def check_data_flags(image_root: str | Path | None, strict: bool, file: object) -> None:
-    """Raise a `RewindError` if flags about a file of triplets are given without one."""
-    if not file and (strict or image_root is not None):
-        flag = "--strict" if strict else "--image_root"
-        raise RewindError(f"{flag} is about a file of triplets, and none is read: leave it out")
+def check_data_flags(arguments: Any, file: object) -> None:
+    """Raise a `RewindError` if flags about triplets that are read are given without any."""
+    given = next((name for name in HELP if getattr(arguments, name)), None)
+    if not file and given is not None:
+        raise RewindError(f"--{given} is about a file of triplets, and none is read: leave it out")

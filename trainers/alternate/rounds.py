@@ -140,7 +140,7 @@ def _stage(folder: Path, name: str, work: Callable[[], None]) -> None:
     write_whole(file, json.dumps({**seconds, name: round(time.monotonic() - began, 1)}) + "\n")
 
 
-def _cases(settings: Settings) -> list[Triplet]:
+def _cases(settings: Settings) -> Sequence[Triplet]:
     if settings.validation is None:
         return []
     return read_triplets(settings.validation, settings.validation_limit, with_targets=True, **settings.reading)

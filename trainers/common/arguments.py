@@ -17,6 +17,7 @@ from rewards.mix import resolve
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
+from rl.running.data_flags import HELP
 from rl.running.model_flags import ROWS_HELP, SIZE_HELP, check_max_rows
 from trainers.common.sharding import as_launched, one_gpu, without_compiler
 
@@ -29,10 +30,12 @@ class RunArguments:
 
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in --output_dir"})
     overwrite: bool = field(default=False, metadata={"help": "replace what an earlier run left in --output_dir"})
-    image_root: str | None = field(
-        default=None, metadata={"help": "the folder that image paths in files of triplets start from, if not their own"}
-    )
-    strict: bool = field(default=False, metadata={"help": "stop at an entry that would be left out, and name it"})
+    image_root: str | None = field(default=None, metadata={"help": HELP["image_root"]})
+    strict: bool = field(default=False, metadata={"help": HELP["strict"]})
+    format: str | None = field(default=None, metadata={"help": HELP["format"]})
+    columns: list[str] = field(default_factory=list, metadata={"help": HELP["columns"]})
+    data_split: str | None = field(default=None, metadata={"help": HELP["data_split"]})
+    check_pictures: str | None = field(default=None, metadata={"help": HELP["check_pictures"]})
     max_rows: int | None = field(default=None, metadata={"help": ROWS_HELP})
 
     def __post_init__(self) -> None:
@@ -49,7 +52,9 @@ class ImproveArguments(RunArguments):
 
     fdm: str | None = field(default=None, metadata={"help": "run folder of the forward model to improve"})
     idm: str | None = field(default=None, metadata={"help": "run folder of the inverse model that the rewards ask"})
-    triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists: sources and actions to try"})
+    triplets: list[str] = field(
+        default_factory=list, metadata={"help": "data sets (docs/guide/data.md): sources and actions to try"}
+    )
     base: str | None = field(
         default=None, metadata={"help": "the base of the runs, where the one that they name has been moved"}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from peft import LoraConfig
@@ -39,8 +40,8 @@ def fresh_adapter() -> LoraConfig:
 
 
 def open_for_improvement(
-    arguments: ImproveArguments, left_out: list[LeftOut], triplets: list[Triplet] | None = None
-) -> tuple[ForwardDynamics, InverseDynamics | None, list[Triplet], list[Reward]]:
+    arguments: ImproveArguments, left_out: list[LeftOut], triplets: Sequence[Triplet] | None = None
+) -> tuple[ForwardDynamics, InverseDynamics | None, Sequence[Triplet], list[Reward]]:
     """The forward model with its adapter alone trainable, the inverse model, what to try, and the rewards.
 
     A trained model without an adapter (all its weights were trained, or it was exported) gets a fresh one.
@@ -53,7 +54,7 @@ def open_for_improvement(
     """
     if arguments.fdm is None or not (triplets or arguments.triplets):
         raise RewindError("give the model to improve and what to try: --fdm runs/fdm --triplets data/triplets.json")
-    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    check_data_flags(arguments, arguments.triplets)
     if not triplets:
         triplets = read_files(arguments, arguments.triplets, left_out, limit=arguments.limit)
     with whole_weights():
@@ -76,7 +77,7 @@ def open_for_improvement(
 
 def open_inverse_for_improvement(
     arguments: ImproveArguments, left_out: list[LeftOut]
-) -> tuple[InverseDynamics, list[Triplet], list[Reward], float]:
+) -> tuple[InverseDynamics, Sequence[Triplet], list[Reward], float]:
     """The inverse model with its adapter alone trainable, pairs to try, and the rewards, which ask the forward model.
 
     That one is frozen: another adapter on the same weights, or a model of its own. Pairs may lack words; where they
@@ -91,7 +92,7 @@ def open_inverse_for_improvement(
             "give the inverse model to improve and pairs to try: --role idm --idm runs/idm --fdm runs/fdm --triplets "
             "runs/pairs/pairs.json"
         )
-    check_data_flags(arguments.image_root, arguments.strict, arguments.triplets)
+    check_data_flags(arguments, arguments.triplets)
     files: dict[str, Any] = {"limit": arguments.limit, "with_targets": True, "named": False}
     pairs = read_files(arguments, arguments.triplets, left_out, **files)
     with whole_weights():

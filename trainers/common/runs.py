@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 
 from rl.data.left_out import LeftOut, for_resume, list_left_out
 from rl.data.triplet_files import read_triplets
+from rl.data.triplet_table import Triplets, joined
 from rl.errors import RewindError
 from rl.models.adapters import check_digests
 from rl.models.fingerprint import for_resume as base_for_resume
@@ -25,7 +26,6 @@ from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import reading
 from rl.running.files import json_lines
 from rl.running.run_folder import claim
-from rl.triplets import Triplet
 from trainers.common.adapters import save_adapter
 from trainers.common.arguments import RunArguments, settings_of
 from trainers.common.sharding import on_main, stage_asked_for
@@ -67,16 +67,12 @@ def read_files(
     limit: int | None = None,
     with_targets: bool = False,
     named: bool = True,
-) -> list[Triplet]:
-    """The triplets of files, as `--image_root` and `--strict` say; what is left out is added to `left_out`. If not
-    `named`, a pair without words is one too.
+) -> Triplets:
+    """The triplets of files, as the flags about data say; what is left out is added to `left_out`. If not `named`, a
+    pair without words is one too.
     """
-    found: list[Triplet] = []
-    for file in files:
-        found += read_triplets(
-            file, limit, named=named, with_targets=with_targets, **reading(arguments), left_out=left_out
-        )
-    return found
+    how = {"named": named, "with_targets": with_targets, "left_out": left_out, **reading(arguments)}
+    return joined([read_triplets(file, limit, **how) for file in files])
 
 
 def begin_run(

@@ -118,7 +118,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             importance_advantages=importance_advantages,
             role=role,
         )
-        columns = columns_of([*triplets, *validation])
+        columns = list(dict.fromkeys([*columns_of(triplets), *columns_of(validation)]))
         given, rewards = (args.reward_weights, args.max_completion_length), weighted(rewards, args.reward_weights)
         rewards = [reward.on(columns, TABLES[role]) for reward in rewards]
         self.vlm, self.rewards_of_ours, self.oracle = vlm, rewards, oracle
@@ -130,7 +130,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             monitors.watches.vlm = vlm
         self.role: PolicyRole
         if role == "fdm":
-            every = [*training, *evaluated]
+            every = training + evaluated
             self.role = DrawsPictures(vlm, every, args.temperature, guidance, importance_advantages)
         else:
             self.role = NamesActions(vlm, [*triplets, *validation], args.temperature, max_sentence_tokens)

@@ -19,7 +19,7 @@ class IDMArguments(RunArguments):
     base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name, folder or Hub id"})
     vq: str | None = field(default=None, metadata={"help": VQ_HELP})
     image_size: str | None = field(default=None, metadata={"help": SIZE_HELP})
-    triplets: list[str] = field(default_factory=list, metadata={"help": "JSON lists in AURORA's format"})
+    triplets: list[str] = field(default_factory=list, metadata={"help": "data sets (docs/guide/data.md)"})
     validation: list[str] = field(
         default_factory=list,
         metadata={

@@ -72,4 +72,4 @@ def _truth_of_labels(
 def labelled_by_idm(run: Path) -> tuple[list[Triplet], list[Triplet]]:
     """The selected triplets of a run, and those that are only tried in RL."""
     files = [run / name / "triplets.json" for name in ("labelled", "tried")]
-    return read_triplets(files[0]), read_triplets(files[1]) if files[1].is_file() else []
+    return list(read_triplets(files[0])), list(read_triplets(files[1])) if files[1].is_file() else []
