@@ -219,8 +219,8 @@ def rollout(
         RewindError: no action or an empty one, several candidates and nothing to choose by, tasks or targets that are
             not one an action, `normalise` with `min_score`.
     """
-    if isinstance(actions, str):
-        raise RewindError("a rollout takes a list of actions, not one sentence")
+    if isinstance(actions, str) or not hasattr(actions, "__len__"):
+        raise RewindError(f"a rollout takes a list of actions, not one {type(actions).__name__}")
     check_actions(actions)
     rules = {"min_score": min_score, "min_lead": min_lead}
     check_whole("num_candidates", num_candidates, least=1)

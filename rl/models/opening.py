@@ -14,7 +14,7 @@ from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
-from rl.models.cards import learned, take
+from rl.models.cards import check_same_kind, learned, take
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
 from rl.models.fingerprint import fingerprint
@@ -190,6 +190,9 @@ def load_idm_beside(
 
     `adapter` is its name on the backbone; `opening` is what `load_idm` takes beside the name, as it was given for the
     forward model. An inverse model of another base takes its `base` and `vq` only where it does not open without them.
+
+    Raises:
+        RewindError: what `load_idm` raises, or one of the two takes vectors as actions and the other words.
     """
     base = opening.get("base")
     run = adapter_folder(_local(base_or_run))
@@ -198,11 +201,14 @@ def load_idm_beside(
     ):
         return load_idm(base_or_run, vlm, adapter, base=None if run is None else base, max_rows=opening.get("max_rows"))
     try:
-        return load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
+        idm = load_idm(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
     except RewindError:
         if base is None and "vq" not in opening:
             raise
-        return load_idm(base_or_run, **opening)
+        idm = load_idm(base_or_run, **opening)
+    if vlm is not None:
+        check_same_kind(vlm, idm.backbone, base_or_run)
+    return idm
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -254,7 +260,7 @@ def _open(
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
     vlm = backbone or _base_of(folder, stands_on, settings, vq)
-    take(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder)
+    take(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder, adapter=True)
     vlm.attach_adapter(folder, name)
     return vlm, name
 
