@@ -177,13 +177,21 @@ def rounds_left(vlm: UnifiedVLM, output: Path, rounds: int) -> Iterator[tuple[in
         yield number, folder
 
 
-def finish_round(vlm: UnifiedVLM, output: Path, number: int, figures: dict[str, Any]) -> None:
-    """Keep the policy of a finished round and its figures."""
+def finish_round(
+    vlm: UnifiedVLM, output: Path, number: int, figures: dict[str, Any], report_to: Sequence[str] | str | None = ()
+) -> None:
+    """Keep the policy of a finished round and its figures, in TensorBoard too (`rounds`) where that is reported to."""
     save_adapter(vlm, output / f"round-{number}", role="fdm")
 
     def note() -> None:
         with (output / ROUNDS_FILE).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"round": number, **figures}) + "\n")
+        if "tensorboard" in (report_to or ()):
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(str(output / "tensorboard" / "rounds")) as writer:
+                for name, value in figures.items():
+                    writer.add_scalar(f"rounds/{name}", value, number)
 
     on_main(note)
 
