@@ -28,6 +28,7 @@ from rl.data.store import CandidateStore
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.noise import Noise
+from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
 from rl.models.unified import UnifiedVLM
 from rl.report.grids import candidate_row
 from rl.triplets import Candidate, Scored, Triplet, columns_of
@@ -81,6 +82,8 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             precision and off in float32, where there is nothing to correct.
         args: `GRPOConfig`; completion length and temperature are the model's, top-k and top-p are refused.
     """
+
+    elsewhere = (IDM_ADAPTER, JUDGE_ADAPTER)  # the one that rewards is frozen, and the run names it
 
     def __init__(
         self,
