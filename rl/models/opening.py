@@ -15,6 +15,7 @@ from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
 from rl.models.cards import check_same_kind, learned, take
+from rl.models.compiling import compiled_step
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
 from rl.models.fingerprint import fingerprint
@@ -91,6 +92,8 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
     settings.place(vlm.model)
+    if settings.compile:
+        vlm.step = compiled_step(vlm.transformer(), vlm.device, vlm.name)
     if vlm.head_weight().is_meta:
         raise RewindError(
             f"the head of {name_or_folder} is read as a matrix: give it a device in device_map, not the disk"
@@ -121,7 +124,7 @@ def load_fdm(
         base: the base of a run by hand, by name or folder, where the one that it names has been moved.
         vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint lacks a part.
         max_rows: the most rows drawn, scored, encoded or decoded at once; None for as many as fit into memory.
-        settings: `dtype`, `attn_implementation`, `quantization`, `device`, `image_size`, as in `rl.models.settings`.
+        settings: `dtype`, `attn_implementation`, `quantization`, `device`, `compile`, ..., as in `rl.models.settings`.
 
     Raises:
         RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
