@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install demo reproduce bench test test-slow lint format help-texts base judge clean
+.PHONY: help install demo reproduce bench test test-slow lint format help-texts base base-liquid judge clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
@@ -60,6 +60,12 @@ base: $(STAMP)  ## train the shipped base again, into runs/base-4 (about 4 hours
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_2.yaml --base runs/base --output runs/base-2
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_3.yaml --base runs/base-2 --output runs/base-3
 	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_4.yaml --base runs/base-3 --output runs/base-4
+
+base-liquid: $(STAMP)  ## a base of Liquid's kind with the shipped VQ tokenizer, into runs/liquid-4 (for reproduce.py --base)
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop.yaml --family liquid --tokenizer_from tabletop-chameleon --tokenizer_steps 0 --merge_codes 0 --output runs/liquid
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_2.yaml --base runs/liquid --output runs/liquid-2
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_3.yaml --base runs/liquid-2 --output runs/liquid-3
+	$(BIN)/python scripts/pretrain_base.py --config configs/pretrain_tabletop_4.yaml --base runs/liquid-3 --output runs/liquid-4
 
 judge: $(STAMP)  ## train the shipped judge IDM again, into runs/judge
 	$(BIN)/python scripts/make_world.py --split train --num_triplets 4000 --num_videos 0 --seed 1000003 --output runs/judge-world

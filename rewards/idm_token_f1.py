@@ -22,13 +22,18 @@ class IDMTokenF1:
 
     name = "idm_token_f1"
 
-    def __init__(self, idm: InverseDynamics) -> None:
+    def __init__(self, idm: InverseDynamics, actions: Sequence[str] = ()) -> None:
+        self._check(actions)
         self.idm = idm
 
     def __call__(
         self, prompts: Sequence[str], source_image: Sequence[Picture], candidates: Sequence[Candidate]
     ) -> list[float | None]:
-        if any(vector_of(action) is not None for action in prompts):
-            raise RewindError("idm_token_f1 compares words, and these actions are vectors: take idm_match")
+        self._check(prompts)
         said = descriptions(self.idm, source_image, candidates)
         return [token_f1(words, action) for words, action in zip(said, prompts, strict=True)]
+
+    @staticmethod
+    def _check(actions: Sequence[str]) -> None:
+        if any(vector_of(action) is not None for action in actions):
+            raise RewindError("idm_token_f1 compares words, and these actions are vectors: take idm_match")

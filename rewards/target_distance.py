@@ -10,7 +10,7 @@ import torch
 
 from rewards.contract import pictures_of
 from rl.errors import RewindError
-from rl.models.inputs import token_ids
+from rl.models.inputs import check_views, token_ids
 from rl.pictures import Picture
 from rl.triplets import Candidate
 
@@ -45,6 +45,7 @@ class TargetDistance:
     def _distances(self, candidates: Sequence[Candidate], targets: Sequence[Picture]) -> np.ndarray:
         """Float [N]."""
         vlm, sizes = candidates[0].backbone, [candidate.codes for candidate in candidates]
+        check_views(targets, sizes)
         if self.measure == "tokens":
             true_ids = token_ids(vlm, targets, sizes)
             return np.array([(np.array(a) != np.array(b)).mean() for a, b in zip(sizes, true_ids, strict=True)])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, overload
 
 import numpy as np
 
 from rl.checks import check_thresholds, check_whole
 from rl.errors import RewindError
+from rl.models.drafting import Counts
 from rl.models.inputs import check_actions, token_ids
 from rl.models.opening import load_fdm, load_idm
 from rl.models.roles import ForwardDynamics, InverseDynamics
@@ -214,14 +216,14 @@ def rollout(
         sampling: `max_rows`, `top_k`, `top_p`, `guidance`, as for `ForwardDynamics.sample`.
 
     Returns:
-        A `Step` an action (`.image`, `.score`, `.best`, `.candidates`, `.lead`, `.abstained`).
+        A `Step` an action (`.image`, `.score`, `.best`, `.candidates`, `.lead`, `.abstained`, `.passes`, `.accepted`).
 
     Raises:
         RewindError: no action or an empty one, several candidates and nothing to choose by, tasks or targets that are
             not one an action, `normalise` with `min_score`.
     """
-    if isinstance(actions, str):
-        raise RewindError("a rollout takes a list of actions, not one sentence")
+    if isinstance(actions, str) or not hasattr(actions, "__len__"):
+        raise RewindError(f"a rollout takes a list of actions, not one {type(actions).__name__}")
     check_actions(actions)
     rules = {"min_score": min_score, "min_lead": min_lead}
     check_whole("num_candidates", num_candidates, least=1)
@@ -240,8 +242,13 @@ def rollout(
     sampling |= {"temperature": temperature, "seed": seed}
     score_all, totals = (None, None) if by is None else _scorer(by, idm, normalise, run=fdm.run)
 
+    counts: list[Counts] = []
+
     def draw(step: int, ends: Sequence[Picture | Candidate]) -> list[list[Candidate]]:
-        return fdm.sample(ends, [actions[step]] * len(ends), num_samples=num_candidates, step=step, **sampling)
+        before = replace(fdm.counts)
+        drawn = fdm.sample(ends, [actions[step]] * len(ends), num_samples=num_candidates, step=step, **sampling)
+        counts.append(fdm.counts.since(before))
+        return drawn
 
     def judge(step: int, ends: Sequence[Picture | Candidate], candidates: Sequence[Candidate]) -> list[Scored]:
         assert score_all is not None
@@ -250,7 +257,8 @@ def rollout(
         return score_all(candidates, ends, *columns)
 
     chosen_by = judge if score_all is not None else None
-    return roll_out(draw, chosen_by, from_path(source), actions, beam=beam, **rules, totals=totals)
+    steps = roll_out(draw, chosen_by, from_path(source), actions, beam=beam, **rules, totals=totals)
+    return [replace(step, passes=c.passes, accepted=c.accepted) for step, c in zip(steps, counts, strict=True)]
 
 
 def check_normalise(

@@ -84,15 +84,20 @@ def main() -> None:
     from rl.triplets import Triplet, columns_of
     from rl.worlds import load_split
 
+    left_out: list[LeftOut] = []
+    given: Sequence[Triplet] = []
+    if a.triplets is not None:
+        given = read_triplets(a.triplets, a.limit, with_targets=True, **reading(a), left_out=left_out)
+    _check_sizes(a.image_size, given)
     fdm, idm = _models(a)
     vlm = (fdm or idm).backbone
+    _check_sizes(str(vlm.image_size), given)
     world = load_split(a.world, a.split) if a.world is not None else None
     tasks = sample_tasks(world, max(a.limit if a.triplets is None else 0, a.num_scenes), a.seed) if world else []
     from_world = [Triplet(t.source, t.action, t.target, _family(world, t.action)) for t in tasks]
-    left_out: list[LeftOut] = []
-    triplets: Sequence[Triplet] = from_world[: a.limit]
-    if a.triplets is not None:
-        triplets = read_triplets(a.triplets, a.limit, with_targets=True, **reading(a), left_out=left_out)
+    triplets = given or from_world[: a.limit]
+    if idm is not None:
+        idm.backbone.check_named(triplet.action for triplet in triplets)
     actions, columns = [triplet.action for triplet in triplets], [*columns_of(triplets), *columns_of(from_world)]
     rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
     inputs = [a.idm, a.fdm, a.triplets]
@@ -153,6 +158,16 @@ def _check(a: argparse.Namespace) -> None:
         raise RewindError(
             f"--queries must be at least {PROPOSALS}, the scores of one round of optimising tokens, not {a.queries}"
         )
+
+
+def _check_sizes(image_size: str | None, triplets: Sequence[Triplet]) -> None:
+    """Raise a `RewindError` for pictures of several sizes or views, whose tokens the probes could not exchange."""
+    from rl.pictures import views_of
+
+    several = f"--image_size {image_size}" if str(image_size).startswith("own:") else ""
+    several = several or next((f"'{t.action}' with several views" for t in triplets if views_of(t.source) > 1), "")
+    if several:
+        raise RewindError(f"an audit needs pictures of one size and one view, not {several}")
 
 
 def _models(a: argparse.Namespace) -> tuple[Any, Any]:

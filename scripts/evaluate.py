@@ -153,8 +153,9 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     triplets = read_triplets(
         arguments.triplets, arguments.limit, with_targets=True, **reading(arguments), left_out=left_out
     )
-    for backbone in (fdm.backbone, fdm.backbone if idm is None else idm.backbone):
-        backbone.check_actions(triplet.action for triplet in triplets)
+    fdm.backbone.check_actions(triplet.action for triplet in triplets)
+    if idm is not None:
+        idm.backbone.check_named(triplet.action for triplet in triplets)
     rewards = _rewards_on(triplets, idm, arguments)
     inputs = [arguments.fdm, arguments.idm, arguments.triplets]
     output = claim(

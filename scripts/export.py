@@ -27,10 +27,17 @@ def main() -> None:
     from rl import RewindError, load_fdm, load_idm
     from rl.models.bases import adapter_folder
     from rl.models.export import save_merged
+    from rl.models.known import whole_model
     from rl.models.run_role import role_of
     from rl.running.run_folder import claim
 
     if adapter_folder(arguments.run) is None:
+        folder = Path(arguments.run)
+        if whole_model(folder) != folder:
+            raise RewindError(
+                f"{folder} trained all weights, so there is nothing to merge: {whole_model(folder)} is a plain folder "
+                "already, which load_fdm, load_idm and transformers open"
+            )
         raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")
     role = role_of(arguments.run)
     model = (load_idm if role == "idm" else load_fdm)(arguments.run, **opening(arguments))

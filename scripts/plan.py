@@ -17,6 +17,7 @@ from rl.models.known import LINEAR_LAYERS, MAX_ROWS
 from rl.running.command_line import parse_with_config, run
 from rl.running.files import write_whole
 from rl.running.model_flags import SIZE_HELP
+from trainers.plan.advice import what_fits
 from trainers.plan.arithmetic import PHASES, Job, plan
 from trainers.plan.shapes import Shape, adapter_of, base_told_by, shape_of, stands_on
 
@@ -159,6 +160,8 @@ def main() -> None:
     algorithm, shape, job = job_of(arguments)
     found = plan(shape, job, arguments.gpus, arguments.max_steps, arguments.gpu_gib * GIB)
     print(text(found, algorithm, job, arguments.gpu_gib))
+    if said := what_fits(shape, job, found, arguments.gpu_gib * GIB, pairs=algorithm == "dpo"):
+        print("\n" + "\n".join(said))
     if others:
         print(f"\nkeys of {arguments.config} that change no memory: {', '.join(sorted(others))}")
     if arguments.output is not None:

@@ -105,8 +105,9 @@ def main() -> None:
     if a.idm is not None:
         idm = load_idm_beside(a.idm, fdm.backbone, **opening(a))
     actions = [triplet.action for triplet in triplets]
-    for backbone in (fdm.backbone, fdm.backbone if idm is None else idm.backbone):
-        backbone.check_actions(actions)
+    fdm.backbone.check_actions(actions)
+    if idm is not None:
+        idm.backbone.check_named(actions)
     columns = columns_of(triplets)
     rewards = load_rewards(a.rewards, idm, actions, columns=columns, arguments=a.reward_arguments)
     blind = [reward.name for reward in rewards if "target_image" in reward.asks_for] if not a.use_targets else []

@@ -294,7 +294,7 @@ def test_a_run_keeps_its_ranges(tmp_path: Path) -> None:
     for changed, sentence in (
         ({"actions": {**card["actions"], "low": [-9.0] * 3}}, "has its actions in other ranges or tokens already"),
         ({"actions": {"kind": "flow"}}, "states actions of an unknown kind: 'bins' and 'fast' are known"),
-        ({"actions": None}, "names actions in words, and .* takes vectors"),
+        ({"actions": None}, "takes words as actions and the one on the same base vectors"),
     ):
         (run / "idm" / "adapter" / "rewind.json").write_text(json.dumps(card | changed))
         with pytest.raises(RewindError, match=sentence):

@@ -50,6 +50,8 @@ Call = Callable[[ForwardDynamics, InverseDynamics, np.ndarray], Any]
             "num_candidates must be a whole number, not None",
         ),
         (lambda f, i, x: rollout(f, x, [WORDS], beam=1.5), "the beam must be a whole number, not 1.5"),
+        (lambda f, i, x: rollout(f, x, 3), "a rollout takes a list of actions, not one int"),
+        (lambda f, i, x: rollout(f, x, WORDS), "a rollout takes a list of actions, not one str"),
         (lambda f, i, x: rollout(f, x, [WORDS], seed="0"), "a seed must be a whole number, not '0'"),
         (lambda f, i, x: i.score(x, x, WORDS), "targets must be a list, not one ndarray"),
         (lambda f, i, x: i.score(x, f.sample(x, WORDS)[0], WORDS), "targets must be a list, not one Candidate"),

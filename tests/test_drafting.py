@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from rl import rollout
 from rl.models import drafting
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
@@ -92,6 +94,10 @@ def test_roles_draft_with_the_source(tiny: UnifiedVLM, picture: np.ndarray, monk
     fdm = ForwardDynamics(tiny)
     found = fdm.sample(picture, "remove all rings", 3, seed=1)
     assert fdm.counts.drafted > 0
+    before = replace(fdm.counts)
+    steps = rollout(fdm, picture, ["remove all rings"] * 2)
+    assert sum(step.passes for step in steps) == fdm.counts.passes - before.passes > 0
+    assert sum(step.accepted for step in steps) == fdm.counts.accepted - before.accepted
     passes = fdm.counts.passes
     monkeypatch.setattr(drafting, "TOKENS_A_PASS", 0)
     plain = fdm.sample(picture, "remove all rings", 3, seed=1)

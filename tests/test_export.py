@@ -18,7 +18,7 @@ from rl import RewindError, load_fdm, load_idm
 from rl.models.export import save_merged
 from rl.models.known import LINEAR_LAYERS
 from rl.models.opening import save_base
-from trainers.common.adapters import add_adapter, save_adapter
+from trainers.common.adapters import add_adapter, save_adapter, save_whole
 
 ACTION = "move the red circle left"
 
@@ -73,4 +73,11 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     done = start("scripts/export.py", "--run", "tabletop-chameleon", "--output", tmp_path / "out")
     assert done.returncode == 2
     assert "holds no adapter: there is nothing to merge" in done.stderr
+    save_whole(make_tiny(), tmp_path / "whole", role="fdm")
+    done = start("scripts/export.py", "--run", tmp_path / "whole", "--output", tmp_path / "out")
+    assert (
+        f"trained all weights, so there is nothing to merge: {tmp_path / 'whole' / 'model'} is a plain" in done.stderr
+    )
+    assert load_fdm(tmp_path / "whole" / "model").adapter is None
+    assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out").exists()

@@ -14,9 +14,10 @@ from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
 
+from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
 from rl.models.opening import load_base, load_fdm, load_idm, save_base
-from rl.models.roles import JUDGE_ADAPTER
+from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
 from trainers.grpo.judge import load_judge
@@ -140,10 +141,17 @@ def test_a_run_watched_by_it(runs: dict[str, Path], tmp_path: Path, monkeypatch:
     trained = {id(p) for group in inner.param_groups for p in group["params"]}
     assert not trained & {id(p) for p in own.values()}
     for folder in (tmp_path / "shared" / "checkpoint-2", tmp_path / "shared" / "adapter"):
-        held = [str(f) for f in folder.rglob("*") if JUDGE_ADAPTER in f.name]
-        held += [k for f in folder.rglob("*.safetensors") for k in load_file(f) if JUDGE_ADAPTER in k]
+        held = [str(f) for f in folder.rglob("*") if f.name in (IDM_ADAPTER, JUDGE_ADAPTER)]
+        held += [k for f in folder.rglob("*.safetensors") for k in load_file(f) if "idm." in k]
         assert held == []
-    train("shared", steps=3, resume=True)
+    whole, cut = train("whole", steps=3), train("shared", steps=3, resume=True)
+    assert whole[-1]["reward"] == cut[-1]["reward"]
+    policies = [load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("whole", "shared")]
+    assert all(torch.equal(weight, policies[1][name]) for name, weight in policies[0].items())
+    run_on(tmp_path / "base", runs["idm"], "idm", 9)  # another one under the same name
+    with pytest.raises(RewindError, match="begun with other values of idm_weights"):
+        train("shared", steps=4, resume=True)
+    run_on(tmp_path / "base", runs["idm"], "idm", 1)
 
     monkeypatch.setattr("trainers.grpo.judge._writes_actions_alike", lambda *_: False)
     apart = train("second")

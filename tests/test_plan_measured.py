@@ -179,4 +179,4 @@ def test_encoding(opened: Opened) -> None:
     found = peak_bytes(lambda: vlm.codes(pictures))
     shape = opened[1]
     whole = memory(shape, Job(lora_r=0, rollout_rows=0, max_rows=4), "ddp", 1)
-    assert whole["pictures"] - whole["weights"] - whole["optimizer"] == pytest.approx(found, rel=WITHIN)
+    assert whole["pictures"] - whole["weights"] == pytest.approx(found, rel=WITHIN)  # no optimizer is there yet

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_tiny
+from conftest import ROOT
 from safetensors.torch import load_file
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -279,4 +279,4 @@ def test_shipped_config_is_read(name: str) -> None:
     values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     known = vars(arguments(Path("x")))
     assert set(values) <= set(known)
-    assert make_tiny().family == known["family"]
+    assert known["family"] is None  # Chameleon, or the family of --base

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from test_demo import TINY
+from test_pretraining import arguments
 from test_scripts import succeed
 
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, paired_difference
+from trainers.pretraining.recipe import make_base
 from trainers.studies import reproduce
 from trainers.studies.demo.story import Budget
 
@@ -72,8 +74,35 @@ def test_amounts_can_be_changed() -> None:
     for wrong in ("tests=7", "test=1.5", "test", "test=0"):
         with pytest.raises(RewindError):
             reproduce.with_changes(Budget(), [wrong])
-    with pytest.raises(RewindError, match="there are chameleon"):
+    with pytest.raises(RewindError, match="there are chameleon; of others give a --base"):
         reproduce.config_of("emu", 0, Budget())
+
+
+def test_a_second_family_by_its_base(tmp_path: Path) -> None:
+    with pytest.raises(RewindError, match=r"there is no .* that names a family"):
+        reproduce.family_of(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "rewind.json").write_text('{"family": "chameleon"}')
+    with pytest.raises(RewindError, match="whose results are those of the shipped tabletop-chameleon"):
+        reproduce.family_of(str(tmp_path))
+    (tmp_path / "rewind.json").write_text('{"family": "liquid"}')
+    assert reproduce.family_of(str(tmp_path)) == "liquid"
+    ours = reproduce.config_of("liquid", 0, Budget(), str(tmp_path))
+    assert "judge" not in ours  # the job trains one
+    shipped = reproduce.config_of("chameleon", 0, Budget())
+    assert shipped == reproduce.config_of(reproduce.family_of("tabletop-chameleon"), 0, Budget(), "tabletop-chameleon")
+    assert ours["base"] != shipped["base"]
+
+
+def test_the_page_keeps_the_other_families(tmp_path: Path) -> None:
+    for family, seed in (("chameleon", 10), ("chameleon", 2), ("liquid", 0)):
+        made = seed_file(seed, 0.5)
+        made["config"] |= {"family": family, "seed": seed}
+        (tmp_path / f"{family}-{seed}.json").write_text(json.dumps(made))
+    (tmp_path / "results.json").write_text("{}")
+    (found,) = reproduce.of_other_families(tmp_path, "liquid").items()
+    assert (found[0], [one["config"]["seed"] for one in found[1]]) == ("chameleon", [2, 10])
+    assert set(reproduce.of_other_families(tmp_path, "emu3")) == {"chameleon", "liquid"}
 
 
 @pytest.mark.slow
@@ -88,3 +117,10 @@ def test_a_finished_seed_is_reused_and_another_budget_runs_again(tmp_path: Path)
     before = file.stat().st_mtime_ns
     succeed("scripts/reproduce.py", *places, "--budget", *budget)
     assert (file.stat().st_mtime_ns, file.read_text()) == (before, first)
+    base = tmp_path / "liquid"
+    make_base(arguments(base, family="liquid", tokenizer_from=Path("tabletop-chameleon"), tokenizer_steps=0))
+    succeed("scripts/reproduce.py", *places, "--base", base, "--budget", *budget)
+    assert set(json.loads((tmp_path / "runs" / "results.json").read_text())) == {"chameleon", "liquid"}
+    assert (tmp_path / "results.md").read_text().index("## chameleon") < (
+        (tmp_path / "results.md").read_text().index("## liquid")
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypat
     assert not list(events.glob("events*"))
     for number in range(2):
         assert loss_steps(events / f"round-{number}") == [1, 2, 3]
+    kept = [json.loads(line) for line in (output / ROUNDS_FILE).read_text().splitlines()]
+    found = EventAccumulator(str(events / "rounds")).Reload()
+    for name in ("passes", "drafted", "accepted", "sampled_total"):
+        assert [event.value for event in found.Scalars(f"rounds/{name}")] == pytest.approx([one[name] for one in kept])
+    assert all(0 <= one["accepted"] <= one["drafted"] and one["drafted"] > 0 for one in kept)  # by one round, not both
+    assert kept[1]["passes"] <= 3  # four tokens a picture, one of them behind the prompt's pass
 
     log = output / ROUNDS_FILE  # as if it had been killed in its second round, after the checkpoint of step 1
     log.write_text(log.read_text().splitlines(keepends=True)[0])

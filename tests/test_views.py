@@ -12,9 +12,11 @@ import pytest
 import torch
 from opened_families import opened, trainable
 from PIL import Image
+from test_scripts import start
 from transformers import set_seed
 
 from rewards import Reward
+from rewards.target_distance import MEASURES, TargetDistance
 from rl import RewindError, rerank
 from rl.codes import Grid
 from rl.data.store import CandidateStore
@@ -166,6 +168,41 @@ def test_what_takes_one_camera_says_so(vlm: Any, tmp_path: Path) -> None:
     judged = to_array(Views((np.zeros((40, 60, 3), np.uint8), np.full((40, 60, 3), 255, np.uint8))), (20, 10))
     assert (judged[:10] == 0).all()
     assert (judged[10:] == 255).all()
+
+
+def test_one_view_is_not_held_against_two(vlm: Any) -> None:
+    a, b = shots(vlm, 2)
+    both, idm, fdm = Views((a, b)), InverseDynamics(vlm), ForwardDynamics(vlm)
+    (two,), (one,) = fdm.sample([both, a], [ACTION] * 2, 1)
+    asks: list[Any] = [
+        lambda: idm.score(both, [a], ACTION),
+        lambda: idm.describe(both, a),
+        lambda: idm.describe(both, one),
+        lambda: fdm.score(both, [one], ACTION),
+        *(lambda measure=m: TargetDistance(measure)([two], [a]) for m in MEASURES),
+    ]
+    for ask in asks:
+        with pytest.raises(RewindError, match="a picture of 1 views is held against one of 2"):
+            ask()
+    with pytest.raises(RewindError, match="a picture of 2 views is held against one of 1"):
+        idm.score(a, [two], ACTION)
+    assert TargetDistance()([two], [both])[0] is not None
+
+
+def test_an_audit_of_views_or_sizes_is_refused_before_models_are_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{name}.png")
+    both = ["a.png", "b.png"]
+    for pictures, more, sentence in (
+        (both, [], "not 'push it' with several views"),
+        ("a.png", ["--image_size", "own:64"], "not --image_size own:64"),
+    ):
+        entries = [{"instruction": "push it", "input": pictures, "output": pictures}] * 2
+        (tmp_path / "triplets.json").write_text(json.dumps(entries))
+        asked = ["--idm", tmp_path / "none", "--triplets", tmp_path / "triplets.json", "--rewards", "idm_likelihood"]
+        done = start("scripts/audit_reward.py", *asked, "--output", tmp_path / "out", *more)
+        assert f"an audit needs pictures of one size and one view, {sentence}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_views_in_files(tmp_path: Path) -> None:

@@ -128,11 +128,13 @@ class SpeaksActions(ABC):
 
     Attributes:
         actions: how actions that are vectors become tokens; None for actions in words.
+        trained_on_words: whether an adapter on it was trained on actions in words.
     """
 
     name: str
     layout: TokenLayout
     actions: VectorActions | None = None
+    trained_on_words: bool = False
 
     @abstractmethod
     def text_ids(self, text: str) -> list[int]:
@@ -197,6 +199,15 @@ class SpeaksActions(ABC):
         """Raise a `RewindError` for the first action that this backbone cannot read."""
         for action in dict.fromkeys(actions):
             self.check_action(action)
+
+    def check_named(self, actions: Iterable[str]) -> None:
+        """Raise a `RewindError` for the first action that an inverse model could not name, though a prompt may hold it:
+        words, where vectors are named.
+        """
+        for action in dict.fromkeys(actions):
+            self.check_action(action)
+            if self.actions is not None:
+                self.actions.ids(action)
 
     def check_action(self, action: str) -> None:
         """Raise a `RewindError` for a vector whose ranges are not known, or of another length."""

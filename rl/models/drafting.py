@@ -38,6 +38,10 @@ class Counts:
         self.drafted += other.drafted
         self.accepted += other.accepted
 
+    def since(self, before: Counts) -> Counts:
+        """What was counted after a copy was taken."""
+        return Counts(self.passes - before.passes, self.drafted - before.drafted, self.accepted - before.accepted)
+
 
 def window_of(vlm: UnifiedVLM, rows: int, tokens: int) -> int:
     """Tokens of each row in a pass; 0 where drafting does not pay or the attention cannot do it."""

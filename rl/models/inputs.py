@@ -13,7 +13,7 @@ from rl.actions import action_text
 from rl.codes import Codes, Grid
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
-from rl.pictures import PictureLike, Views
+from rl.pictures import PictureLike, Views, views_of
 from rl.stored import StoredPicture
 from rl.triplets import Candidate
 
@@ -46,6 +46,22 @@ def as_list(name: str, given: Any) -> Any:
     return given
 
 
+def check_views(pictures: Sequence[PictureLike | Candidate], like: Sequence[Sequence[int]]) -> None:
+    """Raise a `RewindError` unless every picture is of as many cameras as the one with these ids."""
+    for picture, ids in zip(pictures, like, strict=False):
+        found = _views(picture.grid) if isinstance(picture, Candidate) else views_of(picture)
+        wanted = _views(getattr(ids, "grid", None))
+        if found != wanted:
+            raise RewindError(
+                f"a picture of {found} views is held against one of {wanted}: give both from the same cameras "
+                "(rl.pictures.Views)"
+            )
+
+
+def _views(grid: Grid | None) -> int:
+    return 1 if grid is None else grid.views
+
+
 def token_ids(
     vlm: UnifiedVLM,
     pictures: Sequence[PictureLike | Candidate],
@@ -54,7 +70,12 @@ def token_ids(
     """Image-token ids of pictures; a `Candidate` of the same backbone has its own, another backbone's is re-encoded.
 
     `like`: ids of the pictures whose sizes they get where pictures keep their own, one each.
+
+    Raises:
+        RewindError: a picture of other cameras than the one that it is to be like.
     """
+    if like is not None:
+        check_views(pictures, like)
     fresh: dict[tuple[int, Grid | None], tuple[Any, Sequence[int] | None]] = {}
     keys: list[tuple[int, Grid | None]] = []
     for number, picture in enumerate(pictures):

@@ -15,7 +15,8 @@ from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
-from rl.models.cards import learned, take
+from rl.models.cards import check_same_kind, learned, take
+from rl.models.compiling import compiled_step
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
 from rl.models.fingerprint import fingerprint
@@ -91,6 +92,8 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
     settings.place(vlm.model)
+    if settings.compile:
+        vlm.step = compiled_step(vlm.transformer(), vlm.device, vlm.name)
     if vlm.head_weight().is_meta:
         raise RewindError(
             f"the head of {name_or_folder} is read as a matrix: give it a device in device_map, not the disk"
@@ -123,7 +126,7 @@ def load_fdm(
         base: the base of a run by hand, by name or folder, where the one that it names has been moved.
         vq: a folder or Hub id with the weights of the VQ image tokenizer, where the checkpoint lacks a part.
         max_rows: the most rows drawn, scored, encoded or decoded at once; None for as many as fit into memory.
-        settings: `dtype`, `attn_implementation`, `quantization`, `device`, `image_size`, as in `rl.models.settings`.
+        settings: `dtype`, `attn_implementation`, `quantization`, `device`, `compile`, ..., as in `rl.models.settings`.
 
     Raises:
         RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
@@ -190,6 +193,9 @@ def load_idm_beside(
 
     `adapter` is its name on the backbone; `opening` is what `load_idm` takes beside the name, as it was given for the
     forward model. An inverse model of another base takes its `base` and `vq` only where it does not open without them.
+
+    Raises:
+        RewindError: what `load_idm` raises, or one of the two takes vectors as actions and the other words.
     """
     return _beside(load_idm, base_or_run, vlm, adapter, opening)
 
@@ -209,11 +215,14 @@ def _beside(
     ):
         return load(base_or_run, vlm, adapter, base=None if run is None else base, max_rows=opening.get("max_rows"))
     try:
-        return load(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
+        role = load(base_or_run, **{name: value for name, value in opening.items() if name not in ("base", "vq")})
     except RewindError:
         if base is None and "vq" not in opening:
             raise
-        return load(base_or_run, **opening)
+        role = load(base_or_run, **opening)
+    if vlm is not None:
+        check_same_kind(vlm, role.backbone, base_or_run)
+    return role
 
 
 def _settings(given: dict[str, Any]) -> Settings:
@@ -267,7 +276,7 @@ def _open(
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
     vlm = backbone or _base_of(folder, stands_on, settings, vq)
-    take(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder)
+    take(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder, adapter=True)
     vlm.attach_adapter(folder, name)
     return vlm, name
 

@@ -27,6 +27,8 @@ class Settings:
         device_map: how they are divided among devices instead, one of `DEVICE_MAPS`, a device, or by the names of
             modules ({"model.layers.0": 0, ..., "lm_head": 1}). What is put on 'disk', or on 'cpu' beside a GPU, is read
             anew at every step, and takes no adapter; the head cannot lie there.
+        compile: let `torch.compile` make one program of a pass of one token (`compiling`); not for divided or quantised
+            weights. Slow to begin; not run on a GPU yet.
         image_size: of pictures, as `sizes.PictureSize.of` reads it, for families that know several; None is the usual.
 
     Raises:
@@ -39,6 +41,7 @@ class Settings:
     device: str | torch.device | None = None
     device_map: str | dict[str, Any] | None = None
     image_size: SizeLike | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.dtype, str) and self.dtype not in DTYPES:
@@ -57,6 +60,9 @@ class Settings:
             raise RewindError(
                 "device puts all weights on one device and device_map divides them: leave one of them out"
             )
+        for name in ("quantization", "device_map"):
+            if self.compile and getattr(self, name) is not None:
+                raise RewindError(f"compile is for whole weights in one place: leave out compile or {name}")
         if isinstance(self.device_map, dict):
             for place in self.device_map.values():
                 if place != "disk":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -12,7 +13,22 @@ BEGIN_TEXT, END_TEXT, PAD, BEGIN_IMAGE, END_IMAGE, IMAGE = "<s>", "</s>", "<pad>
 SPECIAL_TOKENS = [BEGIN_TEXT, PAD, END_TEXT, IMAGE, END_IMAGE, BEGIN_IMAGE]
 
 
-def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+@dataclass(frozen=True)
+class Markers:
+    """Names of the tokens that are no words, in the order of their ids, and which of them stand around a text."""
+
+    names: Sequence[str]
+    begin: str
+    end: str
+    pad: str
+
+
+CHAMELEON = Markers(SPECIAL_TOKENS, BEGIN_TEXT, END_TEXT, PAD)
+GEMMA = Markers(["<pad>", "<eos>", "<bos>", "<unk>", "<boi>", "<eoi>"], "<bos>", "<eos>", "<pad>")
+"""Gemma's first tokens, and Liquid's names around a picture."""
+
+
+def train_text_tokenizer(texts: Iterable[str], size: int, markers: Markers = CHAMELEON) -> PreTrainedTokenizerFast:
     """Train on sentences; `size` is the vocabulary with the 256 bytes and the markers (at least 262)."""
     tokenizer = Tokenizer(models.BPE())
     # A space before the first word, so that a word has the same token wherever it stands.
@@ -25,15 +41,15 @@ def train_text_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=list(markers.names),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=BEGIN_TEXT,
-        eos_token=END_TEXT,
-        pad_token=PAD,
+        bos_token=markers.begin,
+        eos_token=markers.end,
+        pad_token=markers.pad,
         clean_up_tokenization_spaces=False,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
             to each other, so what stays is copied from a fixed distance, as in pretraining, however long the words are.
         known_words: words of the base's training text, if it says which.
         fingerprint: of the files that it was opened from; None for a base that was not.
+        step: what reads one token after others, where that is compiled (`compiling`); None for the transformer itself.
         asked_size: `image_size` where whoever opened it asked for one, which its runs then keep.
     """
 
@@ -51,6 +52,7 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
     fingerprint: Fingerprint | None = None
     asked_size: int | str | None = None
     template: Template = Template()
+    step: Callable[..., Any] | None = None
     _kept_head: Tensor | None = None
     _warned_of_new_words = False
 
@@ -201,7 +203,9 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
 
         What goes in and comes out is on `device`, wherever a divided model has its first and last layer.
         """
-        output = self.transformer()(input_ids=input_ids_BT, **kwargs)
+        single = input_ids_BT.shape[1] == 1 and not torch.is_grad_enabled()
+        run = self.step if self.step is not None and single else self.transformer()  # compiled for fixed shapes
+        output = run(input_ids=input_ids_BT, **kwargs)
         if output.last_hidden_state.device != input_ids_BT.device:
             output.last_hidden_state = output.last_hidden_state.to(input_ids_BT.device)
         return output

@@ -8,7 +8,10 @@ from typing import Any
 
 from rl.errors import RewindError
 
-NAMES = ("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device", "device_map", "max_rows")
+NAMES = (
+    *("base", "vq", "image_size", "dtype", "attn_implementation", "quantization", "device", "device_map", "max_rows"),
+    "compile",
+)
 ROWS_HELP = "the most rows drawn, scored, encoded or decoded at once (default: as many as fit into memory)"
 SIZE_HELP = (
     "of pictures, for families that take several: 512 (square), 384x672 (height x width), own:512 (each keeps its "
@@ -33,6 +36,12 @@ def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True) -> None:
     )
     if rows:
         group.add_argument("--max_rows", type=int, help=ROWS_HELP)
+        group.add_argument(
+            "--compile",
+            action="store_true",
+            default=None,
+            help="torch.compile the step that draws a token (off: it has not been run on a GPU)",
+        )
 
 
 def opening(arguments: Any) -> dict[str, Any]:

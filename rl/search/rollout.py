@@ -35,6 +35,8 @@ class Step:
 
     `best` is what the rollout went on with; with a beam not always the first of `candidates`, which are those drawn
     from the same source, from best to worst. `lead` and `abstained` are as in `Reranked`, for these candidates.
+    `passes` of the model behind the prompts were read for all candidates of the step, a beam's other pictures
+    included, and `accepted` guesses from the sources came true in them.
     """
 
     action: str
@@ -42,6 +44,8 @@ class Step:
     candidates: list[Scored]
     lead: float
     abstained: bool
+    passes: int = 0
+    accepted: int = 0
 
     @property
     def image(self) -> Image.Image:

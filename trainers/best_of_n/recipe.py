@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from transformers import set_seed
@@ -39,7 +40,9 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
     output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     for number, folder in rounds_left(vlm, output, arguments.rounds):
+        before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
+        drawn = asdict(fdm.counts.since(before))
         kept, totals = keep_best(vlm, groups, keep)
         if not kept:
             raise RewindError(
@@ -53,7 +56,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
         trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
         fit(trainer, folder, arguments.resume)
-        finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept)})
+        finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept), **drawn}, config.report_to)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     return output

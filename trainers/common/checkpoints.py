@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import set_peft_model_state_dict
@@ -66,6 +67,9 @@ def _parts(trainer: Trainer) -> list[KeepsPart]:
 class WholeCheckpoints:
     """For a `Trainer`: seal a checkpoint when it is written, and only then delete older ones; its callbacks go on."""
 
+    elsewhere: ClassVar[Collection[str]] = (JUDGE_ADAPTER,)
+    """Adapters that a run opens by their own names: where they are not trained, no checkpoint has to hold them."""
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         trainer: Any = self
         folder = Path(trainer._get_output_dir(trial=trial)) / f"checkpoint-{trainer.state.global_step}"
@@ -93,13 +97,15 @@ class WholeCheckpoints:
 
         A model without adapters is written under its own names: those under which a family is published are not the
         names by which `Trainer` loads a checkpoint, and it goes on without what it misses. Adapters never bring the
-        embeddings with them: else peft would ask the Hub, by the base's name, whether they are the base's. A judge's
-        stays out.
+        embeddings with them: else peft would ask the Hub, by the base's name, whether they are the base's. Those that a
+        run opens by another name stay out (`elsewhere`).
         """
         model: Any = cast(Trainer, self).model
         told: dict[str, Any] = {"save_original_format": False}
         if hasattr(model, "peft_config"):
-            kept = [name for name in model.peft_config if name != JUDGE_ADAPTER]
+            trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+            left_out = {one for one in self.elsewhere if not any(f".{one}." in name for name in trained)}
+            kept = [name for name in model.peft_config if name not in left_out]
             told = {"save_embedding_layers": False, "selected_adapters": kept}
         if hasattr(model, "save_pretrained"):  # an image tokenizer in training is a plain module
             model.save_pretrained = partial(model.save_pretrained, **told)

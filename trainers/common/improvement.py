@@ -67,8 +67,9 @@ def open_for_improvement(
         if arguments.idm is not None:
             idm = load_idm_beside(arguments.idm, vlm, **arguments.opening())
         actions = [triplet.action for triplet in triplets]
-        for backbone in (vlm, vlm if idm is None else idm.backbone):
-            backbone.check_actions(actions)
+        vlm.check_actions(actions)
+        if idm is not None:
+            idm.backbone.check_named(actions)
         columns, told = columns_of(triplets), arguments.reward_arguments
         rewards = load_rewards(arguments.rewards, idm, actions, columns=columns, arguments=told)
     only_policy_trains(vlm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
@@ -21,10 +23,13 @@ from rl.data.triplet_files import read_triplets
 from rl.data.triplet_table import Triplets, joined
 from rl.errors import RewindError
 from rl.models.adapters import check_digests
+from rl.models.bases import adapter_folder
 from rl.models.fingerprint import for_resume as base_for_resume
+from rl.models.hub import folder_of, is_hub_id
 from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import reading
 from rl.running.files import json_lines
+from rl.running.resumption import IDM_WEIGHTS
 from rl.running.run_folder import claim
 from trainers.common.adapters import save_adapter
 from trainers.common.arguments import RunArguments, settings_of
@@ -97,6 +102,7 @@ def begin_run(
     data = [file for name in ("triplets", "synthetic", "validation") for file in getattr(arguments, name, [])]
     values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out, data), **processes()}
     values |= base_for_resume(None if vlm is None else vlm.fingerprint)
+    values |= _idm_for_resume(getattr(arguments, "idm", None))
 
     def take() -> Path:
         claimed = claim(
@@ -116,6 +122,14 @@ def begin_run(
     output = on_main(take)
     _log_to(output / "tensorboard")
     return output
+
+
+def _idm_for_resume(idm: str | None) -> dict[str, str]:
+    """A digest of an inverse model's adapter: no checkpoint holds it, so a run that goes on has to find the same."""
+    if idm is None or (folder := adapter_folder(folder_of(idm) if is_hub_id(idm) else idm)) is None:
+        return {}
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    return {IDM_WEIGHTS: hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} if weights.is_file() else {}
 
 
 def processes() -> dict[str, int]:
@@ -178,13 +192,21 @@ def rounds_left(vlm: UnifiedVLM, output: Path, rounds: int) -> Iterator[tuple[in
         yield number, folder
 
 
-def finish_round(vlm: UnifiedVLM, output: Path, number: int, figures: dict[str, Any]) -> None:
-    """Keep the policy of a finished round and its figures."""
+def finish_round(
+    vlm: UnifiedVLM, output: Path, number: int, figures: dict[str, Any], report_to: Sequence[str] | str | None = ()
+) -> None:
+    """Keep the policy of a finished round and its figures, in TensorBoard too (`rounds`) where that is reported to."""
     save_adapter(vlm, output / f"round-{number}", role="fdm")
 
     def note() -> None:
         with (output / ROUNDS_FILE).open("a", encoding="utf-8") as log:
             log.write(json.dumps({"round": number, **figures}) + "\n")
+        if "tensorboard" in (report_to or ()):
+            from torch.utils.tensorboard import SummaryWriter
+
+            with SummaryWriter(str(output / "tensorboard" / "rounds")) as writer:
+                for name, value in figures.items():
+                    writer.add_scalar(f"rounds/{name}", value, number)
 
     on_main(note)
 

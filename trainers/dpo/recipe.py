@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -46,7 +47,9 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
+        before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
+        drawn = asdict(fdm.counts.since(before))
         pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]
         totals = [s.total for _, group in groups for s in group if s.total is not None]
         if not totals:
@@ -59,7 +62,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         log = MetricsFile(folder / "metrics.jsonl")
         trainer = WorldModelDPOTrainer(vlm, config, rows, eval_dataset=eval_rows, callbacks=[log])
         fit(trainer, folder, arguments.resume)
-        finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(pairs)})
+        finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(pairs), **drawn}, config.report_to)
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
     folder = save_adapter(vlm, output, role="fdm")

@@ -21,6 +21,7 @@ from trl import DPOConfig, DPOTrainer
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.inputs import token_ids
+from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Scored, Triplet
 from trainers.common.checkpoints import WholeCheckpoints
@@ -97,6 +98,8 @@ class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
         train_dataset: rows of `preference_rows`.
         eval_dataset: held-out rows, made in the same way. `eval_loss` is TRL's: the mean over pairs of what it logs.
     """
+
+    elsewhere = (IDM_ADAPTER, JUDGE_ADAPTER)  # the one that rewards is frozen, and the run names it
 
     def __init__(
         self,

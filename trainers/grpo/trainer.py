@@ -28,7 +28,7 @@ from rl.data.chains import chains
 from rl.data.sentence_store import SentenceStore
 from rl.data.store import CandidateStore
 from rl.models.noise import Noise
-from rl.models.roles import Role
+from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER, Role
 from rl.models.saying import USUAL_TOKENS
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet, columns_of
@@ -81,6 +81,8 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             precision and off in float32, where there is nothing to correct.
         args: `GRPOConfig`; completion length is the role's, top-k and top-p are refused.
     """
+
+    elsewhere = (IDM_ADAPTER, JUDGE_ADAPTER)  # the one that rewards is frozen, and the run names it
 
     def __init__(
         self,

@@ -232,7 +232,9 @@ def memory(shape: Shape, job: Job, strategy: str, gpus: int, gpu_bytes: float = 
         found["rollout"] = still + rollout
     if job.scored or job.judged:
         found["reward"] = still + reward_bytes(shape, job, free)
-    found["pictures"] = still + picture_rows_bytes(shape, job, free)
+    # SFT reads all of them before its weights are divided.
+    still = still if job.rollout_rows else every + shape.weight_bytes * job.beside
+    found["pictures"] = still + picture_rows_bytes(shape, job, 0.9 * gpu_bytes - still)
     found["peak"] = max(found[name] for name in PHASES)
     found["sent"] = sent_bytes(trainable, frozen, strategy, gpus, job.accumulation, shape.weight_bytes)
     return found

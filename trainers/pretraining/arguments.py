@@ -20,7 +20,11 @@ def base_parser(description: str | None = None) -> argparse.ArgumentParser:
     source.add_argument("--num_videos", type=int, default=800, help="videos drawn from a world")
     source.add_argument("--max_frames", type=int, default=20_000, help="most pictures taken from --frames")
     model = p.add_argument_group("the model")
-    model.add_argument("--family", default="chameleon", choices=["chameleon"])
+    model.add_argument(
+        "--family",
+        choices=["chameleon", "liquid"],
+        help="of the language model: chameleon (default), or liquid (Gemma)",
+    )
     model.add_argument("--base", help="go on training a base, by name or folder; its tokenizers and sizes are kept")
     model.add_argument("--image_size", type=int, default=64, help="pixels along one side (a world brings its own)")
     model.add_argument("--num_codes", type=int, default=1024, help="size of the codebook")
@@ -30,7 +34,11 @@ def base_parser(description: str | None = None) -> argparse.ArgumentParser:
     model.add_argument("--text_vocabulary", type=int, default=512, help="size of the text vocabulary, bytes included")
     train = p.add_argument_group("training")
     train.add_argument("--tokenizer_steps", type=int, default=2200)
-    train.add_argument("--tokenizer_from", type=Path, help="go on from the tokenizer of another run of this script")
+    train.add_argument(
+        "--tokenizer_from",
+        type=Path,
+        help="go on from the tokenizer of another run of this script, or with --tokenizer_steps 0 take a base's",
+    )
     train.add_argument(
         "--merge_codes",
         type=float,

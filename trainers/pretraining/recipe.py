@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from rl.data.frames import pool_from_frames, read_captions, read_texts
 from rl.data.pools import PretrainingPool, pool_from_world
 from rl.errors import RewindError
-from rl.models.families.chameleon import TINY_DECODER, ChameleonVLM, new_chameleon, tiny_vq_config
+from rl.models.families.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
+from rl.models.families.liquid_small import new_liquid
+from rl.models.families.vqgan import VQGANBackbone
 from rl.models.opening import load_base, save_base
-from rl.models.text_tokenizer import SPECIAL_TOKENS, train_text_tokenizer
+from rl.models.text_tokenizer import CHAMELEON, GEMMA, SPECIAL_TOKENS, train_text_tokenizer
 from rl.models.unified import UnifiedVLM
 from rl.running.command_line import plain
 from rl.running.run_folder import claim
@@ -28,6 +30,8 @@ from trainers.pretraining.vq_stage import train_tokenizer
 
 logger = logging.getLogger("rl")
 TOKENIZER_FILE = "tokenizer.safetensors"
+NEW = {"chameleon": (new_chameleon, CHAMELEON), "liquid": (new_liquid, GEMMA)}
+"""Family -> what makes a model with random weights, and the markers of its text tokenizer."""
 
 
 def make_base(arguments: argparse.Namespace) -> Path:
@@ -40,6 +44,9 @@ def make_base(arguments: argparse.Namespace) -> Path:
         raise RewindError("--base brings its tokenizer: leave out --tokenizer_from")
     world = load_split(a.world, "train") if a.world is not None else None
     base = load_base(a.base) if a.base is not None else None
+    if base is not None and a.family not in (None, base.family):
+        raise RewindError(f"--family {a.family}: {a.base} is of the family {base.family}, which it keeps")
+    a.family = a.family or (base.family if base is not None else "chameleon")
     image_size = world.image_size if world is not None else base.image_size if base is not None else a.image_size
     if base is not None and base.image_size != image_size:
         raise RewindError(f"{a.base} sees {base.image_size} pixels and the world {a.world} draws {image_size}")
@@ -52,8 +59,8 @@ def make_base(arguments: argparse.Namespace) -> Path:
         raise RewindError(f"--hidden_size {a.hidden_size} must be a multiple of twice --num_heads {a.num_heads}")
     if a.tokenizer_steps < 1 and a.tokenizer_from is None and base is None:
         raise RewindError("--tokenizer_steps 0 needs --tokenizer_from: there is no tokenizer to use")
-    if a.tokenizer_from is not None:
-        _tokenizer_file(a.tokenizer_from)
+    if a.tokenizer_from is not None and not _is_run(a.tokenizer_from):
+        _check_taken_over(a, image_size)
     require_one_process("pretrain_base.py")
     if world is not None:
         pool = pool_from_world(world, a.num_pairs, a.num_videos, np.random.default_rng(a.seed))
@@ -90,9 +97,10 @@ def make_base(arguments: argparse.Namespace) -> Path:
     return output
 
 
-def _with_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: int, output: Path) -> ChameleonVLM:
+def _with_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: int, output: Path) -> UnifiedVLM:
     """A backbone with random language weights around a trained (or already finished) VQ tokenizer."""
     finished = output / "training" / TOKENIZER_FILE
+    finished.parent.mkdir(exist_ok=True)
     if not finished.is_file():
         _save_whole(_train_tokenizer(a, pool, image_size, output), finished)
     weights = load_file(finished)
@@ -102,8 +110,9 @@ def _with_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: in
     vq.load_state_dict(weights)
     texts = pool.all_text()
     torch.manual_seed(a.seed)
-    vlm = new_chameleon(
-        train_text_tokenizer(texts, a.text_vocabulary),
+    new, markers = NEW[a.family]
+    vlm = new(
+        train_text_tokenizer(texts, a.text_vocabulary, markers),
         vq_config,
         TINY_DECODER,
         hidden_size=a.hidden_size,
@@ -119,6 +128,8 @@ def _with_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: in
 def _train_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: int, output: Path) -> VQTrainingModel:
     """The first stage: a VQ tokenizer from random weights or from another run's."""
     torch.manual_seed(a.seed)
+    if a.tokenizer_from is not None and not _is_run(a.tokenizer_from):
+        return _tokenizer_of_base(load_base(a.tokenizer_from), image_size)
     warmup = min(a.tokenizer_warmup, a.tokenizer_steps // 2)
     vq = VQTrainingModel(tiny_vq_config(image_size, a.num_codes), TINY_DECODER, warmup=warmup, seed=a.seed)
     if a.tokenizer_from is not None:
@@ -137,21 +148,56 @@ def _train_tokenizer(a: argparse.Namespace, pool: PretrainingPool, image_size: i
     if a.merge_codes > 0:
         vq.merge_codes(a.merge_codes)
         logger.warning("%d of %d codes are left after merging", len(vq.usage_V), a.num_codes)
-    (output / "training").mkdir(exist_ok=True)
     return vq
 
 
-def _tokenizer_file(run: Path) -> Path:
-    """Where another run of the script left its tokenizer."""
-    file = run / "training" / TOKENIZER_FILE
-    if not file.is_file():
-        raise RewindError(f"--tokenizer_from: there is no {file}: give the output folder of a finished tokenizer stage")
-    return file
+def _is_run(tokenizer_from: Path) -> bool:
+    """Whether it is a run of the script with a finished tokenizer stage, and no base that brings its own."""
+    return (tokenizer_from / "training" / TOKENIZER_FILE).is_file()
+
+
+def _check_taken_over(a: argparse.Namespace, image_size: int) -> None:
+    """Whether a base's tokenizer can be taken as it is.
+
+    Raises:
+        RewindError: no such base, steps or merging that it lacks the state for, another picture size.
+    """
+    file = a.tokenizer_from / "training" / TOKENIZER_FILE
+    try:
+        base = load_base(a.tokenizer_from)
+    except RewindError as error:
+        raise RewindError(
+            f"--tokenizer_from: there is no {file}, and no base either ({error}): give the output folder of a finished "
+            "tokenizer stage, or a base"
+        ) from error
+    if a.tokenizer_steps or a.merge_codes:
+        raise RewindError(
+            f"--tokenizer_from {a.tokenizer_from} is a base, whose tokenizer is taken as it is: --tokenizer_steps 0 "
+            "--merge_codes 0"
+        )
+    if base.image_size != image_size:
+        raise RewindError(f"--tokenizer_from {a.tokenizer_from} sees {base.image_size} pixels, not {image_size}")
+    _tokenizer_of_base(base, image_size)
+
+
+def _tokenizer_of_base(base: UnifiedVLM, image_size: int) -> VQTrainingModel:
+    """The tokenizer of a base, as the first stage leaves one."""
+    if not isinstance(base, VQGANBackbone) or base.decoder is None:
+        raise RewindError(f"--tokenizer_from: {base.name} has no VQGAN with a decoder")
+    vq = VQTrainingModel(tiny_vq_config(image_size, len(base.vqmodel.quantize.embedding.weight)), TINY_DECODER)
+    try:
+        vq.vqmodel.load_state_dict(base.vqmodel.state_dict())
+        vq.decoder.load_state_dict(base.decoder.state_dict())
+    except RuntimeError as error:
+        raise RewindError(
+            f"--tokenizer_from: the VQ tokenizer of {base.name} is no small one of this script"
+        ) from error
+    return vq
 
 
 def _tokenizer_weights(run: Path, vq: VQTrainingModel) -> dict[str, torch.Tensor]:
     """The weights that another run of the script left, checked against this one's sizes."""
-    file = _tokenizer_file(run)
+    file = run / "training" / TOKENIZER_FILE
     weights = load_file(file)
     expected = {key: value.shape for key, value in vq.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} != expected:

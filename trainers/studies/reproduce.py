@@ -16,17 +16,19 @@ import numpy as np
 
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, wilson
-from rl.models.known import BASE_OF_WORLD, JUDGES, SHIPPED, SHIPPED_RUNS
+from rl.models.hub import folder_of
+from rl.models.known import BASE_OF_WORLD, CARD_FILE, JUDGES, SHIPPED_RUNS
 from rl.report.markdown import table
-from rl.running.files import write_whole
+from rl.running.files import read_json, write_whole
 from rl.running.run_folder import claim, git_revision
 from trainers.studies.demo.job import DIFFERENCES_FILE, main_job, splits_of
 from trainers.studies.demo.report import COMPARISONS, MEANINGS, how_sure
 from trainers.studies.demo.story import Budget
 
 logger = logging.getLogger("rl")
-FAMILIES = {"chameleon": "tabletop"}
-"""Family of the model -> the world whose shipped base is of that family."""
+WORLD = "tabletop"
+FAMILIES = {"chameleon": BASE_OF_WORLD[WORLD]}
+"""Family of the model -> its shipped base."""
 BUDGET = Budget(
     labelled=6000,
     videos=2000,
@@ -48,20 +50,36 @@ RECIPE = 3
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 
-def config_of(family: str, seed: int, budget: Budget) -> dict[str, Any]:
+def family_of(base: str) -> str:
+    """The family of a base, by name or folder, as its card says.
+
+    Raises:
+        RewindError: a base without a card, or one of a shipped base's family, whose results would be taken for its.
+    """
+    file = folder_of(base) / CARD_FILE
+    family = read_json(file).get("family") if file.is_file() else None
+    if not isinstance(family, str):
+        raise RewindError(f"--base {base}: there is no {file} that names a family, as pretrain_base.py writes it")
+    if family in FAMILIES and base != FAMILIES[family]:
+        raise RewindError(f"--base {base} is a {family}, whose results are those of the shipped {FAMILIES[family]}")
+    return family
+
+
+def config_of(family: str, seed: int, budget: Budget, base: str | None = None) -> dict[str, Any]:
     """What decides a seed's figures: world, base and judge (digests of their weights), budget, seed.
 
     Raises:
-        RewindError: a family without a shipped base.
+        RewindError: a family without a shipped base, and no base given.
     """
-    world = FAMILIES.get(family)
-    if world is None:
-        raise RewindError(f"--family {family}: there are {', '.join(FAMILIES)}")
-    base = BASE_OF_WORLD[world]
-    folders = {"base": SHIPPED[base], "judge": SHIPPED_RUNS[JUDGES[base]]}
+    base = base or FAMILIES.get(family)
+    if base is None:
+        raise RewindError(f"--family {family}: there are {', '.join(FAMILIES)}; of others give a --base")
+    folders = {"base": folder_of(base)}
+    if base in JUDGES:  # else the job trains one
+        folders["judge"] = SHIPPED_RUNS[JUDGES[base]]
     return {
         "family": family,
-        "world": world,
+        "world": WORLD,
         "recipe": RECIPE,
         **{name: _digest(folder) for name, folder in folders.items()},
         "seed": seed,
@@ -105,9 +123,11 @@ def hash_of(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def one_seed(family: str, seed: int, budget: Budget, output: Path, results: Path) -> dict[str, Any]:
+def one_seed(
+    family: str, seed: int, budget: Budget, output: Path, results: Path, base: str | None = None
+) -> dict[str, Any]:
     """A seed's file: the one that is there if its config is the same, else the job is run (or gone on with)."""
-    config, file = config_of(family, seed, budget), results / f"{family}-{seed}.json"
+    config, file = config_of(family, seed, budget, base), results / f"{family}-{seed}.json"
     if file.is_file():
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if kept.get("config_hash") == hash_of(config):
@@ -115,7 +135,7 @@ def one_seed(family: str, seed: int, budget: Budget, output: Path, results: Path
             return kept
         logger.warning("%s was made with another config: the seed is run again", file)
     run = claim(output / f"{family}-{seed}", "reproduce.py", config, resume=True)
-    found = main_job(config["world"], splits_of(config["world"]), None, run, seed, budget, base_steps=1)
+    found = main_job(config["world"], splits_of(config["world"]), base, run, seed, budget, base_steps=1)
     progress = json.loads((run / "progress.json").read_text(encoding="utf-8"))
     made = {
         "config_hash": hash_of(config),
@@ -129,6 +149,16 @@ def one_seed(family: str, seed: int, budget: Budget, output: Path, results: Path
     results.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(made) + "\n")
     return made
+
+
+def of_other_families(results: Path, family: str) -> dict[str, list[dict[str, Any]]]:
+    """The seed files of the families that are not run now, by family, in the order of their seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(results.glob("*-[0-9]*.json")):
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if (other := kept["config"]["family"]) != family:
+            found.setdefault(other, []).append(kept)
+    return {name: sorted(seeds, key=lambda seed: seed["config"]["seed"]) for name, seeds in found.items()}
 
 
 def taken_together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:

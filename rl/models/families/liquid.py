@@ -2,7 +2,7 @@
 
 Codes have no names: code c is the id 256,000 + c. Markers are Gemma's unused tokens. Checkpoints hold no VQ weights:
 name Meta's `vqgan.ckpt`, or a folder that has them, as `vq`. Gemma's embeddings are scaled inside its forward and its
-head is tied to them, so adapters leave both alone.
+head is tied to them, so adapters leave both alone. A small base of one's own (`liquid_small.py`) has fewer words.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from rl.models.vq_files import VQ_FILE, write_vq_config
 
 VOCABULARY, WORDS = 264_192, 256_000
 BEGIN_IMAGE, END_IMAGE, NO_CONDITION, END_TURN = 7, 8, 9, 107
+BEGIN, END = "<boi>", "<eoi>"
 UNUSED = re.compile(r"<unused\d+>|<start_of_turn>|<end_of_turn>|<unconditional>|<mask>|<2mass>|\[@BOS@\]")
 
 
@@ -37,6 +38,16 @@ class LiquidVLM(VQGANBackbone):
     """Liquid on Gemma."""
 
     family, model_type = "liquid", "gemma"
+    template = Template(  # source first, as the models of arXiv 2602.06130 are trained
+        fdm=("<bos>", "{source}", "\n", "Generate the next image after this action: ", "{action}", "{header}"),
+        fdm_free=("<bos>", "{source}", "\n", "<unconditional>", "{header}"),
+        idm=(
+            *("<bos>", "<start_of_turn>", "user\n", "{source}", "{target}", "\n"),
+            "Which action leads from the first image to the second?",
+            *("<end_of_turn>", "\n", "<start_of_turn>", "model\n"),
+        ),
+        markers={"<unconditional>": NO_CONDITION, "<start_of_turn>": END_TURN - 1, "<end_of_turn>": END_TURN},
+    )
 
     def __init__(
         self,
@@ -49,16 +60,6 @@ class LiquidVLM(VQGANBackbone):
         self.model = self._gemma = model  # `_gemma` stays the transformers model when peft wraps `self.model`
         size = PictureSize.of(vq[0].config.resolution)
         self._set_up(tokenizer, name, _layout(model, vq[0].config, tokenizer, name), vq, size, known_words)
-        self.template = Template(  # source first, as the models of arXiv 2602.06130 are trained
-            fdm=("<bos>", "{source}", "\n", "Generate the next image after this action: ", "{action}", "{header}"),
-            fdm_free=("<bos>", "{source}", "\n", "<unconditional>", "{header}"),
-            idm=(
-                *("<bos>", "<start_of_turn>", "user\n", "{source}", "{target}", "\n"),
-                "Which action leads from the first image to the second?",
-                *("<end_of_turn>", "\n", "<start_of_turn>", "model\n"),
-            ),
-            markers={"<unconditional>": NO_CONDITION, "<start_of_turn>": END_TURN - 1, "<end_of_turn>": END_TURN},
-        )
 
     def transformer(self) -> nn.Module:
         return self._gemma.model  # type: ignore[no-any-return]
@@ -119,19 +120,22 @@ class LiquidVLM(VQGANBackbone):
 def _layout(
     model: GemmaForCausalLM, vq_config: ChameleonVQVAEConfig, tokenizer: PreTrainedTokenizerFast, name: str
 ) -> TokenLayout:
-    first, codes = WORDS, vq_config.num_embeddings
+    published, codes = model.config.vocab_size == VOCABULARY, vq_config.num_embeddings
+    first = WORDS if published else len(tokenizer)
     if first + codes != model.config.vocab_size:
         raise RewindError(
             f"{name} has {model.config.vocab_size - first} ids behind its words and the VQ tokenizer {codes} codes: "
             "they do not belong together"
         )
     side = vq_config.resolution // cell_of(vq_config)
-    no_text = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, BEGIN_IMAGE, END_IMAGE}
-    no_text |= {number for word, number in tokenizer.get_vocab().items() if UNUSED.fullmatch(word)}
+    names = tokenizer.get_vocab()
+    begin, end = (BEGIN_IMAGE, END_IMAGE) if published else (names[BEGIN], names[END])
+    no_text = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, begin, end}
+    no_text |= {number for word, number in names.items() if UNUSED.fullmatch(word)}
     return TokenLayout(
         image_ids_V=torch.arange(first, first + codes),
         text_ids_V=torch.tensor([i for i in range(min(first, len(tokenizer))) if i not in no_text]),
-        grammar=PictureGrammar(Grid(side, side), (BEGIN_IMAGE,), (END_IMAGE,)),
+        grammar=PictureGrammar(Grid(side, side), (begin,), (end,)),
         begin_text=tokenizer.bos_token_id,
         end_text=tokenizer.eos_token_id,
         pad=tokenizer.pad_token_id,

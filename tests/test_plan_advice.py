@@ -1,0 +1,67 @@
+"""What a plan says that is over memory, and the rules of thumb of docs/guide/scaling.md."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from trainers.plan.advice import what_fits
+from trainers.plan.arithmetic import memory, plan
+
+
+@cache
+def script() -> Any:
+    """`scripts/plan.py` as a module."""
+    spec = importlib.util.spec_from_file_location("plan", ROOT / "scripts" / "plan.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RULES = {  # docs/guide/scaling.md: (base, algorithm, GiB, GPUs, strategy): the largest batch
+    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 60), ("dpo", 30))},
+    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 52), ("dpo", 26))},
+    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 13), ("dpo", 6))},
+    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 14), ("dpo", 7))},
+    **{("chameleon-30b", a, 80, 1, "ddp"): n for a, n in (("sft", 2), ("grpo", 2), ("dpo", 1))},
+    **{("chameleon-30b", "sft", 80, 4, "zero3"): 19, ("chameleon-30b", "grpo", 80, 4, "zero2"): 3},
+    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 8), ("dpo", 4))},
+    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 4), ("dpo", 2))},
+    **{("emu3-8b", a, 24, 4, "zero2"): n for a, n in (("sft", 1), ("grpo", 1), ("dpo", 0))},
+    **{("chameleon-30b", a, 24, 8, "zero3"): 0 for a in ("sft", "grpo")},
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_rules_of_thumb_of_the_guide(rule: tuple[str, str, int, int, str]) -> None:
+    base, algorithm, gib, gpus, strategy = rule
+    for rows, fits in ((RULES[rule], True), (RULES[rule] + 1, False)):
+        if rows:
+            words = ["--base", base, "--algorithm", algorithm, "--rows", str(rows)]
+            _, shape, job = script().job_of(script().parser().parse_args(words))
+            peak = memory(shape, job, strategy, gpus, gib * 2**30)["peak"]
+            assert (peak <= 0.9 * gib * 2**30) == fits, (rows, peak / 2**30)
+
+
+def test_what_fits_where_the_batch_is_too_large() -> None:
+    """Emu3's DPO at the plan's usual batch of 8, and what fits nowhere."""
+    _, shape, job = script().job_of(script().parser().parse_args(["--base", "emu3-8b", "--algorithm", "dpo"]))
+    found = plan(shape, job, [1, 4])
+    one, four = what_fits(shape, job, found, 80 * 2**30, pairs=True)
+    assert one == "1 GPU: a --per_device_train_batch_size that fits: single 6"
+    assert four == "4 GPUs: a --per_device_train_batch_size that fits: ddp 6, zero1 7, zero2 7"
+    assert what_fits(shape, replace(job, rows=12), plan(shape, replace(job, rows=12), [1, 4]), 80 * 2**30) == []
+    words = ["--base", "chameleon-30b", "--algorithm", "sft", "--rows", "1"]
+    _, shape, job = script().job_of(script().parser().parse_args(words))
+    told = what_fits(shape, job, plan(shape, job, [8], 0, 24 * 2**30), 24 * 2**30)
+    assert told[0].startswith("8 GPUs: no batch fits: ddp (training), zero1 (training), zero2 (training), zero3 (pict")
+    job = replace(job, checkpointing=False)
+    told = what_fits(shape, job, plan(shape, job, [8], 0, 24 * 2**30), 24 * 2**30)
+    assert told[-1].startswith("--gradient_checkpointing needs less")
