@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.data_flags import add_data_flags, reading
+from rl.running.data_flags import add_cache_flag, add_data_flags, reading
 from rl.running.files import json_lines
 from rl.running.model_flags import add_model_flags, opening
 
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_cache_flag(p)
     add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
@@ -38,6 +39,7 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from rl import RewindError, load_idm
+    from rl.data.encoding import read_from
     from rl.data.labelling import labelled, name_pairs
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.triplet_files import read_triplets, write_triplets
@@ -58,6 +60,7 @@ def main() -> None:
         overwrite=arguments.overwrite,
     )
     list_left_out(output, left_out)
+    read_from(arguments.token_cache, [idm.backbone], pairs)
     words = words_so_far(output / WORDS_FILE)
     with (output / WORDS_FILE).open("a", encoding="utf-8") as file, tqdm(total=len(pairs), desc="label") as bar:
         bar.update(len(words))

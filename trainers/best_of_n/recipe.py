@@ -20,6 +20,7 @@ from trainers.common.preflight import check_no_validation, check_training
 from trainers.common.refusals import SFT
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
 from trainers.common.sharding import tell
+from trainers.common.tokens import use_cache
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
 
@@ -34,10 +35,11 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     keep = Keep(arguments.num_candidates, *settings)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
-    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
+    fdm, idm, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
     output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
+    use_cache(arguments.token_cache, [vlm, *([] if idm is None else [idm.backbone])], triplets)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         kept, totals = keep_best(vlm, groups, keep)

@@ -16,6 +16,7 @@ from trl import TrlParser
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
+from rl.running.data_flags import CACHE_HELP
 from rl.running.model_flags import ROWS_HELP, SIZE_HELP, check_max_rows
 from trainers.common.sharding import as_launched, one_gpu, without_compiler
 
@@ -33,6 +34,7 @@ class RunArguments:
     )
     strict: bool = field(default=False, metadata={"help": "stop at an entry that would be left out, and name it"})
     max_rows: int | None = field(default=None, metadata={"help": ROWS_HELP})
+    token_cache: str | None = field(default=None, metadata={"help": CACHE_HELP})
 
     def __post_init__(self) -> None:
         check_max_rows(self.max_rows)

@@ -23,6 +23,7 @@ from trainers.common.preflight import check_training, check_validation
 from trainers.common.refusals import DPO
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
 from trainers.common.sharding import tell
+from trainers.common.tokens import use_cache
 from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
 from trainers.dpo.checks import METRICS, check_options
@@ -39,11 +40,12 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     pairing = Pairing(arguments.num_candidates, arguments.min_gap)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
-    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
+    fdm, idm, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     held_out = read_files(arguments, arguments.validation, left_out)
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
     output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
+    use_cache(arguments.token_cache, [vlm, *([] if idm is None else [idm.backbone])], triplets, held_out)
     eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)

@@ -22,6 +22,7 @@ from trainers.common.preflight import at_least, check_training, check_validation
 from trainers.common.refusals import GRPO
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import tell, whole_weights
+from trainers.common.tokens import use_cache
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import check_grpo, check_options, check_trajectories
@@ -66,7 +67,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     check_trajectories(config, arguments.rollout_steps, arguments.rollout_credit, arguments.normalise_rewards)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
-    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out)
+    fdm, idm, triplets, rewards = open_for_improvement(arguments, left_out)
     vlm = fdm.backbone
     fdm.check(temperature=config.temperature, guidance=arguments.guidance)
     validation = read_files(arguments, arguments.validation, left_out)
@@ -85,6 +86,9 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         judge = load_judge(arguments.judge_idm, vlm, **arguments.opening()) if arguments.judge_idm is not None else None
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
+    with whole_weights():
+        others = [one.backbone for one in (idm, judge) if one is not None]
+        use_cache(arguments.token_cache, [vlm, *others], triplets, validation)
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
