@@ -29,6 +29,8 @@ BLOCK = 256
 """Triplets a shard."""
 PART = 32
 """Triplets whose pictures are decoded while those of the part before are encoded; their features are kept at once."""
+BATCH = 16
+"""Pictures that are encoded at once, always: else the last bits of a picture's features would depend on how many."""
 Encoded = tuple[Codes, Tensor]
 
 
@@ -187,14 +189,15 @@ def _encoded(
 def _by_shape(vlm: PictureTokens, arrays: dict[bytes, np.ndarray]) -> dict[bytes, Encoded]:
     """Codes and features of arrays, those of one shape together."""
     found: dict[bytes, Encoded] = {}
+    at_once = min(BATCH, vlm.pictures_at_once(BATCH))
     for shape in dict.fromkeys(array.shape for array in arrays.values()):
         same = [key for key, array in arrays.items() if array.shape == shape]
-        at_once = vlm.pictures_at_once(2 * PART)
+        grid = vlm.grid_of_array(arrays[same[0]])
         for start in range(0, len(same), at_once):
             names = same[start : start + at_once]
-            ids, features = vlm.encode_arrays(np.stack([arrays[key] for key in names]))
-            grid = vlm.grid_of_array(arrays[names[0]])
-            found.update({k: (Codes(i.tolist(), grid), f) for k, i, f in zip(names, ids, features, strict=True)})
+            filled = [*names, *names[:1] * (at_once - len(names))]
+            ids, features = vlm.encode_arrays(np.stack([arrays[key] for key in filled]))
+            found.update({key: (Codes(ids[n].tolist(), grid), features[n]) for n, key in enumerate(names)})
     return found
 
 

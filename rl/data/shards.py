@@ -118,6 +118,7 @@ class Shards:
         name = f"{self.kind}-{blake2b(b''.join(keys), digest_size=KEY_BYTES).hexdigest()}.arrow"
         batch = pa.record_batch([pa.array(keys, KEY.type), *columns.values()], schema=self.schema)
         _write(self.folder / name, batch)
+        self._known -= {name}  # a damaged one has stood there
         self.refresh()
 
     def _open(self, file: Path) -> pa.RecordBatch | None:

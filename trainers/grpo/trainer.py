@@ -22,7 +22,6 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Reward
-from rl.codes import Codes, by_grid
 from rl.data.chains import chains
 from rl.data.store import CandidateStore
 from rl.errors import RewindError
@@ -123,10 +122,10 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         self.monitors, self.store = monitors, store
         self.distribution = TokenDistribution(vlm.layout.image_ids_V, args.temperature, guidance)
         trajectories = Trajectories(vlm, self.distribution, [*training, *evaluated])
-        grids = by_grid([*trajectories.source_ids, Codes([], vlm.layout.grammar.grid)])
-        if self.distribution.guided and len(grids) > 1:
+        grids = trajectories.source_ids.grids()
+        if self.distribution.guided and grids != {vlm.layout.grammar.grid}:
             raise RewindError("guidance in training needs pictures of the base's one size, and one view each")
-        if importance_advantages != "none" and len(by_grid(trajectories.source_ids)) > 1:
+        if importance_advantages != "none" and len(grids) > 1:
             raise RewindError(
                 "importance_advantages needs pictures of one size and as many views each: give a fixed --image_size"
             )
@@ -137,7 +136,9 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         exact = vlm.head_weight().dtype == torch.float32 and not (args.bf16 or args.fp16)
         self.gap_limit = max_sampler_gap or (LIMIT if exact else LIMIT_HALF)
         self.correction_cap = (0.0 if exact else CAP) if importance_correction is None else importance_correction
-        args.max_completion_length = max(len(vlm.layout.grammar.of(grid).free) for grid in grids)
+        args.max_completion_length = max(
+            len(vlm.layout.grammar.of(grid).free) for grid in {*grids, vlm.layout.grammar.grid}
+        )
         args.remove_unused_columns = False
         args.disable_dropout = True  # else the loss sees another policy than the sampler
         args.reward_weights = [reward.weight for reward in rewards]
