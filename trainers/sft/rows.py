@@ -6,7 +6,8 @@ token cache of any size. What a data set holds of a triplet are three numbers an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,12 +126,12 @@ def role_rows(
         weights = importance.fitted(distances), distances
     grids = sources.grids() | targets.grids()
     of = vlm.action_segment if role == "fdm" else vlm.action_ids
-    vectors = np.array([vector_of(triplet.action) is not None for triplet in triplets])
+    vectors = np.fromiter((vector_of(triplet.action) is not None for triplet in triplets), bool)
     rows = Rows(
         role,
         sources,
         targets,
-        _joined([of(triplet.action) for triplet in triplets]),
+        _joined(of(triplet.action) for triplet in triplets),
         vectors,
         {(grid, vector): _prompt(vlm, role, grid, vector) for grid in grids for vector in {*vectors.tolist()}},
         {grid: replace(vlm.layout.grammar.of(grid), header_of=None) for grid in grids},
@@ -152,11 +153,11 @@ def _pictures(
     cache: TokenCache | None,
 ) -> tuple[Pictures, Pictures, Sequence[Tensor]]:
     """Codes of sources and targets, and with `far` the distances of their features."""
-    given: list[Picture] = [triplet.target for triplet in triplets if triplet.target is not None]
     if cache is not None and candidates is None:
         places = places_of(vlm, cache, triplets, far)
         return CachedCodes(cache, places[0]), CachedCodes(cache, places[1]), CachedDistances(cache, places[2])
     sources = [triplet.source for triplet in triplets]
+    given: list[Picture] = [triplet.target for triplet in triplets if triplet.target is not None]
     source_ids = token_ids(vlm, sources)
     target_ids = token_ids(vlm, candidates or given, source_ids)
     pictures = [candidate.picture for candidate in candidates] if candidates and far else given
@@ -172,9 +173,13 @@ def _prompt(vlm: UnifiedVLM, role: Role, grid: Grid, vector: bool) -> list[Piece
     return [piece if isinstance(piece, str) else np.array(piece, int) for piece in pieces]
 
 
-def _joined(each: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    flat = np.concatenate([np.array(ids, np.int64) for ids in each])
-    return flat, np.cumsum([0, *(len(ids) for ids in each)])
+def _joined(each: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids one behind the other, int64, and where those of each begin."""
+    flat, begins = array("q"), array("q", [0])
+    for ids in each:
+        flat.extend(ids)
+        begins.append(len(flat))
+    return np.array(flat), np.array(begins)
 
 
 def _behind(prompt: np.ndarray, values: np.ndarray, fill: float) -> np.ndarray:
