@@ -20,8 +20,8 @@ from rl.pictures import Picture
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
 
-AT_ONCE = 1 << 24
-"""Numbers whose mean is taken at once: 64 MiB of them."""
+AT_ONCE = 1 << 20
+"""Numbers whose mean is taken at once: 4 MiB of them."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peft import LoraConfig
 
 from rewards import Reward, load_rewards
@@ -30,8 +32,8 @@ def fresh_adapter() -> LoraConfig:
 
 
 def open_for_improvement(
-    arguments: ImproveArguments, left_out: list[LeftOut], triplets: list[Triplet] | None = None
-) -> tuple[ForwardDynamics, InverseDynamics | None, list[Triplet], list[Reward]]:
+    arguments: ImproveArguments, left_out: list[LeftOut], triplets: Sequence[Triplet] | None = None
+) -> tuple[ForwardDynamics, InverseDynamics | None, Sequence[Triplet], list[Reward]]:
     """The forward model with its adapter alone trainable, the inverse model, what to try, and the rewards.
 
     A trained model without an adapter (all its weights were trained, or it was exported) gets a fresh one.

@@ -37,11 +37,17 @@ def encoded(vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], d
     return cache
 
 
-def use_cache(folder: str | None, backbones: Sequence[UnifiedVLM], *triplets: Sequence[Triplet]) -> None:
-    """Let backbones read the codes of triplets from a cache, if one was given, each under its own tokenizer."""
-    if folder is not None:
-        for vlm in {id(vlm): vlm for vlm in backbones}.values():
-            encoded(vlm, folder, *triplets)
+def use_cache(
+    folder: str | Path | None, backbones: Sequence[UnifiedVLM], *triplets: Sequence[Triplet]
+) -> TokenCache | None:
+    """Let backbones read the codes of triplets from a cache, if one was given; returns the first one's.
+
+    Each has a part of the folder under its own tokenizer.
+    """
+    if folder is None:
+        return None
+    caches = [encoded(vlm, folder, *triplets) for vlm in {id(vlm): vlm for vlm in backbones}.values()]
+    return caches[0]
 
 
 def drop_own(vlm: UnifiedVLM, output: Path) -> None:

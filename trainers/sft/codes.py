@@ -62,7 +62,7 @@ class CachedDistances(Sequence[Tensor]):
 def places_of(
     vlm: UnifiedVLM, cache: TokenCache, triplets: Sequence[Triplet], far: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the cache has sources, targets and, with `far`, the distances of both, int64 [N] each.
+    """Where the cache has sources, targets (if there are any) and, with `far`, the distances of both, int64 [N] each.
 
     Raises:
         RewindError: it lacks one.
@@ -70,7 +70,7 @@ def places_of(
     found = []
     for start in range(0, len(triplets), BLOCK):
         pairs = pairs_of(vlm, cache, triplets[start : start + BLOCK])
-        sources, targets = (cache.codes.find([pair.keys[n] for pair in pairs]) for n in (0, 1))
+        sources, targets = (cache.codes.find([pair.keys[n] for pair in pairs if n < len(pair.keys)]) for n in (0, 1))
         apart = cache.distances.find([pair.key or b"" for pair in pairs] if far else [])
         for each in (sources, targets, apart):
             if (each < 0).any():

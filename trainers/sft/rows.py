@@ -156,6 +156,10 @@ def _pictures(
     if cache is not None and candidates is None:
         places = places_of(vlm, cache, triplets, far)
         return CachedCodes(cache, places[0]), CachedCodes(cache, places[1]), CachedDistances(cache, places[2])
+    if cache is not None and candidates is not None and not far:
+        usual, sources_of = vlm.layout.grammar.grid, [replace(triplet, target=None) for triplet in triplets]
+        drawn = CodesInMemory((candidate.ids, candidate.grid or usual) for candidate in candidates)
+        return CachedCodes(cache, places_of(vlm, cache, sources_of, False)[0]), drawn, []
     sources = [triplet.source for triplet in triplets]
     given: list[Picture] = [triplet.target for triplet in triplets if triplet.target is not None]
     source_ids = token_ids(vlm, sources)
