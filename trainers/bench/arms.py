@@ -42,6 +42,10 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
         )
         for triplets in (1_000, 10_000, 100_000)
     },
+    "store": (
+        *("stored", ("ours",), {"prompts": 32, "steps": 80, "candidates": 8, "image_tokens": 1024}),
+        {"prompts": 2, "steps": 3, "candidates": 4, "image_tokens": 144, "hidden": 64, "layers": 2},
+    ),
     "encoding": (
         *("tokens", ("encoding", "encoder"), {"triplets": 32, "image_tokens": 1024, "repeats": 2}),
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},

@@ -120,6 +120,8 @@ def figures(raw: Raw) -> dict[str, Any]:
     if "encoding" in raw:  # 1 would be as fast as the image encoder alone
         arms = raw["encoding"]
         found["encoding_of_encoder"] = arms["encoder"]["seconds"] / arms["encoding"]["seconds"]
+    if "store" in raw:
+        found["store_bytes_a_million"] = raw["store"]["ours"]["bytes_a_million"]
     data = {int(part.rpartition("_")[2]): arms["ours"] for part, arms in raw.items() if part.startswith("sft_data_")}
     if len(data) > 1:  # 1 would be memory that does not grow with the number of triplets
         found["sft_memory_growth"] = data[max(data)]["bytes"] / data[min(data)]["bytes"]
