@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.errors import RewindError
 from rl.running.command_line import mapping, parse_with_config, plain, run
-from rl.running.data_flags import add_data_flags, check_data_flags, reading
+from rl.running.data_flags import add_cache_flag, add_data_flags, check_data_flags, reading
 from rl.running.files import write_whole
 from rl.running.model_flags import add_model_flags, opening
 
@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_cache_flag(p)
     add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
@@ -136,6 +137,7 @@ def main() -> None:
 
 def _on_triplets(arguments: argparse.Namespace) -> None:
     from rl import load_fdm
+    from rl.data.encoding import read_from
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.evaluation.benchmark import add_rewards, compare
@@ -162,6 +164,7 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
         arguments.output, "evaluate.py", plain(vars(arguments)), inputs=inputs, overwrite=arguments.overwrite
     )
     list_left_out(output, left_out)
+    read_from(arguments.token_cache, [fdm.backbone, *([] if idm is None else [idm.backbone])], triplets)
     results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed)
     if rewards:
         add_rewards(results, triplets, drawn, _rating(rewards))

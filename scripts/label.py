@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.data_flags import add_data_flags, reading
+from rl.running.data_flags import add_cache_flag, add_data_flags, reading
 from rl.running.model_flags import add_model_flags, opening
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--link_pictures", action="store_true", help="refer to the pictures where they are: no copies")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_cache_flag(p)
     add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")
@@ -66,6 +67,7 @@ def main() -> None:
     a = parse_with_config(parser())
     from rl import RewindError, load_fdm, load_idm
     from rl.data.calibration import LEAST
+    from rl.data.encoding import read_from
     from rl.data.label_shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
     from rl.data.labelling import Naming, propose
     from rl.data.left_out import for_resume, list_left_out
@@ -110,6 +112,9 @@ def main() -> None:
         each_process=shards.mine is not None,
     )
     list_left_out(shards.folder, left_out)
+    backbones = [idm.backbone, *([] if fdm is None or fdm.backbone is idm.backbone else [fdm.backbone])]
+    for rows in (pairs, checked):
+        read_from(a.token_cache, backbones, rows)
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:
             shards.name(file, rows, a.chunk_size, lambda part: propose(idm, part, how, fdm))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import mapping, parse_with_config, plain, run
-from rl.running.data_flags import add_data_flags, check_data_flags, reading
+from rl.running.data_flags import add_cache_flag, add_data_flags, check_data_flags, reading
 from rl.running.model_flags import add_model_flags, check_max_rows, opening
 
 AT_ONCE = 256
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--shard", help="I/N (from 0/N): every N-th triplet, into OUTPUT/shard-I-of-N")
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
+    add_cache_flag(p)
     add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on behind the last complete triplet in --output")
@@ -64,6 +65,7 @@ def main() -> None:
     from rewards.mix import default_rewards, resolve
     from rl import RewindError, Triplet, load_fdm, rerank
     from rl.api import check_normalise
+    from rl.data.encoding import read_from
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
@@ -128,6 +130,8 @@ def main() -> None:
         each_process=True,
     )
     list_left_out(output, left_out)
+    backbones = [fdm.backbone, *([] if idm is None else [idm.backbone])]
+    read_from(a.token_cache, backbones, [triplets[number] for number in numbers])
 
     # Scores that were given without the target are not those that training would give with it.
     told = {**(a.reward_arguments or {}), "without targets": blind} if blind else a.reward_arguments

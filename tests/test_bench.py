@@ -162,3 +162,18 @@ def test_passes_are_counted_with_a_forward_model(tmp_path: Path) -> None:
     assert 1 < written["rerank_passes"] < 16
     assert written["raw"]["passes"]["scenes"] == 24
     assert "logprobs" in written["raw"]
+
+
+def test_data_of_sft_and_of_a_store() -> None:
+    """The cache's files are no pictures, so whoever decodes one fails; bytes are those of codes and distances."""
+    small = measure("sft_data_1000", "ours", "smoke")
+    assert small["bytes_a_triplet"] == pytest.approx(
+        2 * 144 * 2 + 144 * 4, rel=0.8
+    )  # keys and headers of a small shard
+    assert small["bytes"] > small["grown_bytes"]
+    assert {*measure("encoding", "encoding", "smoke")} == {*measure("encoding", "encoder", "smoke")} == {"seconds"}
+    stored = measure("store", "ours", "smoke")
+    assert stored["disk_bytes_a_million"] > 1e6 * 144
+    assert figures({"store": {"ours": stored}})["store_bytes_a_million"] == stored["bytes_a_million"]
+    raw = {f"sft_data_{n}": {"ours": {"bytes": n}} for n in (1000, 1100)}
+    assert figures(raw)["sft_memory_growth"] == pytest.approx(1.1)

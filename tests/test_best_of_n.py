@@ -67,7 +67,7 @@ def test_weights_reach_the_kept_tokens(tiny: ChameleonVLM) -> None:
     ]
     rows = kept_rows(tiny, kept)
     for row, weight in zip(rows, (0.5, 1.5), strict=True):
-        assert row["weights"] == [0.0 if label == -100 else weight for label in row["labels"]]
+        assert row["weights"].tolist() == [0.0 if label == -100 else weight for label in row["labels"]]
     assert "weights" not in kept_rows(tiny, [Kept(one.triplet, one.scored, 1.0) for one in kept]).column_names
 
 
@@ -82,7 +82,9 @@ def test_the_best_candidates_own_tokens_are_learned(tiny: ChameleonVLM) -> None:
     for one in kept:
         group = ForwardDynamics(tiny).sample(one.triplet.source, one.triplet.action, 6, seed=3)
         assert one.scored.total == max(c.ids[0] for c in group)
-    assert [row["labels"][-4:] for row in kept_rows(tiny, kept)] == [one.scored.candidate.ids.tolist() for one in kept]
+    assert [row["labels"][-4:].tolist() for row in kept_rows(tiny, kept)] == [
+        one.scored.candidate.ids.tolist() for one in kept
+    ]
 
 
 def test_max_rows_bounds_what_is_drawn_at_once(
@@ -103,7 +105,9 @@ def test_max_rows_bounds_what_is_drawn_at_once(
     for number, most in enumerate((512, 5)):
         rows.clear()
         arguments = BestOfNArguments(num_candidates=4, max_rows=most)
-        groups = groups_of_round(arguments, ForwardDynamics(tiny), [first], triplets, 0, 0, tmp_path / str(number))
+        groups = list(
+            groups_of_round(arguments, ForwardDynamics(tiny), [first], triplets, 0, 0, tmp_path / str(number))
+        )
         found.append([[s.candidate.ids.tolist() for s in group] for _, group in groups])
         assert max(rows) == min(most, 12) // 4 * 4
     assert found[0] == found[1]

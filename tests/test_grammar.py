@@ -136,12 +136,12 @@ def test_losses_leave_forced_tokens_out(rows: ChameleonVLM) -> None:
     source, target = pictures(2)
     (row,) = role_rows(rows, "fdm", [Triplet(source, ACTION, target)], row_weights=[2.0])
     codes = rows.encode([target])[0].tolist()
-    assert row["input_ids"][-5:] == [codes[0], codes[1], ROW_END, codes[2], codes[3]]
-    assert row["labels"][-5:] == [codes[0], codes[1], IGNORED, codes[2], codes[3]]
-    assert row["weights"][-5:] == [2.0, 2.0, 0.0, 2.0, 2.0]
+    assert row["input_ids"][-5:].tolist() == [codes[0], codes[1], ROW_END, codes[2], codes[3]]
+    assert row["labels"][-5:].tolist() == [codes[0], codes[1], IGNORED, codes[2], codes[3]]
+    assert row["weights"][-5:].tolist() == [2.0, 2.0, 0.0, 2.0, 2.0]
     vlm = with_rows()
     score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), entropy=True)
-    ids = torch.tensor([row["input_ids"]])
+    ids = torch.from_numpy(row["input_ids"])[None]
     labels = torch.full_like(ids, IGNORED)
     labels[:, -5:] = ids[:, -5:]  # as TRL's DPO and GRPO label a completion, forced tokens too
     scores: Any = vlm.model(input_ids=ids, labels=labels, fused_lm_head=True)

@@ -234,7 +234,7 @@ def test_columns_reach_rewards_in_every_loop(tmp_path: Path, picture: np.ndarray
     assert totals[2] == [None, None]
     assert score(rewards, batch_of([(data[0], [s.candidate for s in drawn[0][1]])]))[1].total == totals[0][1]
     for name in ("masked", "again"):  # known, and asked anew
-        read = stored_groups([str(store.folder)], vlm, [Reward.of(masked, name)], None)
+        read = list(stored_groups([str(store.folder)], vlm, [Reward.of(masked, name)], None))
         assert [[s.scores[name] for s in group] for _, group in read] == totals
         assert [triplet.more for triplet, _ in read] == [{"mask": 2.0, "id": 0}, {"mask": 3.0, "id": 1}, {}]
     rows = [Triplet(t.source, t.action, more={"mask": float(n)}) for n, t in enumerate(triplets(8))]

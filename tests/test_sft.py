@@ -45,9 +45,9 @@ def test_rows_hold_prompt_and_span(tiny: ChameleonVLM) -> None:
     fdm, idm = role_rows(tiny, "fdm", data, Importance()), role_rows(tiny, "idm", data)
     row = fdm[0]
     target = tiny.encode([data[0].target])[0].tolist()  # type: ignore[list-item]
-    assert row["input_ids"][-4:] == row["labels"][-4:] == target
+    assert row["input_ids"][-4:].tolist() == row["labels"][-4:].tolist() == target
     assert set(row["labels"][:-4]) == {IGNORED}
-    assert row["weights"][:-4] == [0.0] * (len(row["labels"]) - 4)
+    assert row["weights"][:-4].tolist() == [0.0] * (len(row["labels"]) - 4)
     assert np.mean([w for r in fdm for w in r["weights"][-4:]]) == pytest.approx(1.0, abs=1e-5)
     assert tiny.text(idm[1]["labels"][-len(tiny.action_ids(ACTIONS[1])) :]) == ACTIONS[1]
     assert "weights" not in idm.column_names

@@ -7,8 +7,8 @@ so ours is stated here and can be switched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,6 +19,9 @@ from rl.pictures import Picture
 
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
+
+AT_ONCE = 1 << 20
+"""Numbers whose mean is taken at once: 4 MiB of them."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,64 @@ class Importance:
 
     def weights(self, distances: Sequence[Tensor]) -> list[Tensor]:
         """Weights float32 [K] of each pair, mean 1 over the data, from `feature_distances` of all of it."""
-        if self.normalise == "sample":
-            distances = [distance_K / distance_K.mean().clamp(min=1e-12) for distance_K in distances]
-        flat = torch.cat(list(distances))
+        fitted = self.fitted(distances)
+        return [fitted.of(distance_K) for distance_K in distances]
+
+    def fitted(self, distances: Iterable[Tensor]) -> TokenWeights:
+        """What turns one pair's distances into weights; those of all pairs are read twice, and never kept at once.
+
+        Args:
+            distances: float32 [K] of each pair, in an object that can be gone through again.
+        """
+        each = TokenWeights(self)
         if self.normalise == "dataset":
-            flat = flat / flat.mean().clamp(min=1e-12)
-        weights = self.floor + flat.clamp(max=self.cap)
-        mean = weights.mean()
-        weights = weights / mean if float(mean) > 0 else torch.ones_like(weights)
-        return list(weights.split([len(distance_K) for distance_K in distances]))
+            each = replace(each, scale=_mean(distances).clamp(min=1e-12))
+        mean = _mean(each.of(distance_K) for distance_K in distances)
+        return replace(each, mean=mean)
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """Distances of a pair -> its weights, with what all pairs of a data set have in common, float32 each."""
+
+    importance: Importance
+    scale: Tensor | None = None
+    mean: Tensor | None = None
+
+    def of(self, distance_K: Tensor) -> Tensor:
+        """Weights float32 [K] of a pair from its squared feature distances."""
+        if self.mean is not None and not float(self.mean) > 0:
+            return torch.ones_like(distance_K)
+        if self.importance.normalise == "sample":
+            distance_K = distance_K / distance_K.mean().clamp(min=1e-12)
+        elif self.scale is not None:
+            distance_K = distance_K / self.scale
+        weights_K = self.importance.floor + distance_K.clamp(max=self.importance.cap)
+        return weights_K if self.mean is None else weights_K / self.mean
+
+
+def _mean(parts: Iterable[Tensor]) -> Tensor:
+    """The mean of all numbers in many tensors, float32; `AT_ONCE` of them or more are summed in parts."""
+    means, counts, waiting, size = list[float](), list[int](), list[Tensor](), 0
+
+    def summed() -> Tensor:
+        mean = torch.cat(waiting).mean()
+        means.append(float(mean))
+        counts.append(size)
+        return mean
+
+    for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size >= AT_ONCE:
+            summed()
+            waiting, size = [], 0
+    if not means:
+        return summed()
+    if waiting:
+        summed()
+    whole = sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
+    return torch.tensor(whole, dtype=torch.float32)
 
 
 def feature_distances(

@@ -1,7 +1,8 @@
 """The store of scored candidates: what was sampled and scored, in Parquet, for every stage that can learn from it.
 
 A folder holds `part-*.parquet`, one row a candidate (columns: `SCHEMA`), and `pictures/KEY.png`, each source and target
-once. A part is written beside and moved into place, so that a run that is cut off leaves whole parts behind.
+once. A part is written beside and moved into place, so that a run that is cut off leaves whole parts behind; the next
+candidates take its place with it, until it holds `ROWS`.
 `datasets.load_dataset("parquet", data_files="FOLDER/part-*.parquet")` opens it too.
 """
 
@@ -13,6 +14,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -21,20 +24,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rl.codes import Grid
 from rl.data.columns import columns_text
+from rl.data.stored import Index, KnownScores, Parts
+from rl.data.stored_groups import Group, PictureOfStore, StoredGroups, StoredTriplets, picture_file, same_name
 from rl.errors import RewindError
 from rl.paths import expanded
-from rl.pictures import Picture, PictureFile, PictureLike, Views, pixels, to_image
-from rl.triplets import Candidate, Scored, Triplet
+from rl.picture_keys import key_of, stamp
+from rl.pictures import Picture, PictureLike, pixels, to_image
+from rl.triplets import Scored, Triplet
+
+__all__ = ["SCHEMA", "CandidateStore", "Group", "Known", "candidate_key", "picture_key", "scorer_key", "store_of"]
 
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")
 
-Group = tuple[Triplet, list[Scored]]
-Known = dict[tuple[str, str, bytes], dict[str, "float | None"]]
+Known = Mapping[bytes, dict[str, "float | None"]]
 """`candidate_key` -> scores by the name of the reward."""
 
 SCHEMA = pa.schema(
@@ -63,23 +69,43 @@ SCHEMA = pa.schema(
         ("fingerprint", pa.string()),  # of the base's weights, by which it is known wherever it lies
     ]
 )
+ROWS, ROW_GROUP = 1024, 256
+"""Rows from which on a part is not added to, and those that are read at once."""
 LATER = ("scorers", "more", "grid", "fingerprint")
 """Columns that earlier stores lack. Without `scorers`, scores of a reward of one's own, or of a judge, match none."""
 
 
 def picture_key(picture: PictureLike) -> str:
     """A key of a picture's size and pixels, 32 hexadecimal digits, the same for an array, a PIL image and a PNG."""
+    if isinstance(picture, PictureOfStore):
+        return picture.key
+    its = stamp(picture)
+    return _key_of_pixels(picture) if its is None else _known_key(its, _Read(picture))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture that takes no part in a memory's key."""
+
+    picture: PictureLike = field(compare=False)
+
+
+@lru_cache(1 << 16)
+def _known_key(_: bytes, read: _Read) -> str:
+    return _key_of_pixels(read.picture)
+
+
+def _key_of_pixels(picture: PictureLike) -> str:
     found = pixels(picture)
     return hashlib.blake2b(repr(found.shape).encode() + found.tobytes(), digest_size=16).hexdigest()
 
 
-def candidate_key(
-    source: str, action: str, ids_K: np.ndarray | Sequence[int], more: str | None = None
-) -> tuple[str, str, bytes]:
-    """What a score belongs to: the source's key, the action and the tokens of the predicted target, and the further
-    columns as the store holds them (`columns_text`), which a reward may have read.
+def candidate_key(source: str, action: str, ids_K: np.ndarray | Sequence[int], more: str | None = None) -> bytes:
+    """What a score belongs to, as 16 bytes: the source's key, the action and the tokens of the predicted target, and
+    the further columns as the store holds them (`columns_text`), which a reward may have read.
     """
-    return source, _with_columns(action, more), np.asarray(ids_K, dtype=np.int64).tobytes()
+    tokens = np.ascontiguousarray(ids_K, dtype=np.int64).tobytes()
+    return key_of(source.encode(), _with_columns(action, more).encode(), tokens)
 
 
 def scorer_key(idm: str | None, reward_arguments: Any = None) -> str | None:
@@ -99,6 +125,7 @@ class CandidateStore:
 
     def __init__(self, folder: str | Path, idm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
         self.folder, self.idm, self.scorers = expanded(folder), idm, dict(scorers or {})
+        self._open_part: tuple[Path, pa.Table] | None = None  # that this object writes, with what is in it
 
     def append(
         self, groups: Sequence[tuple[Triplet, Sequence[Scored]]], *, seed: int, step: int, first: int = 0
@@ -115,13 +142,19 @@ class CandidateStore:
         rows = [row for triplet, group in groups for row in self._rows_of(triplet, group, seed, step, first)]
         if not rows:
             return
-        numbers = [int(part.name.split("-")[1]) for part in self._parts()]
-        part = self.folder / f"part-{max(numbers, default=-1) + 1:06d}-{uuid4().hex[:8]}.parquet"
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        _write(part, lambda file: pq.write_table(table, file))
+        part, before = self._open_part or (self._new_part(), SCHEMA.empty_table())
+        if part.is_file() or not len(before):  # else somebody has moved it away
+            table = pa.concat_tables([before, table])
+        _write(part, lambda file: pq.write_table(table, file, row_group_size=ROW_GROUP))
+        self._open_part = (part, table) if len(table) < ROWS else None
+
+    def _new_part(self) -> Path:
+        numbers = [int(part.name.split("-")[1]) for part in self._parts()]
+        return self.folder / f"part-{max(numbers, default=-1) + 1:06d}-{uuid4().hex[:8]}.parquet"
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every candidate as a dict of the columns of `SCHEMA`, in the order of first appearance.
+        """Every candidate as a dict of the columns of `SCHEMA`, in the order of first appearance: all in memory.
 
         A damaged part is left out with a warning.
 
@@ -129,59 +162,48 @@ class CandidateStore:
             RewindError: no part, or a Parquet file with other columns.
         """
         found: dict[tuple[int, int, str, int], dict[str, Any]] = {}
-        parts = self._parts()
-        if not parts:
-            raise RewindError(f"{self.folder} holds no scored candidates: give the folder 'candidates' of a run")
-        for part in parts:
-            for row in _read(part):
+        for _, _, table in self._opened().scan(SCHEMA.names):
+            for row in table.to_pylist():
                 found[row["seed"], row["step"], row["prompt"], row["candidate"]] = row
         return list(found.values())
 
-    def triplets(self) -> list[Triplet]:
-        """Each source and action once, with the true target where it is known."""
-        pictures = self._pictures()
-        return [self._triplet(row, pictures) for row in {row["prompt"]: row for row in self.rows()}.values()]
+    def triplets(self) -> Sequence[Triplet]:
+        """Each source and action once, with the true target where it is known; made when looked at."""
+        return StoredTriplets(self.folder, self._opened())
 
-    def groups(self, backbone: UnifiedVLM) -> list[Group]:
-        """The candidates of each draw together, as candidates of a backbone.
+    def groups(self, backbone: UnifiedVLM) -> StoredGroups:
+        """The candidates of each draw together, as candidates of a backbone; read when looked at.
 
         Raises:
             RewindError: candidates of another base or size, or none that can be read.
         """
-        groups: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
-        for row in self.rows():
-            if not _same_base(row, backbone):
-                raise RewindError(
-                    f"{self.folder} holds candidates of {row['base']}, whose tokens are not those of {backbone.name}"
-                )
-            groups.setdefault((row["seed"], row["step"], row["prompt"]), []).append(row)
-        pictures, found = self._pictures(), []
-        for rows in groups.values():
-            rows.sort(key=lambda row: row["candidate"])
-            triplet, group = self._triplet(rows[0], pictures), [_scored(row, backbone) for row in rows]
-            grid, asked = group[0].candidate.codes.grid, backbone.grid_of(triplet.source)
-            if grid != asked:
-                raise RewindError(
-                    f"{self.folder} holds candidates of {grid.rows}x{grid.columns} tokens where image_size "
-                    f"{backbone.image_size} asks for {asked.rows}x{asked.columns}: give the one that they were drawn at"
-                )
-            found.append((triplet, group))
-        return found
+        return StoredGroups(self.folder, self._opened(), backbone)
 
-    def known_scores(self) -> Known:
+    def known_scores(self) -> KnownScores:
         """The scores that each candidate has, so that none is scored twice; empty before the first part.
 
         Only those for which the same rewards (`scorers`) asked the same inverse model with the same arguments.
         """
-        found: Known = {}
-        for row in self.rows() if self._parts() else []:
-            if _same(row["idm"] or "", self.idm or ""):
-                key = candidate_key(row["source"], row["action"], row["ids"], row["more"])
+        found, mine = KnownScores(), dict[str, bool]()
+        columns = ("idm", "source", "action", "ids", "more", "rewards", "scores", "scorers")
+        for _, _, table in self._opened().scan(columns) if self._parts() else ():
+            ids = table.column("ids").combine_chunks()
+            flat, ends = ids.values.to_numpy(zero_copy_only=False), ids.offsets.to_numpy()
+            for number, row in enumerate(table.drop_columns(["ids"]).to_pylist()):
+                whose = row["idm"] or ""
+                if not mine.setdefault(whose, same_name(whose, self.idm or "")):
+                    continue
                 by_whom = row["scorers"] or [""] * len(row["rewards"])
                 scores = zip(row["rewards"], row["scores"], by_whom, strict=True)
                 same = {name: score for name, score, whom in scores if whom == self.scorers.get(name, "")}
-                found.setdefault(key, {}).update(same)
+                key = candidate_key(row["source"], row["action"], flat[ends[number] : ends[number + 1]], row["more"])
+                found.add(key, same)
         return found
+
+    def _opened(self) -> Parts:
+        if not (files := self._parts()):
+            raise RewindError(f"{self.folder} holds no scored candidates: give the folder 'candidates' of a run")
+        return Parts(files, SCHEMA, LATER)
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
@@ -192,8 +214,7 @@ class CandidateStore:
         source = self._keep(triplet.source)
         target = None if triplet.target is None else self._keep(triplet.target)
         more = columns_text(triplet.more)
-        prompt = f"{source} {_with_columns(triplet.action, more)}"
-        prompt = hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
+        prompt = self.prompt_of(triplet)
         for number, scored in enumerate(group, first):
             candidate = scored.candidate
             base = candidate.backbone.fingerprint
@@ -219,37 +240,26 @@ class CandidateStore:
                 "fingerprint": None if base is None else base.sha256,
             }
 
+    def prompt_of(self, triplet: Triplet) -> str:
+        """The key of a triplet's source, action and further columns."""
+        prompt = f"{picture_key(triplet.source)} {_with_columns(triplet.action, columns_text(triplet.more))}"
+        return hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
+
+    def drawn(self, seed: int, step: int) -> dict[str, int]:
+        """How many candidates each prompt has that were drawn under a seed and a step."""
+        if not self._parts():
+            return {}
+        found = Index(self._opened())
+        counts = (len(found.of(number)) for number in range(len(found.draws)))
+        return {draw[2]: count for draw, count in zip(found.draws, counts, strict=True) if draw[:2] == (seed, step)}
+
     def _keep(self, picture: Picture) -> str:
         """Write a picture unless it is there; returns its key."""
         key = picture_key(picture)
-        file = self._picture_file(key)
+        file = picture_file(self.folder, key)
         if not file.is_file():
             _write(file, lambda temporary: to_image(picture).save(temporary, format="PNG"))
         return key
-
-    def _picture_file(self, key: str) -> Path:
-        return self.folder / "pictures" / f"{key}.png"
-
-    def _pictures(self) -> Callable[[str], Picture]:
-        """Pictures by key, each opened once, so that a source's groups share one."""
-        opened: dict[str, Picture] = {}
-
-        def picture(key: str) -> Picture:
-            if key not in opened:
-                opened[key] = PictureFile.of(self._picture_file(key))
-            return opened[key]
-
-        return picture
-
-    def _triplet(self, row: dict[str, Any], pictures: Callable[[str], Picture]) -> Triplet:
-        views = Grid(*row["grid"]).views if row["grid"] else 1
-
-        def whole(key: str) -> Picture:
-            return pictures(key) if views == 1 else Views.of_stack(np.asarray(pictures(key)), views)
-
-        target = None if row["target"] is None else whole(row["target"])
-        more = json.loads(row["more"]) if row["more"] else {}
-        return Triplet(whole(row["source"]), row["action"], target, row["task"], more=more)
 
 
 def store_of(folder: str | Path) -> CandidateStore:
@@ -263,24 +273,6 @@ def _with_columns(action: str, more: str | None) -> str:
     return action if more is None else f"{action}\n{more}"
 
 
-def _scored(row: dict[str, Any], backbone: UnifiedVLM) -> Scored:
-    ids, logprobs = np.array(row["ids"], dtype=np.int64), np.array(row["logprobs"], dtype=np.float32)
-    scores = dict(zip(row["rewards"], row["scores"], strict=True))
-    grid = None if row["grid"] is None else Grid(*row["grid"])
-    return Scored(Candidate(ids, logprobs, backbone, grid), scores, row["total"])
-
-
-def _same_base(row: dict[str, Any], backbone: UnifiedVLM) -> bool:
-    """Whether a candidate was drawn on a backbone's base: by its weights, or by name where one of them has no word."""
-    if row["fingerprint"] is not None and backbone.fingerprint is not None:
-        return bool(row["fingerprint"] == backbone.fingerprint.sha256)
-    return _same(row["base"], backbone.name)
-
-
-def _same(first: str, second: str) -> bool:
-    return first == second or Path(first).resolve() == Path(second).resolve()
-
-
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
     """Write beside and move into place, so that a file is whole or absent."""
     beside = path.with_name(f".{path.name}-{os.getpid()}")
@@ -292,16 +284,3 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         with suppress(OSError):
             beside.unlink()
         raise RewindError(f"the scored candidates cannot be written to {path}: {error}") from error
-
-
-def _read(part: Path) -> list[dict[str, Any]]:
-    try:
-        table = pq.ParquetFile(part).read()
-    except (OSError, pa.ArrowException) as error:
-        logger.warning("%s is damaged and left out: %s", part, " ".join(str(error).split())[:200])
-        return []
-    there = set(table.schema.names)
-    wanted = pa.schema([field for field in SCHEMA if field.name not in LATER or field.name in there])
-    if not table.schema.equals(wanted):
-        raise RewindError(f"{part} has other columns than scored candidates: move it out of the folder")
-    return [dict.fromkeys(LATER) | row for row in table.to_pylist()]

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from rl.codes import Grid
 from rl.errors import RewindError
 
@@ -77,6 +79,31 @@ class PictureGrammar:
         """One value a code as one a token from the first code to the last, `forced` where a token is none."""
         given = iter(values_K)
         return [next(given) if is_code else forced for is_code in self.free]
+
+    @cached_property
+    def _forced(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where codes stand from the first one to the last, bool [T], and what stands elsewhere, int64 [T]."""
+        tokens = self.target([0] * self.grid.codes)
+        return np.array(self.free), np.array(tokens)
+
+    def target_array(self, codes_K: np.ndarray) -> np.ndarray:
+        """`target` on arrays, int64 [T]."""
+        free, forced = self._forced
+        found: np.ndarray = forced.copy()
+        found[free] = codes_K
+        return found
+
+    def spread_array(self, values_K: np.ndarray, forced: Any) -> np.ndarray:
+        """`spread` on arrays, [T] of the values' dtype."""
+        free, _ = self._forced
+        found = np.full(len(free), forced, dtype=values_K.dtype)
+        found[free] = values_K
+        return found
+
+    def picture_array(self, codes_K: np.ndarray) -> np.ndarray:
+        """`picture` on arrays, int64 [...]."""
+        target = self.target_array(codes_K)
+        return np.concatenate([np.array(self.header, int), target, np.array((*self._last, *self.trailer), int)])
 
     def picture(self, codes_K: Sequence[int]) -> list[int]:
         """A whole picture: header, rows, trailer."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -18,8 +18,16 @@ from rl.models.costs import Cost
 from rl.models.layout import TokenLayout
 from rl.models.memory import in_parts, picture_bytes, rows_that_fit
 from rl.models.sizes import PictureSize
+from rl.models.tokenizer_key import tokenizer_key
 from rl.models.vq import codes_of
 from rl.pictures import PictureLike, Views, size_of, to_array, views_of
+
+
+class KnownCodes(Protocol):
+    """Where codes are kept that were computed before (`rl.data.token_cache.TokenCache`)."""
+
+    def known(self, pictures: Sequence[PictureLike], grid_of: Callable[[int], Grid]) -> list[Codes | None]:
+        """The codes of each picture, in the grid that its number is to have; None where they are not known."""
 
 
 class PictureTokens(ABC):
@@ -36,6 +44,7 @@ class PictureTokens(ABC):
         remembered_features: the most floats that a picture's features may have for being kept too.
         same_below: squared distance of code vectors up to which two tokens show the same (`changes.calibrated`); 0 is
             equality of tokens.
+        cache: where the codes of pictures in files are looked up before they are encoded; None for nowhere.
         max_rows: the most rows or pictures at once, unless a call says otherwise; None for as many as fit in memory.
     """
 
@@ -49,6 +58,7 @@ class PictureTokens(ABC):
     remembered_features: int = 1024
     same_below: float = 0.0
     max_rows: int | None = None
+    cache: KnownCodes | None = None
     _seen: dict[tuple[int, bytes], tuple[Tensor, Tensor | None]] | None = None
     _lock: threading.RLock
 
@@ -81,7 +91,8 @@ class PictureTokens(ABC):
         """How many views an array of `to_array` holds, from its height."""
         return 1 if self.picture_size.own else height // self.picture_size.height
 
-    def _grid(self, array_HWC: np.ndarray) -> Grid:
+    def grid_of_array(self, array_HWC: np.ndarray) -> Grid:
+        """The grid of an array of `to_array`."""
         height, width = array_HWC.shape[:2]
         views = self._views(height)
         return Grid(height // views // self.cell, width // self.cell, views)
@@ -160,9 +171,17 @@ class PictureTokens(ABC):
         if not len(images):
             raise RewindError("there is no picture to encode")
         grids = [None] * len(images) if like is None else [self.layout.grammar_of(ids).grid for ids in like]
-        arrays = [self.to_array(image, grid) for image, grid in zip(images, grids, strict=True)]
-        with self._lock:
-            return self._remembered(arrays, batch_size, with_features)
+        found: list[tuple[Codes, Tensor | None] | None] = [None] * len(images)
+        if self.cache is not None and not with_features:
+            known = self.cache.known(images, lambda number: grids[number] or self.grid_of(images[number]))
+            found = [None if codes is None else (codes, None) for codes in known]
+        left = [number for number, one in enumerate(found) if one is None]
+        arrays = [self.to_array(images[number], grids[number]) for number in left]
+        if arrays:
+            with self._lock:
+                for number, one in zip(left, self._remembered(arrays, batch_size, with_features), strict=True):
+                    found[number] = one
+        return [one for one in found if one is not None]
 
     def _remembered(
         self, arrays: Sequence[np.ndarray], batch_size: int | None, with_features: bool
@@ -176,23 +195,31 @@ class PictureTokens(ABC):
 
             def encode(part: range, same: Sequence[tuple[int, bytes]] = same) -> None:
                 names = same[part.start : part.stop]
-                with torch.no_grad(), self._full_precision():
-                    pixels = torch.from_numpy(np.stack([fresh[key] for key in names]))
-                    views = self._views(pixels.shape[1])
-                    each = pixels.unflatten(1, (views, -1)).flatten(0, 1)  # a view's codes know nothing of another's
-                    features = self.features_pixels(each.to(self.device))
-                    ids = self.quantise(features).cpu().unflatten(0, (-1, views)).flatten(1, 2)
-                    features = features.unflatten(0, (-1, views)).flatten(1, 2)
+                ids, features = self.encode_arrays(np.stack([fresh[key] for key in names]))
                 small = features[0].numel() <= self.remembered_features
                 kept = features.cpu() if small or with_features else [None] * len(names)
                 found.update({key: (i, f) for key, i, f in zip(names, ids, kept, strict=True)})
                 seen.update({key: (i, f if small else None) for key, i, f in zip(names, ids, kept, strict=True)})
 
-            in_parts(len(same), batch_size or self._pictures_at_once(64), encode)
+            in_parts(len(same), batch_size or self.pictures_at_once(64), encode)
         for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
             del seen[key]
-        grids = [self._grid(array) for array in arrays]
+        grids = [self.grid_of_array(array) for array in arrays]
         return [(Codes(found[key][0].tolist(), grid), found[key][1]) for key, grid in zip(keys, grids, strict=True)]
+
+    def encode_arrays(self, images_BHWC: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Arrays of `to_array` of one shape -> ids int64 [B, K] on the CPU and features float [B, K, D] on `device`."""
+        with torch.no_grad(), self._full_precision(), self._lock:
+            pixels = torch.from_numpy(images_BHWC)
+            views = self._views(pixels.shape[1])
+            each = pixels.unflatten(1, (views, -1)).flatten(0, 1)  # a view's codes know nothing of another's
+            features = self.features_pixels(each.to(self.device))
+            ids = self.quantise(features).cpu().unflatten(0, (-1, views)).flatten(1, 2)
+            return ids, features.unflatten(0, (-1, views)).flatten(1, 2)
+
+    def tokenizer_key(self) -> str:
+        """A hash of all that decides a picture's codes, 64 hexadecimal digits: weights, size, preprocessing."""
+        return tokenizer_key(self)
 
     def _full_precision(self) -> Any:
         """A trainer's autocast is off: in half precision some codes change."""
@@ -229,7 +256,7 @@ class PictureTokens(ABC):
         """
         if batch_size is None:
             # 64 no longer fit a CPU's cache: a quarter slower.
-            batch_size = self._pictures_at_once(16 if self.device.type == "cpu" else 64)
+            batch_size = self.pictures_at_once(16 if self.device.type == "cpu" else 64)
         ids_BK = torch.as_tensor(ids_BK).to(self.device)
         allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
         if not bool(allowed.all()):
@@ -245,7 +272,7 @@ class PictureTokens(ABC):
         with torch.no_grad(), self._full_precision(), self._lock:
             return torch.cat(in_parts(max(1, len(ids_BK)), batch_size, decoded)).numpy()
 
-    def _pictures_at_once(self, usual: int) -> int:
+    def pictures_at_once(self, usual: int) -> int:
         """Pictures that the image tokenizer takes at once: `usual` is quick, memory or `max_rows` may ask for fewer."""
         fitting = rows_that_fit(Cost(0, picture_bytes(self)), 1, self.device, usual=usual)
         return fitting if self.max_rows is None else min(fitting, self.max_rows)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.actions import vector_of
+from rl.codes import Grid
 from rl.errors import RewindError
 from rl.models import adapters
 from rl.models.actions import SpeaksActions
@@ -104,23 +105,38 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
 
     # ---- prompts and targets: the one place that lays a sequence out
 
+    def pieces(self, segments: Sequence[str], grid: Grid) -> list[list[int] | str]:
+        """A prompt's segments as ids; what differs from row to row stays a word: {action}, {source}, {target}.
+
+        Ids that stand side by side are one piece. `grid` is that of the pictures, whose header may tell their size.
+        """
+        layout, found = self.layout, list[list[int] | str]()
+        markers = {"<bos>": layout.begin_text, "<eos>": layout.end_text, **self.template.markers}
+        for segment in segments:
+            if segment in ("{action}", "{source}", "{target}"):
+                found.append(segment)
+                continue
+            if segment == "{header}":  # the picture to be drawn has the source's size
+                ids = list(layout.grammar.of(grid).header)
+            else:
+                ids = [markers[segment]] if segment in markers else self.text_ids(segment)
+            if found and isinstance(found[-1], list):
+                found[-1] += ids
+            else:
+                found.append(ids)
+        return found
+
     def _rendered(self, segments: Sequence[str], action: str, **pictures: Sequence[int]) -> list[int]:
         """The ids of a prompt's segments."""
-        layout = self.layout
-        markers = {"<bos>": layout.begin_text, "<eos>": layout.end_text, **self.template.markers}
         ids: list[int] = []
-        for segment in segments:
-            if segment == "{action}":
+        for piece in self.pieces(segments, self.layout.grammar_of(pictures["source"]).grid):
+            if piece == "{action}":
                 ids += self.action_segment(action)
-            elif segment == "{header}":  # the picture to be drawn has the source's size
-                ids += layout.grammar_of(pictures["source"]).header
-            elif segment in ("{source}", "{target}"):
-                picture = pictures[segment[1:-1]]
-                ids += layout.grammar_of(picture).picture(picture)
-            elif segment in markers:
-                ids.append(markers[segment])
+            elif isinstance(piece, str):
+                picture = pictures[piece[1:-1]]
+                ids += self.layout.grammar_of(picture).picture(picture)
             else:
-                ids += self.text_ids(segment)
+                ids += piece
         return ids
 
     def image_span(self, ids_K: Sequence[int]) -> list[int]:
@@ -136,11 +152,12 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
 
         An empty action gives the action-free prompt that guidance compares with.
         """
-        template = self.template
-        of_vectors = template.fdm_vector if vector_of(action) is not None else ()
-        return self._rendered(
-            (of_vectors or template.fdm) if action else template.fdm_free, action, source=source_ids_K
-        )
+        segments = self.fdm_segments(vector_of(action) is not None) if action else self.template.fdm_free
+        return self._rendered(segments, action, source=source_ids_K)
+
+    def fdm_segments(self, of_vector: bool) -> tuple[str, ...]:
+        """The segments of an FDM's prompt with an action in words, or with a vector."""
+        return (self.template.fdm_vector if of_vector else ()) or self.template.fdm
 
     def free_prompts(self, source_ids_K: Sequence[int], count: int) -> list[list[int]]:
         """The prompts that guidance by so many numbers compares with, each with less of the condition."""
@@ -175,8 +192,12 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
 
     def idm_prompt(self, source_ids_K: Sequence[int], target_ids_K: Sequence[int]) -> list[int]:
         """Everything before the first token of the action."""
-        begin = () if self.actions is None else self.actions.tokens.begin
-        return [*self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K), *begin]
+        return [*self._rendered(self.template.idm, "", source=source_ids_K, target=target_ids_K), *self.before_action]
+
+    @property
+    def before_action(self) -> tuple[int, ...]:
+        """The ids that an IDM's prompt ends with, after its segments."""
+        return () if self.actions is None else tuple(self.actions.tokens.begin)
 
     # ---- the backbone and its adapters
 

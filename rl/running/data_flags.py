@@ -18,6 +18,7 @@ HELP = {
     "decode up to 4,096 entries)",
 }
 """What the flags say; `read_triplets` takes them (`data_split` as `split`)."""
+CACHE_HELP = "a folder of encode_images.py: pictures are encoded once, ever, and what it lacks is added to it"
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check_pictures", help=HELP["check_pictures"])
 
 
+def add_cache_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--token_cache`, for scripts that read the pictures of triplets as tokens."""
+    parser.add_argument("--token_cache", type=Path, help=CACHE_HELP)
+
+
 def reading(arguments: Any) -> dict[str, Any]:
     """What `add_data_flags` added, as arguments of `read_triplets`."""
     same = {name: getattr(arguments, name) for name in HELP if name != "data_split"}
@@ -38,6 +44,7 @@ def reading(arguments: Any) -> dict[str, Any]:
 
 def check_data_flags(arguments: Any, file: object) -> None:
     """Raise a `RewindError` if flags about triplets that are read are given without any."""
-    given = next((name for name in HELP if getattr(arguments, name)), None)
+    names = (*HELP, "token_cache")
+    given = next((name for name in names if getattr(arguments, name, None)), None)
     if not file and given is not None:
         raise RewindError(f"--{given} is about a file of triplets, and none is read: leave it out")

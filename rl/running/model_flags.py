@@ -19,10 +19,14 @@ SIZE_HELP = (
 )
 
 
-def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True) -> None:
-    """Add what `load_fdm` and `load_idm` take beside the model's name; `rows` where something is drawn or scored."""
+def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True, base: bool = True) -> None:
+    """Add what `load_fdm` and `load_idm` take beside the model's name.
+
+    `rows` where something is drawn or scored; `base` unless the script has a flag of that name.
+    """
     group = parser.add_argument_group("how models are opened")
-    group.add_argument("--base", help="the base of the run, where the one that it names has been moved")
+    if base:
+        group.add_argument("--base", help="the base of the run, where the one that it names has been moved")
     group.add_argument("--vq", help="a folder or Hub id with the VQ image tokenizer, where the checkpoint lacks a part")
     group.add_argument("--image_size", help=SIZE_HELP)
     group.add_argument("--dtype", help="of the language model: auto, float32, bfloat16 or float16 (default: its own)")

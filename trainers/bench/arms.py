@@ -39,6 +39,21 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
     ),
     "state": ("state", ("ours", "baseline"), STATE, {"hidden": 128, "layers": 2}),
     "state_of_shipped_base": ("state", ("ours", "baseline"), {**STATE, "hidden": 0}, {}),
+    **{
+        f"sft_data_{triplets}": (
+            *("tokens", ("ours",), {"triplets": triplets, "image_tokens": 1024, "read": 1000}),
+            {"triplets": triplets // 100, "image_tokens": 144, "hidden": 64, "layers": 2, "read": 16},
+        )
+        for triplets in (1_000, 10_000, 100_000)
+    },
+    "store": (
+        *("stored", ("ours",), {"prompts": 32, "steps": 80, "candidates": 8, "image_tokens": 1024}),
+        {"prompts": 2, "steps": 3, "candidates": 4, "image_tokens": 144, "hidden": 64, "layers": 2},
+    ),
+    "encoding": (
+        *("tokens", ("encoding", "encoder"), {"triplets": 32, "image_tokens": 1024, "repeats": 2}),
+        {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
+    ),
     "mining": ("data", ("ours", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),
     **{
         f"selection_{labels}": ("data", ("select",), {"labels": labels, "repeats": 3}, {"repeats": 1})
@@ -46,7 +61,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
     },
 }
 
-NOT_IN_SMOKE = ("selection_1000000", "selection_10000000")
+NOT_IN_SMOKE = ("selection_1000000", "selection_10000000", "sft_data_100000")
 
 
 def measure(part: str, arm: str, preset: str) -> dict[str, Any]:

@@ -118,6 +118,14 @@ def figures(raw: Raw) -> dict[str, Any]:
     if "scorer_256" in raw:  # 1 would be as fast as counting tokens allows
         arms = raw["scorer_256"]
         found["scorer_of_token_limit"] = arms["baseline"]["seconds"] / arms["ours"]["seconds"] / arms["ours"]["limit"]
+    if "encoding" in raw:  # 1 would be as fast as the image encoder alone
+        arms = raw["encoding"]
+        found["encoding_of_encoder"] = arms["encoder"]["seconds"] / arms["encoding"]["seconds"]
+    if "store" in raw:
+        found["store_bytes_a_million"] = raw["store"]["ours"]["bytes_a_million"]
+    data = {int(part.rpartition("_")[2]): arms["ours"] for part, arms in raw.items() if part.startswith("sft_data_")}
+    if len(data) > 1:  # 1 would be memory that does not grow with the number of triplets
+        found["sft_memory_growth"] = data[max(data)]["bytes"] / data[min(data)]["bytes"]
     if "margin" in raw:
         found["margin_rows"] = raw["margin"]["margin"]["rows"]
     if "state_of_shipped_base" in raw:

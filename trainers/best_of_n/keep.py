@@ -7,11 +7,12 @@ our SFT trainer on the kept candidates' own tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datasets import Dataset
 
+from rl.data.token_cache import TokenCache
 from rl.errors import RewindError
 from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM
@@ -95,18 +96,29 @@ class Kept:
 def keep_best(
     vlm: UnifiedVLM, groups: Iterable[tuple[Triplet, Sequence[Scored]]], keep: Keep
 ) -> tuple[list[Kept], list[float]]:
-    """What is kept of each group, and the total of every candidate that could be scored."""
+    """What is kept of each group, and the total of every candidate that could be scored.
+
+    Groups may come one at a time, from a store of any size: of a kept candidate the tokens stay, in two bytes each
+    where the vocabulary allows, and its log-probabilities do not.
+    """
+    packed = np.min_scalar_type(int(vlm.layout.image_ids_V.max()))
     kept: list[Kept] = []
     totals: list[float] = []
     for triplet, group in groups:
         totals += [s.total for s in group if s.total is not None]
         source_ids_K = token_ids(vlm, [triplet.source])[0]
-        kept += [Kept(triplet, scored, weight) for scored, weight in keep.chosen(group, source_ids_K)]
+        for scored, weight in keep.chosen(group, source_ids_K):
+            one = scored.candidate
+            light = replace(one, ids=one.ids.astype(packed), logprobs=np.zeros(0, np.float32))
+            kept.append(Kept(triplet, replace(scored, candidate=light), weight))
     return kept, totals
 
 
-def kept_rows(vlm: UnifiedVLM, kept: Sequence[Kept]) -> Dataset:
-    """Kept candidates as rows for `RoleSFTTrainer`, with a column of weights if they do not all count alike."""
+def kept_rows(vlm: UnifiedVLM, kept: Sequence[Kept], cache: TokenCache | None = None) -> Dataset:
+    """Kept candidates as rows for `RoleSFTTrainer`, with a column of weights if they do not all count alike.
+
+    With `cache`, which holds the sources, their codes stay there.
+    """
     weights = [one.weight for one in kept]
     return role_rows(
         vlm,
@@ -114,4 +126,5 @@ def kept_rows(vlm: UnifiedVLM, kept: Sequence[Kept]) -> Dataset:
         [one.triplet for one in kept],
         candidates=[one.scored.candidate for one in kept],
         row_weights=weights if len(set(weights)) > 1 else None,
+        cache=cache,
     )

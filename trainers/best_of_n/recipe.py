@@ -21,6 +21,7 @@ from trainers.common.preflight import check_no_validation, check_training
 from trainers.common.refusals import SFT
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
 from trainers.common.sharding import tell
+from trainers.common.tokens import OWN, drop_own, use_cache
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
 
@@ -35,10 +36,12 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     keep = Keep(arguments.num_candidates, *settings)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
-    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
+    fdm, idm, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
     output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
+    own = output / OWN if arguments.candidates else None  # of a store of any size no list of codes is kept
+    cache = use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
@@ -50,13 +53,14 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
                 f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
             )
         mean = sum(totals) / len(totals)
-        tell("round %d: mean total %.4f, %d kept of %d groups", number, mean, len(kept), len(groups))
+        tell("round %d: mean total %.4f, %d kept of %d candidates", number, mean, len(kept), len(totals))
         config.output_dir = str(folder)
-        rows = kept_rows(vlm, kept)
+        rows = kept_rows(vlm, kept, cache)
         weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
         trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
         fit(trainer, folder, arguments.resume)
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept), **drawn}, config.report_to)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
+    drop_own(vlm, output)
     return output

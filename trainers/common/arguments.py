@@ -17,7 +17,7 @@ from rewards.mix import resolve
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.running.command_line import check_flags, read_yaml, unknown_key
-from rl.running.data_flags import HELP
+from rl.running.data_flags import CACHE_HELP, HELP
 from rl.running.model_flags import ROWS_HELP, SIZE_HELP, check_max_rows
 from trainers.common.sharding import as_launched, one_gpu, without_compiler
 
@@ -37,6 +37,7 @@ class RunArguments:
     data_split: str | None = field(default=None, metadata={"help": HELP["data_split"]})
     check_pictures: str | None = field(default=None, metadata={"help": HELP["check_pictures"]})
     max_rows: int | None = field(default=None, metadata={"help": ROWS_HELP})
+    token_cache: str | None = field(default=None, metadata={"help": CACHE_HELP})
 
     def __post_init__(self) -> None:
         check_max_rows(self.max_rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from rewards import Batch, Reward, score, scorers
 from rl.data.columns import columns_text
 from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.errors import RewindError
+from rl.models.attention import chunks
 from rl.models.roles import ForwardDynamics
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet, columns_of
 from trainers.common.arguments import DrawArguments
 
+logger = logging.getLogger("rl")
 Drawn = tuple[Triplet, Sequence[Candidate]]
 
 
@@ -72,63 +75,97 @@ def scored_groups(
     max_rows: int | None = None,
     normalise: bool = False,
     store: CandidateStore | None = None,
-) -> Iterator[tuple[Triplet, list[Scored]]]:
+) -> Iterator[Group]:
     """Candidates of each triplet's source and action with their scores, drawn a chunk of triplets at a time.
 
     At most `max_rows` candidates are decoded at once. Several processes share the triplets; each gets all groups, and
-    the same ones as a single process would. With `store`, each chunk is written to it, and what it has scores for is
-    not scored again. `normalise` is `rewards.score`'s.
+    the same ones as a single process would. With `store`, each chunk is written to it, what it holds under `seed` and
+    `step` is neither drawn nor scored again, and the groups are read from there, one at a time: processes, which must
+    see the same folder, tell one another no more than which draws are whose. `normalise` is `rewards.score`'s.
     """
     rewards = [reward.on(columns_of(triplets)) for reward in rewards]
     state = PartialState()
-    mine = [triplets[number] for number in range(state.process_index, len(triplets), state.num_processes)]
+    numbers = range(state.process_index, len(triplets), state.num_processes)
     known = store.known_scores() if store is not None else {}
 
-    def share() -> Iterator[list[Scored]]:
-        for start in range(0, len(mine), chunk_size):
-            part = mine[start : start + chunk_size]
-            sources, actions = [triplet.source for triplet in part], [triplet.action for triplet in part]
+    def draw(mine: Sequence[int]) -> Iterator[list[Scored]]:
+        for part in chunks(len(mine), chunk_size):
+            here = [triplets[number] for number in mine[part]]
+            sources, actions = [triplet.source for triplet in here], [triplet.action for triplet in here]
             how: Any = {"temperature": temperature, "seed": seed, "step": step, "max_rows": max_rows}
             drawn = fdm.sample(sources, actions, num_candidates, **how)
-            scored = score_unknown(rewards, list(zip(part, drawn, strict=True)), known, normalise)
+            scored = score_unknown(rewards, list(zip(here, drawn, strict=True)), known, normalise)
             if store is not None:
-                store.append(list(zip(part, scored, strict=True)), seed=seed, step=step)
+                store.append(list(zip(here, scored, strict=True)), seed=seed, step=step)
             yield from scored
 
-    if state.num_processes == 1:
-        yield from zip(triplets, share(), strict=True)
+    if store is not None:
+        yield from _through(store, fdm.backbone, triplets, numbers, draw, (seed, step, num_candidates))
         return
-    numbers = range(state.process_index, len(triplets), state.num_processes)
+    if state.num_processes == 1:
+        yield from zip(triplets, draw(numbers), strict=True)
+        return
     plain = [
         (number, [(s.candidate.ids, s.candidate.logprobs, s.candidate.grid, s.scores, s.total) for s in group])
-        for number, group in zip(numbers, share(), strict=True)
+        for number, group in zip(numbers, draw(numbers), strict=True)
     ]
     for number, group in sorted(gather_object(plain), key=lambda pair: pair[0]):
         yield triplets[number], [Scored(Candidate(a, b, fdm.backbone, g), c, d) for a, b, g, c, d in group]
 
 
+def _through(
+    store: CandidateStore,
+    vlm: UnifiedVLM,
+    triplets: Sequence[Triplet],
+    mine: Sequence[int],
+    draw: Callable[[Sequence[int]], Iterator[list[Scored]]],
+    under: tuple[int, int, int],
+) -> Iterator[Group]:
+    """Draw what a store lacks of this process's triplets, and read the groups of all from it, in their order."""
+    seed, step, count = under
+    there = store.drawn(seed, step)
+    prompts = {number: store.prompt_of(triplets[number]) for number in mine}
+    left = [number for number in mine if there.get(prompts[number]) != count]
+    if len(left) < len(mine):
+        logger.warning("%d of %d draws are in %s and not drawn again", len(mine) - len(left), len(mine), store.folder)
+    for _ in draw(left):
+        pass
+    whose = dict(gather_object(list(prompts.items())))  # waits for the others
+    groups = store.groups(vlm)
+    place = {draw[2]: number for number, draw in enumerate(groups.draws) if draw[:2] == (seed, step)}
+    for number, triplet in enumerate(triplets):
+        yield triplet, groups[place[whose[number]]][1]
+
+
 def stored_groups(
-    folders: Sequence[str], vlm: UnifiedVLM, rewards: Sequence[Reward], idm: str | None, normalise: bool = False
-) -> list[Group]:
+    folders: Sequence[str],
+    vlm: UnifiedVLM,
+    rewards: Sequence[Reward],
+    idm: str | None,
+    normalise: bool = False,
+    chunk_size: int = 32,
+) -> Iterator[Group]:
     """The groups of stores (or of run folders that hold one), with totals under the given rewards and weights.
+
+    A group is a draw; some of them are read and, where the rewards have not scored them, scored at a time.
 
     Raises:
         RewindError: a folder without candidates, or with those of another base.
     """
-    found: list[Group] = []
     for folder in folders:
         store = store_of(folder)
-        groups = [(triplet, [s.candidate for s in group]) for triplet, group in store.groups(vlm)]
+        groups = store.groups(vlm)
         known = CandidateStore(store.folder, idm, scorers(rewards)).known_scores()
-        here = [reward.on(columns_of(triplet for triplet, _ in groups)) for reward in rewards]
-        scored = score_unknown(here, groups, known, normalise)
-        found += [(triplet, group) for (triplet, _), group in zip(groups, scored, strict=True)]
-    if not found:
-        raise RewindError(f"no candidate could be read from {', '.join(folders)}")
-    return found
+        here = [reward.on(groups.columns()) for reward in rewards]
+        if not len(groups):
+            raise RewindError(f"no candidate could be read from {folder}")
+        for part in chunks(len(groups), chunk_size):
+            drawn = [(triplet, [s.candidate for s in group]) for triplet, group in groups[part]]
+            scored = score_unknown(here, drawn, known, normalise)
+            yield from ((triplet, group) for (triplet, _), group in zip(drawn, scored, strict=True))
 
 
-def stored_triplets(arguments: DrawArguments) -> list[Triplet]:
+def stored_triplets(arguments: DrawArguments) -> Sequence[Triplet]:
     """What the candidates of `--candidates` were drawn for; empty without them.
 
     Raises:
@@ -140,7 +177,8 @@ def stored_triplets(arguments: DrawArguments) -> list[Triplet]:
         raise RewindError("give either --triplets to draw candidates for, or --candidates that are drawn already")
     if arguments.rounds != 1:
         raise RewindError("stored candidates serve one round, and the next needs fresh ones: use --rounds 1")
-    return [triplet for folder in arguments.candidates for triplet in store_of(folder).triplets()]
+    stores = [store_of(folder).triplets() for folder in arguments.candidates]
+    return stores[0] if len(stores) == 1 else [triplet for store in stores for triplet in store]
 
 
 def groups_of_round(
@@ -151,7 +189,7 @@ def groups_of_round(
     seed: int,
     number: int,
     output: Path,
-) -> list[Group]:
+) -> Iterator[Group]:
     """The scored groups that a round learns from: the stored ones, or fresh ones, which go to `output/candidates`."""
     asked = scorer_key(arguments.idm, arguments.reward_arguments)
     if arguments.candidates:
@@ -159,7 +197,7 @@ def groups_of_round(
         return stored_groups(arguments.candidates, fdm.backbone, rewards, asked, normalise)
     store = CandidateStore(output / "candidates", asked, scorers(rewards))
     count, temperature = arguments.num_candidates, arguments.temperature
-    groups = scored_groups(
+    return scored_groups(
         fdm,
         rewards,
         triplets,
@@ -171,7 +209,6 @@ def groups_of_round(
         normalise=arguments.normalise_rewards,
         store=store,
     )
-    return list(groups)
 
 
 def _answering(reward: Reward, values: list[float | None]) -> Reward:

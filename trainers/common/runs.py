@@ -34,6 +34,7 @@ from rl.running.run_folder import claim
 from trainers.common.adapters import save_adapter
 from trainers.common.arguments import RunArguments, settings_of
 from trainers.common.sharding import on_main, stage_asked_for
+from trainers.common.tokens import OWN
 
 ROUNDS_FILE = "rounds.jsonl"
 SCHEDULE = (
@@ -57,6 +58,7 @@ HARMLESS = {
     **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_empty_cache_steps"), _SPEED),
     **dict.fromkeys(("activation_checkpointing", "activation_checkpointing_kwargs"), _SPEED),  # its new name
     **dict.fromkeys(("skip_memory_metrics", "max_rows"), _SPEED),
+    "token_cache": "codes lie elsewhere; they are the same",
     "ddp_backend": "processes talk in another way; how many they are is compared by itself",
 }
 """Arguments that may differ when a run is resumed, and what that means: the steps that are left stay as they were.
@@ -114,7 +116,7 @@ def begin_run(
             overwrite=arguments.overwrite,
             resume_flag="--resume true",
             harmless=harmless(config),
-            scratch=_first_rollout(folder) if script == "train_grpo.py" else (),
+            scratch=(OWN, *(_first_rollout(folder) if script == "train_grpo.py" else ())),
         )
         list_left_out(claimed, left_out)
         return claimed

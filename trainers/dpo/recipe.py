@@ -24,10 +24,11 @@ from trainers.common.preflight import check_training, check_validation
 from trainers.common.refusals import DPO
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
 from trainers.common.sharding import tell
+from trainers.common.tokens import OWN, drop_own, use_cache
 from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
 from trainers.dpo.checks import METRICS, check_options
-from trainers.dpo.trainer import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
+from trainers.dpo.trainer import REFERENCE, ROWS_FILE, Pairing, WorldModelDPOTrainer, preference_rows
 
 
 def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
@@ -40,23 +41,24 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     pairing = Pairing(arguments.num_candidates, arguments.min_gap)
     set_seed(config.seed)
     left_out: list[LeftOut] = []
-    fdm, _, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
+    fdm, idm, triplets, rewards = open_for_improvement(arguments, left_out, stored_triplets(arguments))
     vlm = fdm.backbone
     held_out = read_files(arguments, arguments.validation, left_out)
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
     output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
+    own = output / OWN if arguments.candidates else None  # of a store of any size no list of codes is kept
+    use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets, held_out)
     eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         drawn = asdict(fdm.counts.since(before))
-        pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]
-        totals = [s.total for _, group in groups for s in group if s.total is not None]
+        pairs, totals = pairing.pairs(groups)
         if not totals:
             raise RewindError(f"round {number}: no candidate could be scored")
         mean = sum(totals) / len(totals)
-        tell("round %d: mean total %.4f, %d pairs of %d groups", number, mean, len(pairs), len(groups))
-        rows = preference_rows(vlm, pairs)
+        tell("round %d: mean total %.4f, %d pairs of %d candidates", number, mean, len(pairs), len(totals))
+        rows = preference_rows(vlm, pairs, folder / ROWS_FILE)
         config.output_dir = str(folder)
         only_policy_trains(vlm)
         log = MetricsFile(folder / "metrics.jsonl")
@@ -65,6 +67,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(pairs), **drawn}, config.report_to)
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
+    drop_own(vlm, output)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     return output
@@ -92,7 +95,7 @@ def _validation_rows(
         max_rows=arguments.max_rows,
         normalise=arguments.normalise_rewards,
     )
-    pairs = [pair for triplet, group in groups if (pair := pairing.pair(triplet, group)) is not None]
+    pairs, _ = pairing.pairs(groups)
     if not pairs:
         raise RewindError(
             f"no group of --validation has candidates whose totals differ by {pairing.min_gap:g}: lower --min_gap, or "

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from rewards import Batch
-from rl.codes import Codes, by_grid
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.roles import Role
@@ -43,10 +42,11 @@ class DrawsPictures(Trajectories):
         importance_advantages: AdvantageWeights = "none",
     ) -> None:
         super().__init__(vlm, TokenDistribution(vlm.layout.image_ids_V, temperature, guidance), chains)
-        self._grids = by_grid([*self.source_ids, Codes([], vlm.layout.grammar.grid)])
+        grids = self.source_ids.grids()
+        self._grids = {*grids, vlm.layout.grammar.grid}
         if self.distribution.guided and len(self._grids) > 1:
             raise RewindError("guidance in training needs pictures of the base's one size, and one view each")
-        if importance_advantages != "none" and len(by_grid(self.source_ids)) > 1:
+        if importance_advantages != "none" and len(grids) > 1:
             raise RewindError(
                 "importance_advantages needs pictures of one size and as many views each: give a fixed --image_size"
             )

@@ -26,6 +26,7 @@ from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import at_least, check_training, check_validation
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import tell, whole_weights
+from trainers.common.tokens import use_cache
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import OPTIONS, check_grpo, check_options, check_role_options, check_trajectories
@@ -64,8 +65,9 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     set_seed(config.seed)
     left_out: list[LeftOut] = []
     steps, kind, credit = arguments.rollout_steps, arguments.importance_advantages, arguments.rollout_credit
+    idm: InverseDynamics | None
     if role == "fdm":
-        fdm, _, triplets, rewards = open_for_improvement(arguments, left_out)
+        fdm, idm, triplets, rewards = open_for_improvement(arguments, left_out)
         vlm, near = fdm.backbone, fdm.backbone.same_below
         fdm.check(temperature=config.temperature, guidance=arguments.guidance)
     else:
@@ -86,6 +88,9 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         judge = load_judge(arguments.judge_idm, vlm, **arguments.opening()) if arguments.judge_idm is not None else None
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
+    with whole_weights():
+        others = [one.backbone for one in (idm, judge) if one is not None]
+        use_cache(arguments.token_cache, [vlm, *others], triplets, validation)
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl.codes import Codes
+from rl.codes import Codes, Grid
 from rl.data.store import CandidateStore
 from rl.models.distribution import TokenDistribution
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids
 from rl.models.noise import Noise
 from rl.models.unified import UnifiedVLM
+from rl.pictures import Picture
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.grpo.role import Part
 
@@ -57,6 +58,29 @@ class ScoredRow(Row):
     scored: Scored
 
 
+class SourceCodes(Sequence[Codes]):
+    """Codes of pictures by number: looked up in the backbone's token cache each time, or encoded now and kept."""
+
+    def __init__(self, vlm: UnifiedVLM, pictures: Sequence[Picture]) -> None:
+        self._vlm, self._pictures = vlm, pictures
+        self._packed = [(np.array(ids, np.int32), ids.grid) for ids in vlm.codes(pictures)] if not vlm.cache else None
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, number: Any) -> Any:
+        if self._packed is None:
+            return self._vlm.codes([self._pictures[number]])[0]
+        ids, grid = self._packed[number]
+        return Codes(ids.tolist(), grid)
+
+    def grids(self) -> set[Grid]:
+        """The grids that occur."""
+        if self._packed is None:
+            return {self._vlm.grid_of(picture) for picture in self._pictures}
+        return {grid for _, grid in self._packed}
+
+
 class Trajectories:
     """Draws trajectories along chains of actions.
 
@@ -70,7 +94,7 @@ class Trajectories:
     def __init__(self, vlm: UnifiedVLM, distribution: TokenDistribution, chains: Sequence[Sequence[Triplet]]) -> None:
         self.vlm, self.distribution, self.chains = vlm, distribution, chains
         self.steps = len(chains[0])
-        self.source_ids = vlm.codes([chain[0].source for chain in chains])
+        self.source_ids = SourceCodes(vlm, [chain[0].source for chain in chains])
 
     def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """Every prediction of the parts, ordered by part, trajectory and step."""

@@ -9,10 +9,11 @@ there is no dropout (whose draws the roles share) each adapter ends as a run of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -22,7 +23,7 @@ from rl.models.unified import UnifiedVLM
 from rl.triplets import Triplet
 from trainers.common.validation import show_role
 from trainers.sft.arguments import RoleConfig
-from trainers.sft.rows import SpanCollator
+from trainers.sft.rows import Rows, SpanCollator, dataset_of
 from trainers.sft.trainer import RoleSFTTrainer
 
 ADAPTERS: dict[Role, str] = {"fdm": FDM_ADAPTER, "idm": IDM_ADAPTER}
@@ -39,8 +40,24 @@ def both_rows(fdm_rows: Dataset, idm_rows: Dataset) -> Dataset:
     """
     if len(fdm_rows) != len(idm_rows):
         raise RewindError(f"both roles learn from the same triplets, but got {len(fdm_rows)} and {len(idm_rows)} rows")
-    renamed = idm_rows.rename_columns({name: PREFIX + name for name in idm_rows.column_names})
-    return concatenate_datasets([fdm_rows, renamed], axis=1)
+    fdm, idm = (rows.format["format_kwargs"]["transform"] for rows in (fdm_rows, idm_rows))
+    both = BothRows(fdm, idm)
+    return dataset_of(both, len(fdm_rows), [*fdm.columns, *(PREFIX + name for name in idm.columns)])
+
+
+@dataclass(frozen=True)
+class BothRows:
+    """What makes the rows of both roles when they are read."""
+
+    fdm: Rows
+    idm: Rows
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        """The columns of both for some numbers of rows."""
+        parts: dict[Role, dict[str, Any]] = {role: of_role(role, batch) for role in ADAPTERS}
+        fdm = self.fdm(parts["fdm"]) if parts["fdm"] else {}
+        idm = self.idm(parts["idm"]) if parts["idm"] else {}
+        return {**fdm, **{PREFIX + name: values for name, values in idm.items()}}
 
 
 def of_role(role: Role, columns: dict[str, Any]) -> dict[str, Any]:

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import set_seed
 
 from rl.data.action_vectors import ranges_of
+from rl.data.encoding import pairs_of
 from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
+from rl.data.token_cache import TokenCache
 from rl.errors import RewindError
 from rl.models.changes import PAIRS, calibrated
 from rl.models.fast import FastCodec
@@ -34,10 +37,11 @@ from trainers.common.preflight import at_least, check_training, check_validation
 from trainers.common.refusals import MODEL, SFT, refuse_ignored
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import on_main, stage_asked_for, tell, whole_weights
+from trainers.common.tokens import OWN, drop_own, encoded
 from trainers.common.validation import GRID_ROWS
 from trainers.sft.arguments import FDMArguments, IDMArguments, LoraModelConfig, RoleConfig
 from trainers.sft.both_roles import BothRolesSFTTrainer, both_rows, check_one_best
-from trainers.sft.rows import mixed, role_rows
+from trainers.sft.rows import check_mixed, mixed, role_rows
 from trainers.sft.trainer import METRICS, RoleSFTTrainer
 
 
@@ -69,15 +73,10 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         vlm.max_rows = arguments.max_rows
         if actions is not None:
             vlm.use_actions(actions, codec)
-        if isinstance(arguments, FDMArguments):
-            vlm.same_below = _same_below(arguments, vlm, triplets[:labelled])
-        rows = role_rows(vlm, role, triplets, importance)
-        eval_rows = role_rows(vlm, role, held_out, importance) if held_out else None
-        if isinstance(arguments, FDMArguments) and arguments.synthetic_share is not None:
-            rows = mixed(rows, labelled, arguments.synthetic_share, config.seed)
-        if with_idm:
-            rows = both_rows(rows, role_rows(vlm, "idm", triplets))
-            eval_rows = both_rows(eval_rows, role_rows(vlm, "idm", held_out)) if eval_rows is not None else None
+        vlm.check_actions(triplet.action for part in (triplets, held_out) for triplet in part)
+        share = getattr(arguments, "synthetic_share", None)
+        if share is not None:
+            check_mixed(len(triplets), labelled, share)
         if lora is not None:
             add_adapter(vlm, lora)
         if lora is not None and with_idm:
@@ -86,6 +85,13 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         inputs = [arguments.base, *arguments.triplets, *synthetic, *arguments.validation]
         about: Any = {"vlm": vlm, "model": asdict(model_config)}
         output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, **about)
+        kept = arguments.token_cache or output / OWN
+        cache = encoded(vlm, kept, triplets, held_out, distances=importance is not None)
+        if isinstance(arguments, FDMArguments):
+            vlm.same_below = _same_below(arguments, vlm, cache, triplets[:labelled])
+        mix = None if share is None else (labelled, share, config.seed)
+        rows = _rows(vlm, role, triplets, importance, cache, with_idm, mix)
+        eval_rows = _rows(vlm, role, held_out, importance, cache, with_idm) if held_out else None
     if lora is None and vlm.head_weight().dtype != torch.float32 and not stage_asked_for():
         tell(
             "weights in half precision lose small steps: --dtype float32 --bf16 true keeps them, or a DeepSpeed config"
@@ -107,6 +113,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         save_idm(vlm, output)
     what = "model" if lora is None else "adapter"
     tell("%d triplets, %d steps; the %s is in %s", len(triplets), trainer.state.global_step, what, folder)
+    drop_own(vlm, output)
     return output
 
 
@@ -131,12 +138,33 @@ def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelC
         check_both(arguments, config)
 
 
-def _same_below(arguments: FDMArguments, vlm: UnifiedVLM, labelled: Sequence[Triplet]) -> float:
+def _rows(
+    vlm: UnifiedVLM,
+    role: Role,
+    triplets: Sequence[Triplet],
+    importance: Importance | None,
+    cache: TokenCache,
+    with_idm: bool,
+    mix: tuple[int, float, int] | None = None,
+) -> Dataset:
+    """What the trainer reads: the rows of a role or of both, labelled and synthetic ones mixed."""
+    rows = role_rows(vlm, role, triplets, importance, cache=cache)
+    if mix is not None:
+        rows = mixed(rows, *mix)
+    return both_rows(rows, role_rows(vlm, "idm", triplets, cache=cache)) if with_idm else rows
+
+
+def _same_below(arguments: FDMArguments, vlm: UnifiedVLM, cache: TokenCache, labelled: Sequence[Triplet]) -> float:
     """How near two tokens show the same, as it was given or as labelled pairs tell."""
     if arguments.same_below is not None:
         return arguments.same_below
-    pairs = [(triplet.source, triplet.target) for triplet in labelled[:PAIRS] if triplet.target is not None]
-    return calibrated(vlm, [source for source, _ in pairs], [target for _, target in pairs])
+    first = labelled[:PAIRS]
+    pairs = [(triplet.source, triplet.target) for triplet in first if triplet.target is not None]
+    keys = [pair.key or b"" for pair in pairs_of(vlm, cache, first)]
+    found = cache.remembered(
+        "same_below", keys, lambda: calibrated(vlm, [source for source, _ in pairs], [target for _, target in pairs])
+    )
+    return found
 
 
 def _opening(arguments: IDMArguments, model_config: LoraModelConfig) -> Settings:

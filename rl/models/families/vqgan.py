@@ -90,6 +90,6 @@ class VQGANBackbone(UnifiedVLM):
     def load_vq(self, vqmodel: dict[str, Tensor], decoder: dict[str, Tensor]) -> None:
         """Replace the weights of the VQ tokenizer (state dicts of `ChameleonVQVAE` and `VQDecoder`)."""
         self.vqmodel.load_state_dict(vqmodel)
-        self._seen = None  # what was remembered belongs to the old weights
+        self._seen = self.cache = None  # what was remembered belongs to the old weights
         assert self.decoder is not None
         self.decoder.load_state_dict(decoder)

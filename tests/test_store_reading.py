@@ -1,0 +1,140 @@
+"""Reading a store: draws are never mixed, what is read is counted, and rounds go on from what they drew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_tiny
+
+from rewards import Reward
+from rl.data import store as store_module
+from rl.data.store import CandidateStore, candidate_key
+from rl.data.stored import KnownScores, Parts
+from rl.models.families.chameleon import ChameleonVLM
+from rl.models.roles import ForwardDynamics
+from rl.triplets import Candidate, Scored, Triplet
+from trainers.best_of_n.arguments import BestOfNArguments
+from trainers.best_of_n.keep import Keep, keep_best
+from trainers.common.candidates import groups_of_round, scored_groups, stored_groups
+from trainers.dpo.trainer import Pairing, preference_rows
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+TRIPLETS = [Triplet(picture, "remove all rings") for picture in PICTURES]
+
+
+def group(vlm: ChameleonVLM, draw: int, count: int = 4) -> list[Scored]:
+    """Candidates that tell their draw and number by their tokens."""
+    made = []
+    for number in range(count):
+        ids = vlm.layout.image_ids_V[[draw % 16, number, 0, 0]].numpy()
+        total = float(number) + draw / 100
+        made.append(Scored(Candidate(ids, np.zeros(4, np.float32), vlm), {"a": total}, total))
+    return made
+
+
+@pytest.fixture
+def filled(tiny: ChameleonVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CandidateStore:
+    """48 draws of 4, of 6 prompts at 8 steps, in parts of 40 rows and row groups of 16."""
+    monkeypatch.setattr(store_module, "ROWS", 40)
+    monkeypatch.setattr(store_module, "ROW_GROUP", 16)
+    store = CandidateStore(tmp_path / "candidates")
+    for step in range(8):
+        for number, triplet in enumerate(TRIPLETS):
+            store.append([(triplet, group(tiny, 6 * step + number))], seed=0, step=step)
+    return store
+
+
+def test_a_part_per_rows_and_not_per_step(filled: CandidateStore) -> None:
+    assert len(list(filled.folder.glob("part-*"))) == 5  # of 192 rows
+    assert len(filled.rows()) == 192
+    assert [row["candidate"] for row in filled.rows()] == [0, 1, 2, 3] * 48
+
+
+def test_ids_are_read_once_and_a_few_row_groups_at_a_time(
+    tiny: ChameleonVLM, filled: CandidateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many candidates there are: each row group once, and no other column than is needed before that."""
+    whole: list[tuple[int, int]] = []
+    narrow: set[str] = set()
+    read = Parts.read
+
+    def counted(self: Parts, part: int, number: int, columns: Any = None) -> Any:
+        whole.append((part, number)) if columns is None else narrow.update(columns)
+        return read(self, part, number, columns)
+
+    monkeypatch.setattr(Parts, "read", counted)
+    groups = filled.groups(tiny)
+    assert len(whole) == 1  # the first draw, to see its size
+    assert not narrow & {"ids", "logprobs", "rewards", "scores"}
+    rewards = [Reward.of(lambda predicted_ids: [float(ids[1]) for ids in predicted_ids], "a")]
+    whole.clear()
+    kept, totals = keep_best(tiny, stored_groups([str(filled.folder)], tiny, rewards, None, chunk_size=3), Keep(4))
+    assert (len(kept), len(totals)) == (48, 192)
+    assert whole == sorted(set(whole))
+    assert len(whole) == sum(groups.parts.groups) == 14
+    assert [one.scored.candidate.ids.dtype.itemsize for one in kept] == [2] * 48
+    pairs, _ = Pairing(4).pairs(groups)
+    rows = preference_rows(tiny, pairs, filled.folder / "pairs.arrow")
+    assert rows[5] == preference_rows(tiny, pairs[5:6])[0]
+
+
+def test_draws_of_one_prompt_are_scored_each_by_itself(tiny: ChameleonVLM, filled: CandidateStore) -> None:
+    """A reward that compares the candidates of a source sees one draw's; all draws have the same sources and words."""
+    seen: list[list[int]] = []
+
+    def spread(prompts: list[str], source_image: list[Any], predicted_ids: list[list[int]]) -> list[float]:
+        alike: dict[int, list[int]] = {}
+        for number, source in enumerate(source_image):
+            alike.setdefault(id(source), []).append(number)
+        for numbers in alike.values():
+            seen.append(sorted(predicted_ids[n][0] for n in numbers))
+        return [0.0] * len(prompts)
+
+    groups = list(stored_groups([str(filled.folder)], tiny, [Reward.of(spread)], None))
+    assert len(seen) == len(groups) == 48
+    assert all(len(firsts) == 4 and len(set(firsts)) == 1 for firsts in seen)
+
+
+def test_known_scores_hold_numbers_alone() -> None:
+    known, keys = KnownScores(), [candidate_key("s", "a", [n, n]) for n in range(5)]
+    for number, key in enumerate(keys):
+        known.add(key, {"a": float(number)} if number % 2 else {"b": None})
+    assert (len(known), known[keys[1]], known[keys[2]]) == (5, {"a": 1.0}, {"b": None})
+    known.add(keys[1], {"b": 7.0, "a": 3.0})
+    known.add(keys[0], {})
+    assert (known[keys[1]], known[keys[0]]) == ({"a": 3.0, "b": 7.0}, {"b": None})
+    assert set(known) == set(keys)
+    assert known.get(candidate_key("s", "b", [0, 0])) is None
+    assert not KnownScores()
+
+
+def test_a_round_that_was_cut_off_draws_only_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fdm, drawn = ForwardDynamics(make_tiny()), []
+    rewards = [Reward.of(lambda predicted_ids: [float(ids[0]) for ids in predicted_ids], "first")]
+    arguments = BestOfNArguments(num_candidates=3)
+    sample = ForwardDynamics.sample
+
+    def counted(self: ForwardDynamics, sources: Any, *given: Any, **how: Any) -> Any:
+        drawn.append(len(sources))
+        return sample(self, sources, *given, **how)
+
+    monkeypatch.setattr(ForwardDynamics, "sample", counted)
+    whole = list(groups_of_round(arguments, fdm, rewards, TRIPLETS, 1, 0, tmp_path / "whole"))
+    cut = CandidateStore(tmp_path / "cut" / "candidates")
+    list(scored_groups(fdm, rewards, TRIPLETS[:4], 3, seed=1, step=0, store=cut))
+    drawn.clear()
+    again = list(groups_of_round(arguments, fdm, rewards, TRIPLETS, 1, 0, tmp_path / "cut"))
+    assert drawn == [2]
+    assert "4 of 6 draws are in" in caplog.text
+    for (triplet, one), (other, two) in zip(again, whole, strict=True):
+        assert triplet is other
+        assert [s.total for s in one] == [s.total for s in two]
+        assert all((a.candidate.ids == b.candidate.ids).all() for a, b in zip(one, two, strict=True))
+    drawn.clear()
+    list(groups_of_round(arguments, fdm, rewards, TRIPLETS, 1, 1, tmp_path / "cut"))
+    assert drawn == [6]  # the next round's noise, and policy, are others

@@ -1,0 +1,57 @@
+"""Pictures into a token cache before training: each process encodes its part of what is missing, and then reads all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from rl.data.encoding import encode_missing
+from rl.data.token_cache import TokenCache
+from rl.models.unified import UnifiedVLM
+from rl.triplets import Triplet
+from trainers.common.sharding import on_main, tell
+
+OWN = "tokens"
+"""A run's own cache in its folder, where it was given none."""
+
+
+def encoded(vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], distances: bool = False) -> TokenCache:
+    """A backbone's token cache with all pictures of triplets, which it reads from now on; every process must call it.
+
+    Call it when the output folder is claimed. `distances`: of the features of source and target, too.
+
+    Raises:
+        RewindError: a picture that cannot be read, a folder that holds something else or cannot be written.
+    """
+    state, cache = PartialState(), TokenCache(folder, vlm)
+    shard = (state.process_index, state.num_processes)
+    counts = sum(encode_missing(vlm, cache, part, distances=distances, shard=shard).encoded for part in triplets)
+    state.wait_for_everyone()
+    cache.refresh()
+    if counts and cache.folder.name != OWN:
+        tell("%d pictures encoded into %s%s", counts, cache.folder, " by each process" if shard[1] > 1 else "")
+    vlm.cache = cache
+    return cache
+
+
+def use_cache(
+    folder: str | Path | None, backbones: Sequence[UnifiedVLM], *triplets: Sequence[Triplet]
+) -> TokenCache | None:
+    """Let backbones read the codes of triplets from a cache, if one was given; returns the first one's.
+
+    Each has a part of the folder under its own tokenizer.
+    """
+    if folder is None:
+        return None
+    caches = [encoded(vlm, folder, *triplets) for vlm in {id(vlm): vlm for vlm in backbones}.values()]
+    return caches[0]
+
+
+def drop_own(vlm: UnifiedVLM, output: Path) -> None:
+    """Remove a finished run's own cache."""
+    if (output / OWN).is_dir():
+        vlm.cache = None
+        on_main(lambda: shutil.rmtree(output / OWN, ignore_errors=True))

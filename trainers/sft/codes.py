@@ -1,0 +1,81 @@
+"""Codes and distances of triplets in a token cache, by the triplet's number: what is read is read there, each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl.codes import Grid
+from rl.data.encoding import BLOCK, pairs_of
+from rl.data.token_cache import TokenCache
+from rl.errors import RewindError
+from rl.models.unified import UnifiedVLM
+from rl.triplets import Triplet
+
+
+@dataclass(frozen=True)
+class CachedCodes:
+    """Pictures by number: vocabulary ids [K] and their grid."""
+
+    cache: TokenCache
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, Grid]:
+        return self.cache.picture(int(self.places[number]))
+
+    def grids(self) -> set[Grid]:
+        """The grids that occur."""
+        return self.cache.grids(self.places)
+
+
+class CodesInMemory(list[tuple[np.ndarray, Grid]]):
+    """The same of pictures whose codes are at hand."""
+
+    def grids(self) -> set[Grid]:
+        """The grids that occur."""
+        return {grid for _, grid in self}
+
+
+@dataclass(frozen=True)
+class CachedDistances(Sequence[Tensor]):
+    """Squared feature distances of pairs by number, float32 [K]."""
+
+    cache: TokenCache
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, number):  # type: ignore[no-untyped-def]  # int alone
+        if number >= len(self.places):
+            raise IndexError(number)
+        return torch.from_numpy(self.cache.distance(int(self.places[number])).copy())
+
+
+def places_of(
+    vlm: UnifiedVLM, cache: TokenCache, triplets: Sequence[Triplet], far: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the cache has sources, targets (if there are any) and, with `far`, the distances of both, int64 [N] each.
+
+    Raises:
+        RewindError: it lacks one.
+    """
+    found = []
+    for start in range(0, len(triplets), BLOCK):
+        pairs = pairs_of(vlm, cache, triplets[start : start + BLOCK])
+        sources, targets = (cache.codes.find([pair.keys[n] for pair in pairs if n < len(pair.keys)]) for n in (0, 1))
+        apart = cache.distances.find([pair.key or b"" for pair in pairs] if far else [])
+        for each in (sources, targets, apart):
+            if (each < 0).any():
+                number = start + int(np.flatnonzero(each < 0)[0])
+                raise RewindError(f"{cache.folder} lacks the pictures of triplet {number}: they changed just now")
+        found.append((sources, targets, apart))
+    sources, targets, apart = (np.concatenate(each) for each in zip(*found, strict=True))
+    return sources, targets, apart
