@@ -11,13 +11,15 @@ from conftest import make_tiny
 
 from rewards import Reward
 from rl.data import store as store_module
+from rl.data.encoding import encode_missing
 from rl.data.store import CandidateStore, candidate_key
 from rl.data.stored import KnownScores, Parts
+from rl.data.token_cache import TokenCache
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.best_of_n.arguments import BestOfNArguments
-from trainers.best_of_n.keep import Keep, keep_best
+from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.candidates import groups_of_round, scored_groups, stored_groups
 from trainers.dpo.trainer import Pairing, preference_rows
 
@@ -76,6 +78,11 @@ def test_ids_are_read_once_and_a_few_row_groups_at_a_time(
     assert whole == sorted(set(whole))
     assert len(whole) == sum(groups.parts.groups) == 14
     assert [one.scored.candidate.ids.dtype.itemsize for one in kept] == [2] * 48
+    cache = TokenCache(filled.folder.parent / "tokens", tiny)
+    encode_missing(tiny, cache, filled.triplets())  # the store's own pictures
+    for row, other in zip(kept_rows(tiny, kept[:7], cache), kept_rows(tiny, kept[:7]), strict=True):
+        assert all(np.array_equal(row[name], other[name]) for name in ("input_ids", "labels"))
+        assert row["labels"].dtype == np.int64
     pairs, _ = Pairing(4).pairs(groups)
     rows = preference_rows(tiny, pairs, filled.folder / "pairs.arrow")
     assert rows[5] == preference_rows(tiny, pairs[5:6])[0]

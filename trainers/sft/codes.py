@@ -35,12 +35,22 @@ class CachedCodes:
         return self.cache.grids(self.places)
 
 
-class CodesInMemory(list[tuple[np.ndarray, Grid]]):
-    """The same of pictures whose codes are at hand."""
+@dataclass(frozen=True)
+class CodesInMemory:
+    """The same of pictures whose codes are at hand, in whatever integers they are kept."""
+
+    pictures: Sequence[tuple[np.ndarray, Grid]]
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, Grid]:
+        ids, grid = self.pictures[number]
+        return ids.astype(np.int64), grid  # labels are below 0, too
 
     def grids(self) -> set[Grid]:
         """The grids that occur."""
-        return {grid for _, grid in self}
+        return {grid for _, grid in self.pictures}
 
 
 @dataclass(frozen=True)

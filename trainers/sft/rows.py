@@ -158,7 +158,7 @@ def _pictures(
         return CachedCodes(cache, places[0]), CachedCodes(cache, places[1]), CachedDistances(cache, places[2])
     if cache is not None and candidates is not None and not far:
         usual, sources_of = vlm.layout.grammar.grid, [replace(triplet, target=None) for triplet in triplets]
-        drawn = CodesInMemory((candidate.ids, candidate.grid or usual) for candidate in candidates)
+        drawn = CodesInMemory([(candidate.ids, candidate.grid or usual) for candidate in candidates])
         return CachedCodes(cache, places_of(vlm, cache, sources_of, False)[0]), drawn, []
     sources = [triplet.source for triplet in triplets]
     given: list[Picture] = [triplet.target for triplet in triplets if triplet.target is not None]
@@ -166,7 +166,7 @@ def _pictures(
     target_ids = token_ids(vlm, candidates or given, source_ids)
     pictures = [candidate.picture for candidate in candidates] if candidates and far else given
     distances = feature_distances(vlm, sources, pictures) if far else []
-    at_hand = [CodesInMemory((np.array(ids), ids.grid) for ids in each) for each in (source_ids, target_ids)]
+    at_hand = [CodesInMemory([(np.array(ids), ids.grid) for ids in each]) for each in (source_ids, target_ids)]
     return at_hand[0], at_hand[1], distances
 
 
