@@ -14,31 +14,24 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
-import zlib
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from rl.errors import RewindError
 from rl.paths import as_written, expanded, is_file
+from rl.rgb import DEEP, UNREADABLE, eight_bit, orientation, rgb
 from rl.stored import StoredPicture
 from rl.wholeness import ends_are_whole, ends_of
 
 SIZE_RULE = "the centre square is cut out and scaled"
 SHAPE_RULE = "the centre of that shape is cut out and scaled"
-_UNREADABLE = (  # what decoders raise at broken files
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
-_DEEP = ("F", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _logger = logging.getLogger("rl")
-_said: set[Hashable] = set()
 _said_sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
 
 
@@ -98,7 +91,7 @@ class EncodedPicture(StoredPicture):
     def image(self) -> Image.Image:
         """The decoded picture, RGB."""
         with _opened(self.name, io.BytesIO(self.content)) as image:
-            found = _rgb(image)
+            found = rgb(image)
             return found.copy() if found is image else found
 
 
@@ -144,7 +137,7 @@ def load_image(path: str | Path) -> Image.Image:
             values that are no shades of 8 or 16 bit.
     """
     with _opened(expanded(path)) as image:
-        found = _rgb(image)
+        found = rgb(image)
         return found.copy() if found is image else found
 
 
@@ -166,8 +159,8 @@ def to_image(picture: PictureLike) -> Image.Image:
         kinds = "a uint8 array [H, W, 3], a PIL image or the path of a file"
         raise RewindError(f"a picture is {kinds}, not a {type(picture).__name__}")
     try:
-        return _rgb(picture)
-    except _UNREADABLE as error:
+        return rgb(picture)
+    except UNREADABLE as error:
         raise RewindError(f"the picture cannot be decoded ({error}): replace it") from error
 
 
@@ -241,7 +234,7 @@ def _opened(path: Path | str, content: io.BytesIO | None = None) -> Iterator[Ima
         raise RewindError(f"there is no image {path}: check the path") from error
     except RewindError as error:
         raise RewindError(f"{path}: {error}") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         buffer = content is not None and isinstance(error, UnidentifiedImageError)  # it would tell an address in memory
         told = "it is no image file" if buffer else str(error)
         raise RewindError(f"{path} cannot be read as an image ({told}): replace or remove it") from error
@@ -254,60 +247,10 @@ def _measured(file: Path, decode: bool) -> tuple[int, int]:
         if decode:
             image.draft("L", (1, 1))
             image.load()
-            if image.mode in _DEEP:
-                _eight_bit(image)
+            if image.mode in DEEP:
+                eight_bit(image)
         # PIL's TIFF reader turns pictures itself, and tells the turned size from the start.
-        return (height, width) if image.format != "TIFF" and _orientation(image) >= 5 else (width, height)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """An image by the rules of this module; the very same one if they change nothing."""
-    with suppress(*_UNREADABLE):  # a file that is decoded and closed tells its frames no more
-        # MPO is what phones call a photograph with a small copy of it behind.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            _say_once("frames", "a picture has several frames or pages: only one is taken, in a file the first")
-    image.load()
-    if _orientation(image) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode in _DEEP:
-        image = _eight_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8."""
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in range(1, 9) else 1
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bit, scaled to 8; with an alpha channel if one of its values stands for transparent."""
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # so that NaN is refused, too
-            raise RewindError(f"a picture of floats holds values 0..1, not {low:g}..{high:g}: scale it")
-        grey = np.rint(values * 255)
-    else:
-        if low < 0 or high > 65535:
-            raise RewindError(f"a picture of integers holds values 0..255 or 0..65535, not {low}..{high}: scale it")
-        as_it_is = image.mode == "I" and high <= 255
-        grey = values if as_it_is else (values.astype(np.int32) + 128) // 257
-    found = Image.fromarray(grey.astype(np.uint8))
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        found.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return found
-
-
-def _say_once(key: Hashable, text: str) -> None:
-    if key not in _said:
-        _said.add(key)
-        _logger.warning(text)
+        return (height, width) if image.format != "TIFF" and orientation(image) >= 5 else (width, height)
 
 
 def _say_size(width: int, height: int, rows: int, columns: int) -> None:

@@ -23,7 +23,8 @@ from torch.nn.functional import conv2d, group_norm, interpolate, silu
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3ForConditionalGeneration, Emu3ImageProcessor
 
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.models.vq import decode_codes, to_pixels, to_uint8

@@ -28,8 +28,9 @@ from rl.data.left_out import LeftOut
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.evaluation.benchmark import compare
 from rl.models.export import save_merged
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.saving import save_base
 from rl.triplets import Triplet
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer

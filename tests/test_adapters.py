@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from rewards.ensemble import Ensemble
 from rl import load_fdm, load_idm
 from rl.errors import RewindError
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
+from rl.models.saving import save_base
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from PIL import Image
 from rl import load_fdm, load_idm
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import save_base
+from rl.models.saving import save_base
 from trainers.alternate import rounds
 from trainers.alternate.report import page_of
 from trainers.alternate.rounds import alternate, run_command

@@ -15,7 +15,8 @@ from rl import load_fdm, load_idm
 from rl.errors import RewindError
 from rl.models.bases import adapter_folder, base_of_adapter, lasting_name, same_base
 from rl.models.known import SHIPPED
-from rl.models.opening import load_base, save_base, shares_base
+from rl.models.opening import load_base, shares_base
+from rl.models.saving import save_base
 from rl.models.unified import UnifiedVLM
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.plan.shapes import adapter_of

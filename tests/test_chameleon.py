@@ -17,8 +17,9 @@ from rl import load_fdm, load_idm
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM, image_token_name
 from rl.models.inputs import token_ids
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics
+from rl.models.saving import save_base
 from rl.models.vq import DecoderConfig, VQDecoder, latents_before_quantisation, nearest_codes, to_pixels, to_uint8
 
 

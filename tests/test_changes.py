@@ -19,7 +19,8 @@ from rl.evaluation.rollout_measures import measure
 from rl.models import changes
 from rl.models.changes import calibrated
 from rl.models.families.chameleon import ChameleonVLM
-from rl.models.opening import load_base, save_base, write_card
+from rl.models.opening import load_base
+from rl.models.saving import save_base, write_card
 from rl.running.files import read_json
 from rl.triplets import Candidate, Scored, Triplet
 from rl.worlds import load_split

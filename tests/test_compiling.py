@@ -15,7 +15,7 @@ from peft import LoraConfig
 from rl import RewindError, load_fdm, load_idm
 from rl.models import drafting
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import save_base
+from rl.models.saving import save_base
 from trainers.common.adapters import add_adapter, save_adapter
 
 WORDS = "move the red circle left"

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 from rl import RewindError, load_fdm, load_idm
 from rl.models.export import save_merged
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import save_base
+from rl.models.saving import save_base
 from trainers.common.adapters import add_adapter, save_adapter, save_whole
 
 ACTION = "move the red circle left"

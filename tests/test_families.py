@@ -18,8 +18,9 @@ from rl.models.export import save_merged
 from rl.models.families.emu3 import _layout as emu3_layout
 from rl.models.known import LINEAR_LAYERS
 from rl.models.noise import Noise, prompt_key
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from rl.models.sizes import PictureSize
 from rl.triplets import Scored, Triplet

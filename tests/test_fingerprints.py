@@ -20,7 +20,8 @@ from rl import RewindError, load_fdm, load_idm
 from rl.data.store import CandidateStore
 from rl.models.export import save_merged
 from rl.models.fingerprint import fingerprint
-from rl.models.opening import load_base, load_idm_beside, save_base, shares_base
+from rl.models.opening import load_base, load_idm_beside, shares_base
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.common.adapters import add_adapter, save_adapter

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import load_base, load_fdm, load_idm, save_base
+from rl.models.opening import load_base, load_fdm, load_idm
 from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
+from rl.models.saving import save_base
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
 from trainers.grpo.judge import load_judge

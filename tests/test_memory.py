@@ -21,8 +21,9 @@ from rl.models.distribution import TokenDistribution
 from rl.models.known import MAX_ROWS
 from rl.models.memory import Portions, in_parts, kv_bytes, rows_that_fit, sampling_cost, scoring_cost
 from rl.models.noise import Noise
-from rl.models.opening import load_fdm, load_idm, load_idm_beside, save_base
+from rl.models.opening import load_fdm, load_idm, load_idm_beside
 from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.saving import save_base
 from rl.models.streams import Stream
 from rl.models.unified import UnifiedVLM
 from rl.running.model_flags import add_model_flags, opening

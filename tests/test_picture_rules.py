@@ -197,7 +197,7 @@ def test_values_that_are_no_shades_are_refused(values: np.ndarray, sentence: str
 def test_of_several_frames_the_first_is_taken_and_that_is_said_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rl.pictures._said", set())
+    monkeypatch.setattr("rl.rgb._said", set())
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
     for name in ("a.gif", "a.png", "a.tif", "a.webp"):
         options = {"lossless": True} if name == "a.webp" else {}

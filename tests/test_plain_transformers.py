@@ -22,7 +22,8 @@ from transformers import (
 
 from rl.models.export import save_merged
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from trainers.common.adapters import add_adapter
 

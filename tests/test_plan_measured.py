@@ -20,8 +20,8 @@ from rl.models.drawing import sampled_pictures
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS
 from rl.models.noise import Noise
-from rl.models.opening import save_base
 from rl.models.roles import InverseDynamics
+from rl.models.saving import save_base
 from rl.triplets import Candidate, Triplet
 from trainers.bench.measure import peak_bytes
 from trainers.bench.mid import ACTIONS, mid_base, random_pictures

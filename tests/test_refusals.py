@@ -23,7 +23,7 @@ from transformers import set_seed
 from rl import load_fdm
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import save_base
+from rl.models.saving import save_base
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.recipe import train_best_of_n
 from trainers.common import refusals

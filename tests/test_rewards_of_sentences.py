@@ -23,8 +23,8 @@ from rl.data.sentence_store import SentenceStore
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import save_base
 from rl.models.roles import ForwardDynamics
+from rl.models.saving import save_base
 from rl.sentences import Sentence
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.arguments import parse

@@ -18,8 +18,8 @@ from rl import load_fdm, load_idm
 from rl.errors import RewindError
 from rl.models.export import save_merged
 from rl.models.known import LINEAR_LAYERS
-from rl.models.opening import save_base
 from rl.models.run_role import role_of
+from rl.models.saving import save_base
 from trainers.common.adapters import add_adapter, save_adapter
 
 

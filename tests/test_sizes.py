@@ -19,8 +19,9 @@ from rl.data.importance import Importance
 from rl.data.store import CandidateStore
 from rl.evaluation.benchmark import compare
 from rl.evaluation.rollout_measures import measure
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
 from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from rl.models.sizes import PictureSize, best_shape
 from rl.pictures import to_array

@@ -28,7 +28,8 @@ from rl.data.shards import Shards
 from rl.data.token_cache import TokenCache
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.inputs import token_ids
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from rl.pictures import PictureFile, Views
 from rl.triplets import Triplet

@@ -14,7 +14,8 @@ from test_scripts import start
 
 from rewards import load_rewards
 from rl import RewindError, load_fdm, load_idm
-from rl.models.opening import load_idm_beside, save_base
+from rl.models.opening import load_idm_beside
+from rl.models.saving import save_base
 from rl.triplets import Triplet
 from trainers.sft.arguments import FDMArguments, IDMArguments, LoraModelConfig, RoleConfig
 from trainers.sft.recipe import train_role

@@ -21,8 +21,9 @@ from transformers import set_seed
 from rl import RewindError, load_fdm, load_idm
 from rl.data.triplet_files import write_triplets
 from rl.models.fingerprint import fingerprint
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
 from rl.models.run_role import role_of
+from rl.models.saving import save_base
 from rl.models.settings import Settings
 from rl.triplets import Triplet
 from trainers.common.adapters import save_whole

@@ -24,7 +24,8 @@ from rl.models.families.chameleon import ChameleonVLM
 from rl.models.families.meta_chameleon import MetaCheckpoint, is_meta
 from rl.models.families.vqgan_files import check_encoder, decoder_of, vq_weights, write_decoder
 from rl.models.hub import META_FILES, folder_of
-from rl.models.opening import load_base, save_base, write_card
+from rl.models.opening import load_base
+from rl.models.saving import save_base, write_card
 from rl.models.settings import Settings
 from rl.models.shards import write_shards
 from rl.models.sizes import PictureSize

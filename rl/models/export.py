@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.models.opening import save_base
+from rl.models.saving import save_base
 from rl.models.unified import UnifiedVLM
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from rl.checks import check_whole
 from rl.errors import RewindError
 from rl.models.adapters import base_told
 from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
-from rl.models.cards import check_same_kind, learned, take
+from rl.models.cards import check_same_kind, take
 from rl.models.compiling import compiled_step
 from rl.models.families import meta_chameleon
 from rl.models.families.table import family_of, of_no_family
@@ -32,20 +31,6 @@ from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
 RoleT = TypeVar("RoleT", ForwardDynamics, InverseDynamics)
-
-
-def save_base(vlm: UnifiedVLM, folder: Path, card: dict[str, Any], max_shard_size: int | str = "50GB") -> None:
-    """Write a base folder; `card` goes into `rewind.json` beside the family and the words it has read."""
-    vlm.save(folder, max_shard_size)
-    words = sorted(vlm.known_words) if vlm.known_words is not None else None
-    told = {"family": vlm.family, "image_size": vlm.image_size, **card, "known_words": words}
-    told |= {"template": asdict(vlm.template)} if vlm.template != type(vlm).template else {}
-    write_card(folder, told | learned(vlm))
-
-
-def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write `rewind.json`: family, picture size, where the base comes from, the words it has read."""
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: str | Path | None = None) -> UnifiedVLM:

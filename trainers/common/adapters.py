@@ -16,8 +16,8 @@ from rl.models.adapters import DIGESTS_FILE, quiet_peft, told_of_base
 from rl.models.bases import lasting_name
 from rl.models.cards import learned
 from rl.models.known import CARD_FILE, WHOLE
-from rl.models.opening import save_base
 from rl.models.roles import FDM_ADAPTER, Role
+from rl.models.saving import save_base
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json, whole_folder
 from rl.running.seals import seal

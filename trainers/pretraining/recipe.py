@@ -16,7 +16,8 @@ from rl.errors import RewindError
 from rl.models.families.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
 from rl.models.families.liquid_small import new_liquid
 from rl.models.families.vqgan import VQGANBackbone
-from rl.models.opening import load_base, save_base
+from rl.models.opening import load_base
+from rl.models.saving import save_base
 from rl.models.text_tokenizer import CHAMELEON, GEMMA, SPECIAL_TOKENS, train_text_tokenizer
 from rl.models.unified import UnifiedVLM
 from rl.running.command_line import plain
