@@ -15,6 +15,7 @@ from PIL import Image
 from rl.data.formats.tables import TableRows
 from rl.data.frames import pool_from_frames
 from rl.data.store import CandidateStore, picture_key
+from rl.data.stored_groups import picture_file
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.pictures import EncodedPicture, PictureFile, load_image, to_array, to_image
@@ -114,7 +115,7 @@ def through_a_table(path: Path) -> np.ndarray:
 
 def through_a_store(path: Path) -> np.ndarray:
     store = CandidateStore(path.parent / "store")
-    return np.asarray(load_image(store._picture_file(store._keep(Image.open(path)))))
+    return np.asarray(load_image(picture_file(store.folder, store._keep(Image.open(path)))))
 
 
 def through_a_sheet(path: Path) -> np.ndarray:
