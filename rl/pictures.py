@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rl.errors import RewindError
 from rl.paths import as_written, expanded, is_file
@@ -242,7 +242,8 @@ def _opened(path: Path | str, content: io.BytesIO | None = None) -> Iterator[Ima
     except RewindError as error:
         raise RewindError(f"{path}: {error}") from error
     except _UNREADABLE as error:
-        told = str(error) if content is None else "no image file, or not a whole one"  # not the address of a buffer
+        buffer = content is not None and isinstance(error, UnidentifiedImageError)  # it would tell an address in memory
+        told = "it is no image file" if buffer else str(error)
         raise RewindError(f"{path} cannot be read as an image ({told}): replace or remove it") from error
 
 

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from rl.data.formats.tables import TableRows
 from rl.data.frames import pool_from_frames
 from rl.data.store import CandidateStore, picture_key
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
-from rl.pictures import PictureFile, load_image, to_array, to_image
+from rl.pictures import EncodedPicture, PictureFile, load_image, to_array, to_image
 from rl.report.grids import sheet
 from rl.triplets import Triplet
 
@@ -100,6 +102,16 @@ def through_triplets(path: Path) -> np.ndarray:
     return to_array(read_triplets(path.parent / "t.json")[0].source, SIDE)
 
 
+def through_bytes(path: Path) -> np.ndarray:
+    return np.asarray(EncodedPicture(path.read_bytes(), path.name))
+
+
+def through_a_table(path: Path) -> np.ndarray:
+    cells = pa.chunked_array([[{"bytes": path.read_bytes(), "path": None}]])
+    rows = TableRows(pa.table({"input": cells}), {}, "t")
+    return np.asarray(rows[0]["input"])
+
+
 def through_a_store(path: Path) -> np.ndarray:
     store = CandidateStore(path.parent / "store")
     return np.asarray(load_image(store._picture_file(store._keep(Image.open(path)))))
@@ -120,6 +132,8 @@ DOORS: dict[str, Callable[[Path], np.ndarray]] = {
     "written": lambda path: np.asarray(
         read_triplets(write_triplets([Triplet(Image.open(path), "x")], path.parent / "written"))[0].source
     ),
+    "bytes": through_bytes,
+    "table": through_a_table,
     "store": through_a_store,
     "sheet": through_a_sheet,
 }
@@ -200,6 +214,8 @@ def test_of_several_frames_the_first_is_taken_and_that_is_said_once(
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (64, 64)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # PIL refuses twice as many
+    with pytest.raises(RewindError, match="bomb cannot be read as an image"):
+        np.asarray(EncodedPicture((tmp_path / "bomb.png").read_bytes(), "bomb"))
     for look in (load_image, PictureFile.of):
         with pytest.raises(RewindError, match=r"bomb.png cannot be read as an image \(Image size \(4096 pixels\)"):
             look(tmp_path / "bomb.png")
