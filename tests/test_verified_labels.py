@@ -142,6 +142,16 @@ def test_calibration_of_one_sentence_needs_no_samples() -> None:
         calibrate(groups[:19], [same_words("yes")] * 19, 1)
 
 
+def test_evidence_that_seems_to_speak_against_a_label_counts_for_nothing() -> None:
+    rng = np.random.default_rng(0)
+    logprobs, hits = rng.normal(-2, 2, 300), rng.random(300) < 0.5
+    groups = [[Proposal("yes", float(x), 8, -50.0 - 5.0 * hit)] for x, hit in zip(logprobs, hits, strict=True)]
+    found = calibrate(groups, [same_words("yes" if hit else "no") for hit in hits], 8)
+    slopes = dict(zip(("idm", "fdm", "share", "margin"), found.slopes, strict=True))
+    assert slopes["fdm"] == 0.0
+    assert min(slopes.values()) >= 0
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_labels_that_are_all_right_or_all_wrong_calibrate_too(right: bool) -> None:
     groups = [[Proposal("yes", -float(n))] for n in range(30)]

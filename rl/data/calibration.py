@@ -150,17 +150,24 @@ def _chosen(sentences: Sequence[Proposal], num_samples: int, weight: float) -> C
 
 
 def _logistic(rows: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Centres, scales, slopes and offset of the probability of a hit; slopes have a prior of width 1."""
+    """Centres, scales, slopes and offset of the probability of a hit.
+
+    Slopes have a prior of width 1 and are not negative: all evidence speaks for a label; what seems to speak against it
+    is chance, or how hard its pictures are.
+    """
     centres, spread = rows.mean(0), rows.std(0)
     scales = np.where(spread > 1e-9, spread, 1.0)
-    scaled = np.c_[(rows - centres) / scales, np.ones(len(rows))]
-    prior = np.r_[np.ones(rows.shape[1]), 1e-3]
-    slopes = np.zeros(scaled.shape[1])
-    for _ in range(50):
-        expected = _sigmoid(scaled @ slopes)
-        gradient = scaled.T @ (hits - expected) - prior * slopes
-        curvature = (scaled * (expected * (1 - expected))[:, None]).T @ scaled + np.diag(prior)
-        slopes += _bounded(np.linalg.solve(curvature, gradient))
+    every = np.c_[(rows - centres) / scales, np.ones(len(rows))]
+    slopes, used = np.full(every.shape[1], -1.0), np.ones(every.shape[1], bool)
+    while (slopes[:-1] < 0).any():
+        scaled, slopes = every[:, used], np.zeros(every.shape[1])
+        prior = np.r_[np.ones(used.sum() - 1), 1e-3]
+        for _ in range(50):
+            expected = _sigmoid(scaled @ slopes[used])
+            gradient = scaled.T @ (hits - expected) - prior * slopes[used]
+            curvature = (scaled * (expected * (1 - expected))[:, None]).T @ scaled + np.diag(prior)
+            slopes[used] += _bounded(np.linalg.solve(curvature, gradient))
+        used[:-1] &= slopes[:-1] >= 0
     return centres, scales, slopes[:-1], float(slopes[-1])
 
 
