@@ -22,6 +22,9 @@ from rl.models.tokenizer_key import tokenizer_key
 from rl.models.vq import codes_of
 from rl.pictures import PictureLike, Views, size_of, to_array, views_of
 
+PIXELS_AT_ONCE = 256
+"""Pictures whose pixels are held at once: 200 MiB at 512x512."""
+
 
 class KnownCodes(Protocol):
     """Where codes are kept that were computed before (`rl.data.token_cache.TokenCache`)."""
@@ -176,10 +179,11 @@ class PictureTokens(ABC):
             known = self.cache.known(images, lambda number: grids[number] or self.grid_of(images[number]))
             found = [None if codes is None else (codes, None) for codes in known]
         left = [number for number, one in enumerate(found) if one is None]
-        arrays = [self.to_array(images[number], grids[number]) for number in left]
-        if arrays:
+        for start in range(0, len(left), PIXELS_AT_ONCE):
+            part = left[start : start + PIXELS_AT_ONCE]
+            arrays = [self.to_array(images[number], grids[number]) for number in part]
             with self._lock:
-                for number, one in zip(left, self._remembered(arrays, batch_size, with_features), strict=True):
+                for number, one in zip(part, self._remembered(arrays, batch_size, with_features), strict=True):
                     found[number] = one
         return [one for one in found if one is not None]
 

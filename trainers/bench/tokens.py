@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
@@ -55,10 +56,14 @@ class Numbered(Sequence[Triplet]):
 def ours(size: Size) -> dict[str, Any]:
     """SFT of the forward role with token weights from a full cache, without the model: what its data take."""
     with tempfile.TemporaryDirectory() as folder:
-        vlm, triplets, cache = _filled(Path(folder), size)
-        on_disk = sum(file.stat().st_size for file in cache.folder.rglob("*.arrow"))
+        filling = get_context("spawn").Process(target=_fill, args=(Path(folder), size))  # leaves nothing in memory here
+        filling.start()
+        filling.join()
+        vlm, tokens = mid_base(size), Path(folder) / "tokens"
+        triplets = Numbered(Path(folder), size["triplets"], int(vlm.image_size))
+        on_disk = sum(file.stat().st_size for file in tokens.rglob("*.arrow"))
         before, begun = anonymous_bytes(), time.perf_counter()
-        cache = TokenCache(cache.folder, vlm)
+        cache = TokenCache(tokens, vlm)
         rows = role_rows(vlm, "fdm", triplets, Importance(), cache=cache)
         start = time.perf_counter() - begun
         collate, order = SpanCollator(vlm.layout.pad), np.random.default_rng(0).permutation(len(rows))
@@ -103,7 +108,7 @@ def _encode(vlm: ChameleonVLM, triplets: Sequence[Triplet]) -> None:
         encode_missing(vlm, TokenCache(Path(folder) / "tokens", vlm), triplets, distances=True)
 
 
-def _filled(folder: Path, size: Size) -> tuple[ChameleonVLM, Numbered, TokenCache]:
+def _fill(folder: Path, size: Size) -> None:
     """A cache of codes that nobody has encoded, for files that are no pictures: who looks at one fails."""
     vlm = mid_base(size)
     triplets, cache = Numbered(folder, size["triplets"], int(vlm.image_size)), TokenCache(folder / "tokens", vlm)
@@ -117,7 +122,6 @@ def _filled(folder: Path, size: Size) -> tuple[ChameleonVLM, Numbered, TokenCach
         cache.append(keys, [Codes(rng.choice(ids, grid.codes), grid) for _ in keys])
         apart = [rng.random(grid.codes, dtype=np.float32) for _ in pairs]
         cache.append_distances([pair.key or b"" for pair in pairs], apart)
-    return vlm, triplets, cache
 
 
 def _blocks(triplets: Numbered) -> Iterator[list[Triplet]]:
