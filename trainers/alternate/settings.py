@@ -128,9 +128,10 @@ class Settings:
         return self.seed * 1000 + number
 
     def _flags(self, training: bool) -> list[str]:
-        """How models are opened and files read; a trainer's launcher decides on devices."""
-        here = {name: value for name, value in self.opening.items() if not (training and "device" in name)}
-        return [word for name, value in here.items() for word in (f"--{name}", _text(value))]
+        """How models are opened and files read; a trainer's launcher decides on devices, and trainers compile nothing."""
+        here = {k: v for k, v in self.opening.items() if not (training and (k == "compile" or "device" in k))}
+        words = [(f"--{name}",) if value is True else (f"--{name}", _text(value)) for name, value in here.items()]
+        return [word for pair in words for word in pair]
 
 
 def _image_root(file: Path) -> list[Any]:
