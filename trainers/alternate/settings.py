@@ -130,8 +130,7 @@ class Settings:
     def _flags(self, training: bool) -> list[str]:
         """How models are opened and files read; a trainer's launcher decides on devices, and trainers compile nothing."""
         here = {k: v for k, v in self.opening.items() if not (training and (k == "compile" or "device" in k))}
-        words = [(f"--{name}",) if value is True else (f"--{name}", _text(value)) for name, value in here.items()]
-        return [word for pair in words for word in pair]
+        return [word for k, v in here.items() for word in ([f"--{k}"] if v is True else [f"--{k}", _text(v)])]
 
 
 def _image_root(file: Path) -> list[Any]:
