@@ -128,7 +128,7 @@ class Settings:
         return self.seed * 1000 + number
 
     def _flags(self, training: bool) -> list[str]:
-        """How models are opened and files read; a trainer's launcher decides on devices, and trainers compile nothing."""
+        """How models are opened; a trainer's launcher decides on devices, and trainers compile nothing."""
         here = {k: v for k, v in self.opening.items() if not (training and (k == "compile" or "device" in k))}
         return [word for k, v in here.items() for word in ([f"--{k}"] if v is True else [f"--{k}", _text(v)])]
 
