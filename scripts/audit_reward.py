@@ -226,7 +226,7 @@ def _premise(fdm: Any, idm: Any, triplets: Sequence[Triplet], rewards: Sequence[
     """Whether the inverse model knows more than the forward model, and whether the reward can tell its candidates."""
     import numpy as np
 
-    from rl.data.labelling import name_pairs
+    from rl.data.labels.labelling import name_pairs
     from rl.evaluation.premise import premise
     from trainers.common.candidates import scored_groups
     from trainers.rerank.fitting import likeness_of

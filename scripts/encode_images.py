@@ -37,8 +37,8 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from rl import load_fdm, load_idm
-    from rl.data.encoding import Counts, encode_missing
-    from rl.data.token_cache import TokenCache
+    from rl.data.tokens.cache import TokenCache
+    from rl.data.tokens.encoding import Counts, encode_missing
     from rl.data.triplet_files import read_triplets
     from rl.models.run_role import role_of
     from trainers.rerank.recipe import shard_of, take_own_gpu

@@ -137,8 +137,8 @@ def main() -> None:
 
 def _on_triplets(arguments: argparse.Namespace) -> None:
     from rl import load_fdm
-    from rl.data.encoding import read_from
     from rl.data.left_out import LeftOut, list_left_out
+    from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
     from rl.evaluation.benchmark import add_rewards, compare
     from rl.models.opening import load_idm_beside

@@ -47,8 +47,8 @@ def main() -> None:
     from rewards import load_rewards, scorers
     from rewards.table import weight_of
     from rl import RewindError, load_fdm
+    from rl.data.candidates.store import CandidateStore, scorer_key
     from rl.data.left_out import LeftOut, for_resume, list_left_out
-    from rl.data.store import CandidateStore, scorer_key
     from rl.data.triplet_files import read_triplets
     from rl.models.bases import adapter_folder
     from rl.models.opening import load_idm_beside

@@ -22,8 +22,8 @@ from rl.running.data_flags import add_cache_flag, add_data_flags, reading
 from rl.running.model_flags import add_model_flags, opening
 
 if TYPE_CHECKING:
-    from rl.data.calibration import Calibration
-    from rl.data.label_shards import Shards
+    from rl.data.labels.calibration import Calibration
+    from rl.data.labels.shards import Shards
     from rl.data.left_out import LeftOut
     from rl.triplets import Triplet
 
@@ -66,11 +66,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from rl import RewindError, load_fdm, load_idm
-    from rl.data.calibration import LEAST
-    from rl.data.encoding import read_from
-    from rl.data.label_shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
-    from rl.data.labelling import Naming, propose
+    from rl.data.labels.calibration import LEAST
+    from rl.data.labels.labelling import Naming, propose
+    from rl.data.labels.shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
     from rl.data.left_out import for_resume, list_left_out
+    from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
     from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.opening import load_idm_beside
@@ -131,8 +131,8 @@ def _chunks(rows: Sequence[Triplet], a: argparse.Namespace) -> int:
 
 def _calibrated(a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet], idm: Any) -> Calibration | None:
     """What labelled triplets say of the labels, printed and written; None without any."""
-    from rl.data.calibration import calibrate, same_words
-    from rl.data.label_shards import CHECKED_FILE
+    from rl.data.labels.calibration import calibrate, same_words
+    from rl.data.labels.shards import CHECKED_FILE
     from rl.running.files import write_whole
 
     if not checked:
@@ -160,8 +160,8 @@ def _write(
     from collections import Counter
 
     from rl import RewindError
-    from rl.data.label_shards import WORDS_FILE
-    from rl.data.labelling import choose, named
+    from rl.data.labels.labelling import choose, named
+    from rl.data.labels.shards import WORDS_FILE
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole

@@ -33,7 +33,7 @@ def main() -> None:
     import numpy as np
 
     from rl.data.triplet_files import write_triplets
-    from rl.data.video_files import write_video
+    from rl.data.video.video_files import write_video
     from rl.errors import RewindError
     from rl.evaluation.action_chains import sample_chains
     from rl.evaluation.oracle import sample_tasks

@@ -52,10 +52,10 @@ def main() -> None:
     from tqdm.auto import tqdm
 
     from rl import RewindError
-    from rl.data.clips import PAIRS_FILE, Miner, classes_of, mine_clips, write_pairs
     from rl.data.frames import find_media
-    from rl.data.keyframes import Mining
     from rl.data.left_out import LeftOut, list_left_out
+    from rl.data.video.clips import PAIRS_FILE, Miner, classes_of, mine_clips, write_pairs
+    from rl.data.video.keyframes import Mining
     from rl.running.run_folder import claim
 
     if arguments.image_size < 16:
@@ -102,7 +102,7 @@ def main() -> None:
 
 def write_sheet(output: Path, shown: list[tuple[int, dict[str, Any]]]) -> None:
     """The first key frames of some clips, to look at."""
-    from rl.data.clips import picture_name
+    from rl.data.video.clips import picture_name
     from rl.pictures import Picture, load_image
     from rl.report.grids import sheet
 

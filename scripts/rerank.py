@@ -65,9 +65,9 @@ def main() -> None:
     from rewards.mix import default_rewards, resolve
     from rl import RewindError, Triplet, load_fdm, rerank
     from rl.api import check_normalise
-    from rl.data.encoding import read_from
+    from rl.data.candidates.store import CandidateStore, scorer_key
     from rl.data.left_out import LeftOut, for_resume, list_left_out
-    from rl.data.store import CandidateStore, scorer_key
+    from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
     from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.inputs import check_actions

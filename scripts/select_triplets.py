@@ -59,10 +59,10 @@ def main() -> None:
     a = parse_with_config(parser())
     from rl.data.formats.names import parse_columns
     from rl.data.formats.table import Options
+    from rl.data.labels.selection_rules import Rules
+    from rl.data.labels.streamed_selection import select_entries, sorted_any
     from rl.data.left_out import check, list_left_out
-    from rl.data.selection_rules import Rules
     from rl.data.some_entries import streamed
-    from rl.data.streamed_selection import select_entries, sorted_any
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
     from rl.running.run_folder import claim

@@ -23,7 +23,7 @@ from rewards.idm_token_f1 import IDMTokenF1
 from rl import RewindError, load_fdm, load_idm, rerank
 from rl.actions import ActionBins, vector_of
 from rl.data.action_vectors import ranges_of
-from rl.data.labelling import label_pairs
+from rl.data.labels.labelling import label_pairs
 from rl.data.left_out import LeftOut
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.evaluation.benchmark import compare

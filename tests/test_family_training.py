@@ -12,7 +12,7 @@ from opened_families import opened, trainable
 from test_families import ACTION, settings, triplets
 
 from rewards import Reward
-from rl.data.labelling import labelled, name_pairs
+from rl.data.labels.labelling import labelled, name_pairs
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.candidates import scored_groups

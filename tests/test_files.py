@@ -13,7 +13,7 @@ from PIL import Image
 from rl.data.frames import find_media, pool_from_frames, read_captions, read_texts, video_frames
 from rl.data.pools import pool_from_world
 from rl.data.triplet_files import read_triplets, write_triplets
-from rl.data.video_files import write_video
+from rl.data.video.video_files import write_video
 from rl.errors import RewindError
 from rl.pictures import PictureFile
 from rl.triplets import Triplet, columns_of

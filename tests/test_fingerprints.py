@@ -17,7 +17,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from rl import RewindError, load_fdm, load_idm
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 from rl.models.export import save_merged
 from rl.models.fingerprint import fingerprint
 from rl.models.opening import load_base, load_idm_beside, shares_base

@@ -17,7 +17,7 @@ from PIL import Image
 
 from rl.data.left_out import LeftOut
 from rl.data.triplet_files import read_triplets
-from rl.data.video_files import write_video
+from rl.data.video.video_files import write_video
 from rl.errors import RewindError
 from rl.pictures import Views
 from rl.triplets import Triplet

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from rewards import Batch, Reward, load_rewards, score
 from rl import rerank
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM

@@ -22,7 +22,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
 
 from rewards import Reward, load_rewards
-from rl.data.sentence_store import SentenceStore
+from rl.data.candidates.sentence_store import SentenceStore
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM

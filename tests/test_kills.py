@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL: list[Any] = ["--per_device_train_batch_size", 4, "--save_steps", 1, "--logging_steps", 1]

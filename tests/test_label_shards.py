@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from test_scripts import start, succeed
 
-from rl.data.label_shards import WORDS_FILE, Shards
-from rl.data.labelling import Proposal
+from rl.data.labels.labelling import Proposal
+from rl.data.labels.shards import WORDS_FILE, Shards
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.running.run_folder import claim

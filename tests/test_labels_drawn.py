@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import rl.models.drawing
-from rl.data.labelling import name_pairs
+from rl.data.labels.labelling import name_pairs
 from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import InverseDynamics

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from rl.data.chains import chains
-from rl.data.keyframes import Mining, flow_magnitudes
-from rl.data.labelling import label_pairs, labelled
-from rl.data.mining import mine
-from rl.data.selection import select_stratified
+from rl.data.labels.labelling import label_pairs, labelled
+from rl.data.labels.selection import select_stratified
 from rl.data.triplet_files import read_triplets, write_triplets
-from rl.data.video_files import write_video
+from rl.data.video.keyframes import Mining, flow_magnitudes
+from rl.data.video.mining import mine
+from rl.data.video.video_files import write_video
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import InverseDynamics

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl.data.clips import Miner, classes_of, mine_clips
-from rl.data.keyframes import Mining
 from rl.data.triplet_files import read_triplets
-from rl.data.video_files import write_video
+from rl.data.video.clips import Miner, classes_of, mine_clips
+from rl.data.video.keyframes import Mining
+from rl.data.video.video_files import write_video
 from rl.errors import RewindError
 from rl.worlds.tabletop import Tabletop
 
 ROOT = Path(__file__).parent.parent
 KILLED = """
 import os, runpy, signal, sys
-import rl.data.clips as clips
+import rl.data.video.clips as clips
 write, seen = clips.to_image, []
 def to_image(picture):
     seen.append(picture)

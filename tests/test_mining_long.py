@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import rl.data.mining
-from rl.data.keyframes import Mining, MotionMeter, Step, find_cuts
-from rl.data.mining import MinedPair, mine, mined
-from rl.data.video_files import timed_frames, write_video
+import rl.data.video.mining
+from rl.data.video.keyframes import Mining, MotionMeter, Step, find_cuts
+from rl.data.video.mining import MinedPair, mine, mined
+from rl.data.video.video_files import timed_frames, write_video
 from rl.errors import RewindError
 from rl.worlds.tabletop import Tabletop
 
@@ -51,8 +51,8 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(path)
         return timed_frames(path)
 
-    monkeypatch.setattr(rl.data.mining, "timed_frames", counted)
-    monkeypatch.setattr(rl.data.mining, "frames_of", lambda path: (frame for _, frame in counted(path)))
+    monkeypatch.setattr(rl.data.video.mining, "timed_frames", counted)
+    monkeypatch.setattr(rl.data.video.mining, "frames_of", lambda path: (frame for _, frame in counted(path)))
     return seen
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from rl import rerank, rollout
-from rl.data.store import CandidateStore, picture_key
+from rl.data.candidates.store import CandidateStore, picture_key
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM

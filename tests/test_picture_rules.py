@@ -12,10 +12,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from rl.data.candidates.store import CandidateStore, picture_key
+from rl.data.candidates.stored_groups import picture_file
 from rl.data.formats.tables import TableRows
 from rl.data.frames import pool_from_frames
-from rl.data.store import CandidateStore, picture_key
-from rl.data.stored_groups import picture_file
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.pictures import EncodedPicture, PictureFile, load_image, to_array, to_image

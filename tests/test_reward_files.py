@@ -18,7 +18,7 @@ from test_grpo import low_tokens, trainer, triplets
 
 from rewards import Batch, Reward, load_rewards, score, scorers
 from rl import rerank
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM

@@ -19,7 +19,7 @@ from rewards.fdm_likelihood import FDMLikelihood
 from rewards.fdm_margin import FDMMargin
 from rewards.sentences import SentenceBatch
 from rl import load_fdm, load_idm
-from rl.data.sentence_store import SentenceStore
+from rl.data.candidates.sentence_store import SentenceStore
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))

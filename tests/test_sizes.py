@@ -15,8 +15,8 @@ from rewards import Batch, Reward
 from rewards.target_distance import TargetDistance
 from rl import RewindError, rerank
 from rl.codes import Codes, Grid
+from rl.data.candidates.store import CandidateStore
 from rl.data.importance import Importance
-from rl.data.store import CandidateStore
 from rl.evaluation.benchmark import compare
 from rl.evaluation.rollout_measures import measure
 from rl.models.opening import load_base

@@ -15,7 +15,7 @@ from datasets import load_dataset
 from PIL import Image
 
 from rewards import Reward, load_rewards, scorers
-from rl.data.store import SCHEMA, CandidateStore, Group, candidate_key, picture_key, store_of
+from rl.data.candidates.store import SCHEMA, CandidateStore, Group, candidate_key, picture_key, store_of
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics

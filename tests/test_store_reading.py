@@ -10,11 +10,11 @@ import pytest
 from conftest import make_tiny
 
 from rewards import Reward
-from rl.data import store as store_module
-from rl.data.encoding import encode_missing
-from rl.data.store import CandidateStore, candidate_key
-from rl.data.stored import KnownScores, Parts
-from rl.data.token_cache import TokenCache
+from rl.data.candidates import store as store_module
+from rl.data.candidates.store import CandidateStore, candidate_key
+from rl.data.candidates.stored import KnownScores, Parts
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import encode_missing
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet

@@ -16,12 +16,12 @@ from PIL import Image
 from test_scripts import start
 
 import rl.data.entry_stream
-import rl.data.streamed_selection as streamed
+import rl.data.labels.streamed_selection as streamed
 from rl.data.entries import read_entries
 from rl.data.entry_stream import entries_of
-from rl.data.near import Seen, picture_hash
-from rl.data.selection_rules import Rules
-from rl.data.streamed_selection import Selection, select_entries
+from rl.data.labels.near import Seen, picture_hash
+from rl.data.labels.selection_rules import Rules
+from rl.data.labels.streamed_selection import Selection, select_entries
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.triplets import Triplet

@@ -21,11 +21,11 @@ from opened_families import shelf
 from PIL import Image
 
 from rl import RewindError
-from rl.data import encoding
-from rl.data.encoding import encode_missing
 from rl.data.importance import Importance, feature_distances
-from rl.data.shards import Shards
-from rl.data.token_cache import TokenCache
+from rl.data.tokens import encoding
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import encode_missing
+from rl.data.tokens.shards import Shards
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.inputs import token_ids
 from rl.models.opening import load_base

@@ -14,7 +14,7 @@ from test_grpo import RESUMED, low_tokens, whole_and_cut
 from transformers import set_seed
 
 from rewards import Reward, load_rewards
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 from rl.errors import RewindError
 from rl.evaluation.action_chains import sample_chains
 from rl.models.distribution import TokenDistribution

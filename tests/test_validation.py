@@ -19,8 +19,8 @@ from test_sft import triplets
 from transformers import TrainerCallback, set_seed
 
 from rl import load_fdm, load_idm
+from rl.data.candidates.store import store_of
 from rl.data.importance import Importance
-from rl.data.store import store_of
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS
 from rl.models.roles import ForwardDynamics, InverseDynamics, Role

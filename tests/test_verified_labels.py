@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_scripts import start
 
-from rl.data.calibration import LEAST, calibrate, evidence, fit_weight, same_words
-from rl.data.labelling import Choice, Naming, Proposal, choose, label_pairs, name_pairs, propose
+from rl.data.labels.calibration import LEAST, calibrate, evidence, fit_weight, same_words
+from rl.data.labels.labelling import Choice, Naming, Proposal, choose, label_pairs, name_pairs, propose
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from rl.data.keyframes import Mining
-from rl.data.mining import MinedPair, mined
-from rl.data.video_files import frame_rate, frames_of, timed_frames, write_video
+from rl.data.video.keyframes import Mining
+from rl.data.video.mining import MinedPair, mined
+from rl.data.video.video_files import frame_rate, frames_of, timed_frames, write_video
 from rl.errors import RewindError
 
 
@@ -144,7 +144,9 @@ def test_pairs_before_a_fault_are_kept(tmp_path: Path) -> None:
 
 def test_a_size_that_changes_is_a_fault_that_names_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [*film(20), *film(3, 64, 64)]
-    monkeypatch.setattr("rl.data.mining.timed_frames", lambda path: ((t / 8, image) for t, image in enumerate(images)))
+    monkeypatch.setattr(
+        "rl.data.video.mining.timed_frames", lambda path: ((t / 8, image) for t, image in enumerate(images))
+    )
     found, fault = pairs_and_fault(tmp_path / "x.mkv")
     assert found
     assert fault == f"{tmp_path / 'x.mkv'}, frame 20: a video's frames must all have one size"

@@ -19,7 +19,7 @@ from rewards import Reward
 from rewards.target_distance import MEASURES, TargetDistance
 from rl import RewindError, rerank
 from rl.codes import Grid
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.evaluation.benchmark import compare
 from rl.evaluation.rollout_measures import measure

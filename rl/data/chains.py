@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from rl.data.store import picture_key
+from rl.data.candidates.store import picture_key
 from rl.data.triplet_table import joined
 from rl.errors import RewindError
 from rl.triplets import Triplet

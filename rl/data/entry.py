@@ -14,7 +14,7 @@ from PIL import Image
 from rl.actions import action_text, is_vector
 from rl.data.entries import NoEntry
 from rl.data.places import located
-from rl.data.video_frames import VideoFrame
+from rl.data.video.video_frames import VideoFrame
 from rl.pictures import EncodedPicture, Picture, PictureFile, Views
 from rl.stored import StoredPicture
 from rl.triplets import Triplet

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rl.data.pools import PretrainingPool
-from rl.data.video_files import frame_rate, frames_of
+from rl.data.video.video_files import frame_rate, frames_of
 from rl.errors import RewindError
 from rl.paths import as_written, expanded
 from rl.pictures import load_image, to_array

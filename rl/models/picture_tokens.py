@@ -27,7 +27,7 @@ PIXELS_AT_ONCE = 256
 
 
 class KnownCodes(Protocol):
-    """Where codes are kept that were computed before (`rl.data.token_cache.TokenCache`)."""
+    """Where codes are kept that were computed before (`rl.data.tokens.cache.TokenCache`)."""
 
     def known(self, pictures: Sequence[PictureLike], grid_of: Callable[[int], Grid]) -> list[Codes | None]:
         """The codes of each picture, in the grid that its number is to have; None where they are not known."""

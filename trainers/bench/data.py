@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.keyframes import Mining
-from rl.data.mining import mine
-from rl.data.selection import select_stratified
-from rl.data.video_files import frames_of, write_video
+from rl.data.labels.selection import select_stratified
+from rl.data.video.keyframes import Mining
+from rl.data.video.mining import mine
+from rl.data.video.video_files import frames_of, write_video
 from trainers.bench.measure import Size, seconds
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from rewards import Reward
-from rl.data.encoding import encode_missing
-from rl.data.store import ROWS, CandidateStore
-from rl.data.token_cache import TokenCache
+from rl.data.candidates.store import ROWS, CandidateStore
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import encode_missing
 from rl.models.families.chameleon import ChameleonVLM
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.bench.measure import Size

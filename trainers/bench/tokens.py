@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from rl.codes import Codes
-from rl.data.encoding import BATCH, BLOCK, encode_missing, grids_of, pairs_of
 from rl.data.importance import Importance
-from rl.data.token_cache import TokenCache
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import BATCH, BLOCK, encode_missing, grids_of, pairs_of
 from rl.models.families.chameleon import ChameleonVLM
 from rl.pictures import PictureFile
 from rl.triplets import Triplet

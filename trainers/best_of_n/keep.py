@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from datasets import Dataset
 
-from rl.data.token_cache import TokenCache
+from rl.data.tokens.cache import TokenCache
 from rl.errors import RewindError
 from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rewards import Batch, Reward, score, scorers
+from rl.data.candidates.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.data.columns import columns_text
-from rl.data.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.errors import RewindError
 from rl.models.attention import chunks
 from rl.models.roles import ForwardDynamics

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from rl.data.encoding import encode_missing
-from rl.data.token_cache import TokenCache
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import encode_missing
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Triplet
 from trainers.common.sharding import on_main, tell

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from rewards.sentences import SentenceBatch
-from rl.data.sentence_store import SentenceStore
+from rl.data.candidates.sentence_store import SentenceStore
 from rl.models.distribution import TokenDistribution
 from rl.models.inputs import token_ids
 from rl.models.noise import Noise

@@ -12,10 +12,10 @@ from trl import GRPOConfig
 
 from rewards import scorers
 from rewards.loading import check_role_of_rewards
+from rl.data.candidates.sentence_store import SentenceStore
+from rl.data.candidates.store import CandidateStore, scorer_key
 from rl.data.chains import chains
 from rl.data.left_out import LeftOut
-from rl.data.sentence_store import SentenceStore
-from rl.data.store import CandidateStore, scorer_key
 from rl.errors import RewindError
 from rl.models.roles import InverseDynamics, Role
 from rl.triplets import Triplet

@@ -24,9 +24,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rewards import Reward
 from rewards.loading import TABLES
+from rl.data.candidates.sentence_store import SentenceStore
+from rl.data.candidates.store import CandidateStore
 from rl.data.chains import chains
-from rl.data.sentence_store import SentenceStore
-from rl.data.store import CandidateStore
 from rl.models.noise import Noise
 from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER, Role
 from rl.models.saying import USUAL_TOKENS

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rl.codes import Codes, Grid
-from rl.data.store import CandidateStore
+from rl.data.candidates.store import CandidateStore
 from rl.models.distribution import TokenDistribution
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids

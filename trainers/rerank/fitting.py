@@ -12,7 +12,7 @@ import numpy as np
 from rewards import Reward
 from rewards.fitting import Fit, fit, numbers_of
 from rewards.mix import MIX_FILE
-from rl.data.store import Group
+from rl.data.candidates.store import Group
 from rl.errors import RewindError
 from rl.evaluation.premise import likeness
 from rl.models.inputs import token_ids

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rl.codes import Grid
-from rl.data.encoding import BLOCK, pairs_of
-from rl.data.token_cache import TokenCache
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import BLOCK, pairs_of
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Triplet

@@ -15,10 +15,10 @@ from datasets import Dataset
 from transformers import set_seed
 
 from rl.data.action_vectors import ranges_of
-from rl.data.encoding import pairs_of
 from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
-from rl.data.token_cache import TokenCache
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import pairs_of
 from rl.errors import RewindError
 from rl.models.changes import PAIRS, calibrated
 from rl.models.fast import FastCodec

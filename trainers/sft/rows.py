@@ -19,7 +19,7 @@ from torch import Tensor
 from rl.actions import vector_of
 from rl.codes import Grid
 from rl.data.importance import Importance, TokenWeights, feature_distances
-from rl.data.token_cache import TokenCache
+from rl.data.tokens.cache import TokenCache
 from rl.errors import RewindError
 from rl.models.grammar import PictureGrammar
 from rl.models.inputs import token_ids

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.keyframes import Mining, flow_magnitudes
-from rl.data.labelling import label_pairs
-from rl.data.selection import select_stratified
+from rl.data.labels.labelling import label_pairs
+from rl.data.labels.selection import select_stratified
 from rl.data.triplet_files import read_triplets, write_triplets
+from rl.data.video.keyframes import Mining, flow_magnitudes
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.triplets import Triplet
 from trainers.studies.demo.story import Story

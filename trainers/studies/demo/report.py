@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from rl.data.importance import Importance, feature_distances
-from rl.data.keyframes import Mining, flow_magnitudes
+from rl.data.video.keyframes import Mining, flow_magnitudes
 from rl.pictures import Picture
 from rl.report.grids import sheet
 from rl.report.html import curves, page, paragraph, picture, table

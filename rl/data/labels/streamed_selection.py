@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.near import Seen
-from rl.data.selection import select_stratified
-from rl.data.selection_rules import Rules, number_in
+from rl.data.labels.near import Seen
+from rl.data.labels.selection import select_stratified
+from rl.data.labels.selection_rules import Rules, number_in
 from rl.errors import RewindError
 from rl.triplets import Triplet
 from rl.words import words_of

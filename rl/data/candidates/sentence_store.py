@@ -1,6 +1,6 @@
 """The store of scored sentences: what an inverse model said of pairs of pictures while it learned from rewards.
 
-A folder holds `part-*.parquet`, one row a sentence (columns: `SCHEMA`), as `rl.data.store` does for predicted pictures,
+A folder holds `part-*.parquet`, one row a sentence (columns: `SCHEMA`), as the store of predicted pictures does,
 and names the pictures by their keys alone, since both are the data's. `datasets.load_dataset("parquet",
 data_files="FOLDER/part-*.parquet")` opens it.
 """
@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rl.data.store import picture_key
+from rl.data.candidates.store import picture_key
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.triplets import Scored, Triplet
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
         ("fdm", pa.string()),  # the forward model that the rewards asked, and their arguments if any
         ("seed", pa.int64()),
         ("step", pa.int64()),
-        ("source", pa.string()),  # `rl.data.store.picture_key`
+        ("source", pa.string()),  # `rl.data.candidates.store.picture_key`
         ("target", pa.string()),
         ("true_action", pa.string()),  # null if unknown
         ("task", pa.string()),
@@ -46,7 +46,7 @@ class SentenceStore:
 
     Args:
         folder: made with the first part.
-        fdm: `rl.data.store.scorer_key` of what the rewards ask.
+        fdm: `rl.data.candidates.store.scorer_key` of what the rewards ask.
         scorers: by the reward's name, what its scores come from where the name does not say it.
     """
 

@@ -24,9 +24,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl.data.candidates.stored import Index, KnownScores, Parts
+from rl.data.candidates.stored_groups import (
+    Group,
+    PictureOfStore,
+    StoredGroups,
+    StoredTriplets,
+    picture_file,
+    same_name,
+)
 from rl.data.columns import columns_text
-from rl.data.stored import Index, KnownScores, Parts
-from rl.data.stored_groups import Group, PictureOfStore, StoredGroups, StoredTriplets, picture_file, same_name
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.picture_keys import key_of, stamp

@@ -3,7 +3,7 @@
 A folder holds, for every tokenizer and picture size, a folder of its own with `codes-*.arrow` (a picture's codes and
 the grid that they fill), `distances-*.arrow` (squared feature distances of pairs, for token weights) and
 `tokenizer.json`; beside them `files-*.arrow` says which content a file had when it was last read. Shards are only added
-(`rl.data.shards`), so runs may share a folder.
+(`rl.data.tokens.shards`), so runs may share a folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 
 from rl.codes import Codes, Grid
-from rl.data.shards import Shards, lists_of
+from rl.data.tokens.shards import Shards, lists_of
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.picture_keys import KEY_BYTES, content_key, key_of, stamp

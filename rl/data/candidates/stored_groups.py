@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rl.codes import Grid
-from rl.data.stored import Draw, Index, Parts, row_of
+from rl.data.candidates.stored import Draw, Index, Parts, row_of
 from rl.errors import RewindError
 from rl.pictures import Picture, PictureFile, Views
 from rl.triplets import Candidate, Scored, Triplet

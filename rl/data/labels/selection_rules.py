@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-from rl.data.near import BITS
+from rl.data.labels.near import BITS
 from rl.errors import RewindError
 from rl.words import words_of
 
@@ -25,7 +25,7 @@ class Rules:
         motion_bins: quantiles of the column `motion`, each of which takes turns within each class.
         max_per_class: of each class.
         max_per_action: of each sentence.
-        near_duplicates: bits of 510 (`rl.data.near`) in which the pictures of two entries with the same words differ at
+        near_duplicates: bits of 510 (`near`) in which the pictures of two entries with the same words differ at
             most for the worse one to be passed over; None to look at no picture for that.
     """
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from rl.data.labelling import Proposal
+from rl.data.labels.labelling import Proposal
 from rl.errors import RewindError
 from rl.running import lock
 from rl.running.files import json_lines, read_json

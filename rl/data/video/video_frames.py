@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from rl.data.video_files import duration, frame_at
+from rl.data.video.video_files import duration, frame_at
 from rl.errors import RewindError
 from rl.paths import is_file
 from rl.stored import StoredPicture

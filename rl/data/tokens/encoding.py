@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from rl.codes import Codes, Grid
-from rl.data.shards import remove_torn
-from rl.data.token_cache import TokenCache, pair_key, squared_distances
+from rl.data.tokens.cache import TokenCache, pair_key, squared_distances
+from rl.data.tokens.shards import remove_torn
 from rl.errors import RewindError
 from rl.pictures import Picture, views_of
 from rl.triplets import Triplet

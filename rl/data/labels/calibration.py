@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.labelling import Choice, Proposal, choose
+from rl.data.labels.labelling import Choice, Proposal, choose
 from rl.errors import RewindError
 from rl.words import words_of
 

@@ -21,8 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from rl.data.keyframes import Mining
-from rl.data.mining import mined
+from rl.data.video.keyframes import Mining
+from rl.data.video.mining import mined
 from rl.errors import RewindError
 from rl.paths import expanded
 from rl.pictures import to_image
@@ -35,7 +35,7 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Miner:
-    """Writes the pairs of a clip into `output`; see `rl.data.mining.mined` for the arguments."""
+    """Writes the pairs of a clip into `output`; see `rl.data.video.mining.mined` for the arguments."""
 
     output: Path
     mining: Mining

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rl.data.keyframes import Mining, MotionMeter, Step, find_cuts
-from rl.data.video_files import frames_of, timed_frames
+from rl.data.video.keyframes import Mining, MotionMeter, Step, find_cuts
+from rl.data.video.video_files import frames_of, timed_frames
 from rl.errors import RewindError
 from rl.pictures import to_array
 

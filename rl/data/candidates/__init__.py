@@ -1,0 +1,1 @@
+"""What was drawn and scored, on disk: predicted pictures and sentences."""

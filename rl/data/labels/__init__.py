@@ -1,0 +1,1 @@
+"""Sentences for pairs of pictures, how far they can be trusted, and which triplets are taken."""

@@ -1,0 +1,1 @@
+"""Pictures as tokens on disk: encoded once, read as memory maps."""

@@ -1,0 +1,1 @@
+"""Videos: read, key frames found, pairs mined clip by clip."""
