@@ -51,7 +51,8 @@ def use_cache(
 
 
 def drop_own(vlm: UnifiedVLM, output: Path) -> None:
-    """Remove a finished run's own cache."""
-    if (output / OWN).is_dir():
+    """Remove a finished run's own cache, if it has one; every process must call it."""
+    if vlm.cache is not None and vlm.cache.folder.name == OWN:
         vlm.cache = None
-        on_main(lambda: shutil.rmtree(output / OWN, ignore_errors=True))
+    # Not only where the folder is there: the first process may have removed it before another one looks.
+    on_main(lambda: shutil.rmtree(output / OWN, ignore_errors=True))
