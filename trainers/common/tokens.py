@@ -52,7 +52,7 @@ def use_cache(
 
 def drop_own(vlm: UnifiedVLM, output: Path) -> None:
     """Remove a finished run's own cache, if it has one; every process must call it."""
-    if vlm.cache is not None and vlm.cache.folder.name == OWN:
+    if isinstance(vlm.cache, TokenCache) and vlm.cache.folder.name == OWN:
         vlm.cache = None
     # Not only where the folder is there: the first process may have removed it before another one looks.
     on_main(lambda: shutil.rmtree(output / OWN, ignore_errors=True))
