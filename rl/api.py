@@ -129,7 +129,7 @@ def rerank(  # type: ignore[misc]
     if refine < 0 or (refine and num_candidates < 2):
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = _scorer(rewards, idm, normalise, [name for row in rows for name in row], fdm.run)
+    score_all, totals = _scorer(rewards, idm, normalise, [name for row in rows for name in row], _run_of(fdm))
 
     def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
         chosen = [sources[n] for n in numbers], [actions[n] for n in numbers]
@@ -229,7 +229,7 @@ def rollout(
     check_whole("num_candidates", num_candidates, least=1)
     check_thresholds(rules)
     fdm.check(num_candidates, temperature, seed=seed)
-    by = rewards if rewards is not None or idm is None else _default(fdm.run)
+    by = rewards if rewards is not None or idm is None else _default(_run_of(fdm))
     if by is None and num_candidates > 1:
         raise RewindError("several candidates need something to choose by: give idm= or rewards=, or num_candidates=1")
     tasks = [None] * len(actions) if task is None else list(task)
@@ -240,7 +240,7 @@ def rollout(
         raise RewindError(f"{len(targets)} target pictures and {len(actions)} actions: give one an action, or None")
     check_normalise(normalise, min_score=min_score)
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = (None, None) if by is None else _scorer(by, idm, normalise, run=fdm.run)
+    score_all, totals = (None, None) if by is None else _scorer(by, idm, normalise, run=_run_of(fdm))
 
     counts: list[Counts] = []
 
@@ -284,6 +284,11 @@ def _targets(given: Any, count: int, single: bool) -> list[Picture | None]:
     if single == isinstance(given, list | tuple):
         raise RewindError("give one target_image for one source, or a list (None where unknown) for a list of sources")
     return [from_path(one) for one in ([given] if single else given)]
+
+
+def _run_of(fdm: Any) -> str | None:
+    """Where a model comes from; one of the user's own making, which only draws, need not say."""
+    return getattr(fdm, "run", None)
 
 
 def _default(run: str | None) -> list[str]:

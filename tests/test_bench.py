@@ -115,7 +115,7 @@ def test_one_backbone_needs_a_third() -> None:
 
 def test_figures_are_of_medians(tmp_path: Path) -> None:
     def run(part: str, arm: str, preset: str) -> dict[str, Any]:
-        more = {"peak": 1, "limit": 4.0, "rows": 9.5}
+        more = {"peak": 1, "limit": 4.0, "rows": 9.5, "bytes_a_million": 7.0}
         seconds_of = {"ours": [1.0, 2.0, 9.0], "static": [3.0]}
         return {"seconds": seconds_of.get(arm, [4.0]), "bytes": 10 if arm == "ours" else 40, **more}
 
@@ -126,6 +126,7 @@ def test_figures_are_of_medians(tmp_path: Path) -> None:
     assert found["logprob_time_ratio"] == 0.5
     assert found["model_state_ratio"] == found["logprob_memory_ratio"] == found["rollout_cache_ratio"] == 0.25
     assert found["selection_seconds"] == {"100000": 4.0}
+    assert found["store_bytes_a_million"] == 7.0
     assert found["raw"]["sampler"]["ours"]["all_seconds"] == [1.0, 2.0, 9.0]
     assert found["raw"]["state"]["compared"] == {"peak_ratio": 1.0}
     computed = found["raw"]["state"]["computed_7b"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypat
     log.write_text(log.read_text().splitlines(keepends=True)[0])
     for step in (2, 3):
         shutil.rmtree(output / "round-1" / f"checkpoint-{step}")
+    time.sleep(1.1)  # the names of event files, by which they are read in order, tell seconds
     train(resume=True)
     for number in range(2):
         assert loss_steps(events / f"round-{number}") == [1, 2, 3]  # nothing of the first is hidden, nothing doubled

@@ -45,8 +45,8 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
-        drawn = asdict(fdm.counts.since(before))
         kept, totals = keep_best(vlm, groups, keep)
+        drawn = asdict(fdm.counts.since(before))
         if not kept:
             raise RewindError(
                 f"round {number}: no group had a best candidate that leads by {keep.min_lead} and changes "

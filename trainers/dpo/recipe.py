@@ -52,8 +52,8 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
-        drawn = asdict(fdm.counts.since(before))
         pairs, totals = pairing.pairs(groups)
+        drawn = asdict(fdm.counts.since(before))
         if not totals:
             raise RewindError(f"round {number}: no candidate could be scored")
         mean = sum(totals) / len(totals)
