@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     a = parse_with_config(parser())
+    from rl import RewindError
     from rl.data.formats.names import parse_columns
     from rl.data.formats.table import Options
     from rl.data.labels.selection_rules import Rules
@@ -90,6 +91,9 @@ def main() -> None:
     found = select_entries(read, look, _actions(look, left_out), a.k, rules, str(a.triplets))
     lost = [left_out[number] for number in sorted(left_out)]
     check(a.triplets, found.total, lost, a.strict)
+    if not found.chosen:
+        why = ", ".join(f"{count} {reason}" for reason, count in found.passed_over.most_common() if count)
+        raise RewindError(f"no triplet of {a.triplets} may be chosen ({why}): loosen what passes over them")
     output = claim(a.output, "select_triplets.py", plain(vars(a)), inputs=[a.triplets], overwrite=a.overwrite)
     list_left_out(output, lost)
     file = write_triplets([*found.chosen.values()], output, link=a.link_pictures)

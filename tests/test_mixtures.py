@@ -107,6 +107,10 @@ def test_left_out_entries_of_a_mixture_are_counted_a_data_set(sets: Path) -> Non
         ("mixture: [{triplets: none.json}]", r"cannot read the triplets none.json"),
         ("mixture: [{triplets: ag/ag.json, format: epik}]", "--format: there is no 'epik'"),
         ("mixture: [", "is no YAML"),
+        ("mixture: [{triplets: ag/ag.json, weight: 0.01}]", "ag/ag.json: its weight 0.01 takes none of 8 triplets"),
+        ("mixture: [{triplets: ag/ag.json, columns: input=a}]", "'columns' of ag/ag.json must be .*, not 'input=a'"),
+        ("mixture: [{triplets: ag/ag.json, columns: {input: 5}}]", "'columns' of ag/ag.json must be .*, not {'input'"),
+        ("mixture: [{triplets: ag/ag.json, image_root: 5}]", "'image_root' of ag/ag.json must be text, not 5"),
     ],
 )
 def test_mixtures_that_say_nothing_that_can_be_done(text: str, sentence: str, sets: Path) -> None:
@@ -131,6 +135,14 @@ def pairs():
 
 def broken():
     raise KeyError("no such table")
+
+class Lazy:
+    def __len__(self):
+        return 3
+    def __getitem__(self, number):
+        if number == 1:
+            raise OSError("no record 1")
+        return {"instruction": f"go {number}", "input": "a.png"}
 """
 
 
@@ -142,6 +154,12 @@ def test_a_reader_of_ones_own(sets: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("go 2", 2, {"n": 2}),
     ]
     assert found[0].target is not None
+    beside = mixture(sets / "ag", "mixture: [{triplets: 'reader_of_mine.py:pairs', name: mine}]")  # from its folder on
+    assert [t.action for t in read_triplets(beside)].count("go 1") == 1
+    left: list[LeftOut] = []
+    assert len(read_triplets(f"{sets}/ag/reader_of_mine.py:Lazy", left_out=left)) == 2
+    assert [(one.entry, one.reason) for one in left] == [(1, "reader raised")]
+    assert "OSError: no record 1" in left[0].what
     monkeypatch.chdir(sets / "ag")
     assert len(read_triplets("reader_of_mine:pairs")) == 2
     for name, sentence in (

@@ -278,3 +278,6 @@ def test_selecting_script(tmp_path: Path) -> None:
     strict = start(*command, "--strict", "--output", tmp_path / "strict")
     assert strict.returncode == 2
     assert "without --strict it is left out" in strict.stderr
+    none = start(*command, "--min_score", 0, "--output", tmp_path / "none")
+    assert none.returncode == 2
+    assert "may be chosen (6 score below 0)" in none.stderr

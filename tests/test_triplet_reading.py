@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from test_scripts import start, succeed
@@ -204,6 +206,37 @@ def test_more_than_half_left_out_stops(tmp_path: Path) -> None:
         RewindError, match=r"2 of 3 entries cannot be used \(2 missing picture\); the first: .*triplet 1"
     ):
         read_triplets(write(tmp_path / "t.json", [good, bad, bad]))
+
+
+def test_entries_that_are_not_as_their_format_says_are_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    left: list[LeftOut] = []
+    pico = {"local_input_image": "a.png", "output_image": "a.png", "summarized_text": "brighten it"}
+    turns = {"files": ["a.png"], "metadata_edit_turn_prompts": ["brighten it"]}
+    assert len(read_triplets(write(tmp_path / "sft.json", [turns, pico, pico, {"files": 3}]), left_out=left)) == 2
+    assert [(one.entry, one.reason) for one in left] == [(0, "not pico_banana"), (3, "not pico_banana")]
+    plain = write(tmp_path / "t.json", [entry()])
+    with pytest.raises(RewindError, match=r"is not written as --format something says \(KeyError: 'id'\)"):
+        read_triplets(plain, format="something")
+    with pytest.raises(RewindError, match="holds no pair of pictures beside"):
+        read_triplets(tmp_path, format="instructpix2pix")
+    with pytest.raises(RewindError, match="--columns gives 'input' two columns, 'a' and 'b'"):
+        read_triplets(plain, columns=["input=a", "input=b"])
+
+
+def test_a_scene_without_one_of_its_pictures_is_left_out(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    left: list[LeftOut] = []
+    views = [entry(), {"instruction": "go", "input": [None]}, {**entry(), "input": ["a.png", None]}, entry()]
+    assert len(read_triplets(write(tmp_path / "t.json", views), left_out=left)) == 2
+    assert [(one.entry, one.reason) for one in left] == [(1, "no picture"), (2, "no picture")]
+
+
+def test_parquet_in_a_folder_with_other_files(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    pq.write_table(pa.table({"instruction": ["go"], "input": ["a.png"]}), tmp_path / "rows.parquet")
+    write(tmp_path / "notes.json", ["no table"])
+    assert [t.action for t in read_triplets(tmp_path, image_root=tmp_path)] == ["go"]
 
 
 def test_a_resumed_run_needs_the_same_entries(spoilt: Path, tmp_path: Path) -> None:

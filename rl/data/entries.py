@@ -18,10 +18,15 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 @dataclass(frozen=True)
 class NoEntry:
-    """A line that holds no JSON: its number (from 1), and why not."""
+    """What stands where an entry should: a reason to count by, and the rest of a sentence."""
 
-    line: int
-    error: str
+    reason: str
+    told: str
+
+    @classmethod
+    def line(cls, number: int, error: ValueError) -> NoEntry:
+        """A line (from 1) that holds no JSON."""
+        return cls("not JSON", f"line {number} is no JSON ({error})")
 
 
 class JsonRows(Sequence[Any]):
@@ -155,5 +160,5 @@ def _lines(text: str) -> Iterator[Any]:
             try:
                 yield json.loads(part)
             except ValueError as error:
-                yield NoEntry(line, str(error))
+                yield NoEntry.line(line, error)
         line, start = line + 1, end + 1

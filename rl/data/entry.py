@@ -63,7 +63,7 @@ def entry_of(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool)
         EntryError: it cannot be used.
     """
     if isinstance(entry, NoEntry):
-        raise EntryError(None, "not JSON", f"line {entry.line} is no JSON ({entry.error})")
+        raise EntryError(None, entry.reason, entry.told)
     if not isinstance(entry, Mapping) or "input" not in entry:
         raise EntryError("input", "no 'input'", "needs at least 'instruction' (words) and 'input' (an image path)")
     words_key = "prompt" if "prompt" in entry and "instruction" not in entry else "instruction"
@@ -109,6 +109,8 @@ def _no_vector(action: Any) -> bool:
 def _pictures(given: Any, key: str, roots: Sequence[Path]) -> tuple[Any, ...]:
     """The picture that an entry names, or each of a list; empty without one."""
     names = given if isinstance(given, list | tuple) and given else [given]
+    if given is names and any(name is None for name in names):
+        raise EntryError(key, "no picture", f"'{key}': a picture of the list is null: a scene keeps its cameras")
     found = [_picture(name, key, roots) for name in names]
     return tuple(picture for picture in found if picture is not None)
 

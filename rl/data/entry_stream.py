@@ -63,7 +63,7 @@ def _of_kind(path: Path, text: TextIO, kind: str) -> Iterator[Any]:
                 try:
                     yield json.loads(line)
                 except ValueError as error:
-                    yield NoEntry(number, str(error))
+                    yield NoEntry.line(number, error)
 
 
 def _list(path: Path, text: TextIO) -> Iterator[Any]:

@@ -53,15 +53,19 @@ def read_mixture(path: str | Path, options: Options, read: Callable[[str, Option
         RewindError: it cannot be read, names nothing, or says something that cannot be done.
     """
     seed, ingredients = ingredients_of(path)
-    for flag, value in (("format", options.format), ("columns", options.columns), ("split", options.split)):
-        if value:
-            raise RewindError(f"--{flag} is of one data set, and {path} is a mixture: write '{flag}:' beside its name")
+    given = {"format": options.format, "columns": options.columns, "data_split": options.split}
+    for flag in (flag for flag, value in given.items() if value):
+        key = flag.removeprefix("data_")
+        raise RewindError(f"--{flag} is of one data set, and {path} is a mixture: write '{key}:' beside its name")
     found = []
     for one in ingredients:
         own = one.options if one.options.image_root else replace(one.options, image_root=options.image_root)
         triplets = read(one.given, own)
-        rng = np.random.default_rng([seed, zlib.crc32(one.name.encode())])
-        found.append(with_column(triplets.take(_drawn(len(triplets), one, rng)), COLUMN, one.name))
+        drawn = _drawn(len(triplets), one, np.random.default_rng([seed, zlib.crc32(one.name.encode())]))
+        if not len(drawn):
+            told = f"its weight {one.weight:g} takes none of {len(triplets)} triplets: raise it, or leave it out"
+            raise RewindError(f"the mixture {path}: {one.name}: {told}")
+        found.append(with_column(triplets.take(drawn), COLUMN, one.name))
     mixed = joined(found)
     return mixed.take(np.random.default_rng([seed, len(mixed)]).permutation(len(mixed)))
 
@@ -114,16 +118,21 @@ def _ingredient(path: str | Path, folder: Path, given: Any) -> Ingredient:
         raise RewindError(f"the mixture {path}: the weight of {what} must be a number above 0, not {weight!r}")
     if at_most is not None and (isinstance(at_most, bool) or not isinstance(at_most, int) or at_most < 1):
         raise RewindError(f"the mixture {path}: 'at_most' of {what} must be a whole number from 1 on, not {at_most!r}")
-    root = given.get("image_root")
+    root, columns = given.get("image_root"), given.get("columns")
+    for key, value in (("image_root", root), ("split", given.get("split")), ("format", given.get("format"))):
+        if not isinstance(value, str | None):
+            raise RewindError(f"the mixture {path}: '{key}' of {what} must be text, not {value!r}")
+    pairs = columns.values() if isinstance(columns, dict) else columns or []
+    if isinstance(pairs, str | int | float) or not all(isinstance(one, str) for one in pairs):
+        told = "must be 'OURS: THEIRS', e.g. {input: before, output: after}"
+        raise RewindError(f"the mixture {path}: 'columns' of {what} {told}, not {columns!r}")
     options = Options(
-        given.get("format"),
-        parse_columns(given.get("columns")),
-        given.get("split"),
-        None if root is None else folder / expanded(root),
+        given.get("format"), parse_columns(columns), given.get("split"), folder / expanded(root) if root else None
     )
-    beside = folder / expanded(what)
-    here = what if is_function(what) or not beside.exists() else str(beside)
-    return Ingredient(here, str(given.get("name", what)), options, float(weight), at_most)
+    file, colon, function = what.rpartition(":") if is_function(what) else (what, "", "")
+    beside = folder / expanded(file)
+    here = f"{beside}{colon}{function}" if beside.exists() else what
+    return Ingredient(here, str(given.get("name") or what), options, float(weight), at_most)
 
 
 def _known(path: str | Path, given: Mapping[str, Any], keys: tuple[str, ...]) -> None:

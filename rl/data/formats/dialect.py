@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl.data.entries import NoEntry
 from rl.data.places import ANCESTORS, below
 from rl.paths import as_written, is_file
 
 Raw = Mapping[str, Any]
 Entries = Iterable[dict[str, Any]]
+_UNLIKE = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What reading an entry raises that lacks a key, or has something else under it than its data set writes."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,22 @@ class Dialect:
         """The pattern by which files of each kind are found, tried with a few entries; where none is, the first."""
         folder = as_written(folder)
         roots = [folder, *folder.parents[:ANCESTORS]] if image_root is None else [as_written(image_root), folder]
-        known = [self.facts(entry) for entry in first]
+        known = [facts for entry in first if (facts := self._facts(entry)) is not None]
         return {kind: _found(patterns, roots, known) or patterns[0] for kind, patterns in self.patterns.items()}
+
+    def entries(self, raw: Raw, places: Mapping[str, str]) -> Iterable[dict[str, Any] | NoEntry]:
+        """What an entry is in AURORA's keys; a `NoEntry` where it is not written as the dialect says."""
+        try:
+            return list(self.convert(raw, places))
+        except _UNLIKE as error:
+            told = f"is not written as --format {self.name} says ({type(error).__name__}: {error})"
+            return [NoEntry(f"not {self.name}", told)]
+
+    def _facts(self, entry: Raw) -> Mapping[str, Any] | None:
+        try:
+            return self.facts(entry)
+        except _UNLIKE:
+            return None
 
 
 def _found(patterns: Sequence[str], roots: Sequence[Path], known: Sequence[Mapping[str, Any]]) -> str | None:

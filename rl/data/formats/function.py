@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+from rl.data.entries import NoEntry
 from rl.errors import RewindError
 from rl.user_code import load_file, load_module
 from rl.words import did_you_mean
@@ -36,7 +37,30 @@ def function_entries(name: str) -> tuple[Sequence[Any], Path]:
         raise RewindError(f"--triplets {name}: it raised {type(error).__name__}: {error}") from error
     if isinstance(rows, str | dict) or not len(rows):
         raise RewindError(f"--triplets {name}: it must return entries, a list of mappings with at least one")
-    return rows, folder
+    return _Rows(rows), folder
+
+
+class _Rows(Sequence[Any]):
+    """The user's sequence; an entry at which it raises is a `NoEntry`."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Any: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Any]: ...
+    def __getitem__(self, number: int | slice) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        place = range(len(self))[number]
+        try:
+            return self._rows[place]
+        except Exception as error:  # and so may its sequence
+            return NoEntry("reader raised", f"the reader raised {type(error).__name__}: {error}")
 
 
 def file_of(name: str) -> Path | None:

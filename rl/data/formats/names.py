@@ -27,9 +27,11 @@ def parse_columns(given: Sequence[str] | Mapping[str, str] | None) -> dict[str, 
     """
     pairs: dict[str, str] = dict(given) if isinstance(given, Mapping) else {}
     for item in [] if isinstance(given, Mapping) else given or ():
-        ours, equals, theirs = item.partition("=")
+        ours, equals, theirs = str(item).partition("=")
         if not (ours and equals and theirs):
             raise RewindError(f"--columns takes OURS=THEIRS, e.g. input=before, not '{item}'")
+        if pairs.get(ours, theirs) != theirs:
+            raise RewindError(f"--columns gives '{ours}' two columns, '{pairs[ours]}' and '{theirs}': leave one out")
         pairs[ours] = theirs
     for ours in pairs:
         if ours not in OURS:

@@ -85,7 +85,10 @@ def open_entries(given: str, options: Options, limit: int | None = None) -> tupl
     if options.format == PAIRS or (path.is_dir() and options.format is None and is_instructpix2pix(path)):
         if not path.is_dir():
             raise RewindError(f"--format {PAIRS} is of a folder, and {given} is none")
-        return _kept(instructpix2pix_entries(path), path, path, options, limit), path
+        rows = _kept(instructpix2pix_entries(path), path, path, options, limit)
+        if not len(rows):
+            raise RewindError(f"the folder {path} holds no pair of pictures beside a prompt.json: check the path")
+        return rows, path
     if path.is_dir() and not is_table(path):
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
         if listed is None:
@@ -158,7 +161,7 @@ def _converted(raw: Iterable[Any], dialect: Dialect, folder: Path, image_root: s
     places = dialect.places([one for one in first if isinstance(one, Mapping)], folder, image_root)
     for entry in raw:
         if isinstance(entry, Mapping):
-            yield from dialect.convert(entry, places)
+            yield from dialect.entries(entry, places)
         else:
             yield entry
 

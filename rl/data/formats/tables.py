@@ -126,12 +126,16 @@ def table_rows(path: Path, split: str | None) -> TableRows:
         RewindError: it cannot be read, or has no such split.
     """
     import datasets
+    from datasets.data_files import DataFilesDict, get_data_patterns
 
     def load() -> Any:
         if path.is_dir() and not _parquet(path):
             return datasets.load_from_disk(str(path))
-        where = {"data_files": str(path)} if path.is_file() else {"data_dir": str(path)}
-        return datasets.load_dataset("parquet", **where)
+        if path.is_file():
+            return datasets.load_dataset("parquet", data_files=str(path))
+        # Splits as the files' names say; what else lies there (lists, notes) is no table.
+        found = DataFilesDict.from_patterns(get_data_patterns(str(path)), str(path), allowed_extensions=[".parquet"])
+        return datasets.load_dataset("parquet", data_files={str(split): [*files] for split, files in found.items()})
 
     return _rows(load, str(path), split)
 
