@@ -81,6 +81,8 @@ def main() -> None:
         raise RewindError("--chunk_size must be at least 1")
     if a.verify is None and (a.verify_changed or a.verify_weight is not None):
         raise RewindError("--verify_weight and --verify_changed are about a forward model: name one, --verify")
+    if a.verify_weight is not None and not 0 <= a.verify_weight < math.inf:
+        raise RewindError(f"--verify_weight must be a number from 0 on, not {a.verify_weight:g}")
     a.num_samples = (1 if a.verify is None else VERIFIED_SAMPLES) if a.num_samples is None else a.num_samples
     a.temperature = float(a.num_samples > 1) if a.temperature is None else a.temperature
     how = Naming(a.temperature, a.num_samples, a.seed, a.verify_changed)
@@ -163,13 +165,14 @@ def _write(
     from rl.data.labels.labelling import choose, named
     from rl.data.labels.shards import WORDS_FILE
     from rl.data.left_out import LeftOut, list_left_out
+    from rl.data.mixture import is_mixture
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
 
     weight = calibration.weight if calibration else 1.0 if a.verify_weight is None else a.verify_weight
     found, wordless = [], []
     for entry, pair, said in zip(
-        _numbers(pairs, left_out), pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True
+        _numbers(pairs, left_out, is_mixture(a.pairs)), pairs, shards.words(WORDS_FILE, _chunks(pairs, a)), strict=True
     ):
         choice = choose(said, a.num_samples, weight)
         if choice is None:
@@ -194,10 +197,10 @@ def _write(
     )
 
 
-def _numbers(pairs: Sequence[Triplet], left_out: Sequence[LeftOut]) -> list[int]:
-    """Which entry of the file each pair is; of several files, which of the pairs."""
+def _numbers(pairs: Sequence[Triplet], left_out: Sequence[LeftOut], is_mixture: bool) -> list[int]:
+    """Which entry of the file each pair is; of a mixture, which of the pairs."""
     unusable = {one.entry for one in left_out}
-    if len(unusable) < len(left_out):
+    if is_mixture:
         return list(range(len(pairs)))
     return [number for number in range(len(pairs) + len(left_out)) if number not in unusable]
 

@@ -11,7 +11,7 @@ import pytest
 from test_scripts import start
 
 from rl.data.labels.calibration import LEAST, calibrate, evidence, fit_weight, same_words
-from rl.data.labels.labelling import Choice, Naming, Proposal, choose, label_pairs, name_pairs, propose
+from rl.data.labels.labelling import Choice, Naming, Proposal, choose, label_pairs, name_pairs, named, propose
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
@@ -34,6 +34,14 @@ def test_self_consistency_share_and_margin_by_hand() -> None:
     assert choose([Proposal("left", -1.0, 3)], 4) == Choice("left", -1.0, {"share": 0.75})
     assert choose([Proposal("left", -1.0)]) == Choice("left", -1.0, {})  # one greedy sentence, as ever
     assert choose([], 4) is None
+
+
+def test_a_pair_that_is_named_again_keeps_nothing_of_its_earlier_words() -> None:
+    earlier = {"share": 0.75, "margin": -17.0, "confidence": 0.9, "idm_logprob": -1.0, "fdm_logprob": -2.0, "motion": 3}
+    pair = Triplet(np.zeros((8, 8, 3), np.uint8), "old", more=earlier)
+    again = choose([Proposal("new", -3.0, 2)], 2)
+    assert again is not None
+    assert named(pair, again).more == {"share": 1.0, "motion": 3}
 
 
 def test_verified_choice_and_score_by_hand() -> None:
@@ -175,6 +183,8 @@ def test_label_script_verifies_and_calibrates(tmp_path: Path) -> None:
     refused = start(*command, "--verify_weight", 0.5, "--output", tmp_path / "refused")
     assert refused.returncode == 2
     assert "name one, --verify" in refused.stderr
+    refused = start(*command, "--verify", "no", "--verify_weight", -2, "--output", tmp_path / "refused")
+    assert "--verify_weight must be a number from 0 on, not -2" in refused.stderr
     verify = ["--verify", "tabletop-chameleon", "--num_samples", 2, "--labelled", data, "--output", tmp_path / "out"]
     done = start(*command, *verify)
     assert done.returncode == 0, done.stderr

@@ -33,6 +33,10 @@ class Choice(NamedTuple):
     columns: dict[str, float]
 
 
+COLUMNS = ("share", "margin", "idm_logprob", "fdm_logprob", "confidence")
+"""Columns that say something of a pair's words."""
+
+
 @dataclass(frozen=True)
 class Naming:
     """How pairs are named.
@@ -84,8 +88,8 @@ def label_pairs(
 
 
 def named(pair: Triplet, choice: Choice) -> Triplet:
-    """A pair with the sentence that was chosen for it."""
-    more = {**pair.more, **choice.columns}
+    """A pair with the sentence that was chosen for it; what earlier words of its had in columns of labels is gone."""
+    more = {name: value for name, value in pair.more.items() if name not in COLUMNS} | choice.columns
     return replace(pair, action=choice.text, score=choice.score, provenance="idm", more=more)
 
 
