@@ -31,8 +31,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--num_frames", type=int, default=6, help="key frames a video, or window, at most (K_f)")
     p.add_argument("--per_seconds", type=float, help="apply the rule to each window of so many seconds by itself")
-    p.add_argument("--min_gap", type=int, default=20, help="frames between key frames at least (I_f, flow_peak)")
-    p.add_argument("--quiet", type=float, default=0.02, help="share of the strongest motion that is still (settled)")
+    p.add_argument("--min_gap", type=int, help="flow_peak: frames between key frames at least (I_f; default: 20)")
+    p.add_argument("--quiet", type=float, help="settled: share of the strongest motion that is still (default: 0.02)")
     p.add_argument(
         "--flow",
         default="farneback",
@@ -62,6 +62,11 @@ def main() -> None:
         raise RewindError(f"--image_size must be at least 16, not {arguments.image_size}")
     if arguments.workers < 1 or (arguments.per_seconds is not None and arguments.per_seconds <= 0):
         raise RewindError("--workers must be at least 1, and --per_seconds more than 0")
+    for flag, rule, usual in (("min_gap", "flow_peak", Mining.min_gap), ("quiet", "settled", Mining.quiet)):
+        if getattr(arguments, flag) is None:
+            setattr(arguments, flag, usual)
+        elif arguments.rule != rule:
+            raise RewindError(f"--{flag} is of --rule {rule} alone: leave it out, or choose that rule")
     mining = Mining(arguments.rule, arguments.num_frames, arguments.min_gap, arguments.quiet, arguments.flow)
     _, files = find_media(arguments.videos)
     if not files:

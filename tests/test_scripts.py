@@ -375,6 +375,10 @@ SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move 
         (["scripts/train_dpo.py", "--output_dir", "OUT"], "give the model to improve"),
         (["scripts/mine_videos.py", "--videos", "EMPTY", "--output", "OUT"], "holds no picture"),
         (
+            ["scripts/mine_videos.py", "--videos", "EMPTY", "--quiet", "0.2", "--output", "OUT"],
+            "is of --rule settled alone",
+        ),
+        (
             ["scripts/label.py", "--idm", "nobody", "--pairs", "none.json", "--output", "OUT"],
             "cannot read the triplets",
         ),

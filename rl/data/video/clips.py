@@ -131,7 +131,8 @@ def classes_of(files: Sequence[Path], table: Path | None) -> tuple[list[str], in
         found.append(next((named[key] for key in (inside, file.name, file.stem) if key in named), None))
     lacking = found.count(None)
     if lacking == len(files):
-        raise RewindError(f"{table} names none of the {len(files)} videos, such as {files[0].name}: check --classes")
+        told = f"names none of the {len(files)} videos, such as {files[0].name}"
+        raise RewindError(f"{table} {told}: a video goes by its name, or by its path from {folder}")
     return [file.parent.name if one is None else one for file, one in zip(files, found, strict=True)], lacking
 
 
