@@ -45,7 +45,9 @@ def test_no_video_where_the_forward_model_knows_as_much() -> None:
 def test_no_training_by_a_reward_that_cannot_tell() -> None:
     assert asked(0.8, 0.3, order="none")["reward"]["ordered"] == 0.5
     assert "do not train by this reward" in asked(0.8, 0.3, order="none")["verdicts"][1]
-    assert "nothing to learn" in asked(0.8, 0.0)["verdicts"][1]
+    alike = asked(0.8, 0.0)
+    assert "nothing to learn" in alike["verdicts"][1]
+    assert alike["reward"]["ordered"] is None  # no NaN, which is no JSON
 
 
 def test_order_within_groups_only_and_ties_count_half() -> None:

@@ -78,9 +78,9 @@ def premise(
 
     Returns:
         `idm`: `exact` (share of the same words) with `ci95`, `token_f1`, `confused` (true, said, how often); `fdm`:
-        `right` (share of candidates that are the truth), `likeness`; `reward`: `ordered`; `labels`: for parts of the
-        data, the surest first, `share`, `accuracy` and `min_score`; `video` and `rl`, 'go', 'above' or 'no', each with
-        its sentence in `verdicts`.
+        `right` (share of candidates that are the truth), `likeness`; `reward`: `ordered`, None where no two differ;
+        `labels`: for parts of the data, the surest first, `share`, `accuracy` and `min_score`; `video` and `rl`, 'go',
+        'above' or 'no', each with its sentence in `verdicts`.
     """
     named = np.array([words_of(a) == words_of(b) for a, b in zip(actions, said, strict=True)])
     order = np.argsort(-np.asarray(confidence_S), kind="stable")
@@ -90,6 +90,7 @@ def premise(
         least = float(np.asarray(confidence_S)[part[-1]])
         labels.append({"share": share, "accuracy": float(named[part].mean()), "min_score": round(least, 3)})
     wrong = Counter((a, b) for a, b, same in zip(actions, said, named, strict=True) if not same)
+    share = ordered(totals_SN, likeness_SN)
     found: dict[str, Any] = {
         "idm": {
             "exact": float(named.mean()),
@@ -99,11 +100,11 @@ def premise(
             "n": len(named),
         },
         "fdm": {"right": float((likeness_SN >= RIGHT).mean()), "likeness": float(likeness_SN.mean())},
-        "reward": {"ordered": ordered(totals_SN, likeness_SN)},
+        "reward": {"ordered": share if np.isfinite(share) else None},
         "labels": labels,
     }
     video, about_video = _video(labels, found["fdm"]["right"])
-    rl, about_rl = _rl(found["reward"]["ordered"])
+    rl, about_rl = _rl(share)
     return found | {"video": video, "rl": rl, "verdicts": [about_video, about_rl]}
 
 
