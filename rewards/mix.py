@@ -73,6 +73,7 @@ def resolve(arguments: Any, to_train: bool = False) -> None:
         to_train: the forward model is trained on it, so that its likelihood in the mix has to stay that of the start.
     """
     mixed = [item for item in arguments.rewards if is_mix(item)]
+    check_scale(mixed, getattr(arguments, "normalise_rewards", False), "--normalise_rewards")
     told = arguments.reward_arguments
     told = mapping(told) if isinstance(told, str) else told
     arguments.rewards, given = with_mixes(arguments.rewards, told or {}, arguments.fdm)
@@ -80,6 +81,13 @@ def resolve(arguments: Any, to_train: bool = False) -> None:
         given[CONFIDENCE] = {"fdm": arguments.fdm, **given.get(CONFIDENCE, {})}
     if given != (told or {}):
         arguments.reward_arguments = given
+
+
+def check_scale(specifications: Sequence[Any], normalise: bool, by: str) -> None:
+    """Raise a `RewindError` for a mix whose terms would be measured in other units than those that it was fitted in."""
+    mixed = [item for item in specifications if is_mix(item)]
+    if normalise and mixed:
+        raise RewindError(f"the weights of '{mixed[0]}' were fitted to scores as they are: leave out {by}, or name rewards")
 
 
 def is_mix(item: Any) -> bool:

@@ -145,6 +145,11 @@ def test_rerank_takes_the_mix_of_the_models_run(tiny: ChameleonVLM, picture: np.
     fdm.run = str(written(tmp_path / "run"))
     found = rerank(fdm, None, picture, "lift the cup", num_candidates=2)
     assert set(found.best.scores) == {"copy_penalty", "keep_unchanged"}
+    with pytest.raises(RewindError, match="'fitted' were fitted to scores as they are: leave out normalise=True"):
+        rerank(fdm, None, picture, "lift the cup", num_candidates=2, normalise=True)
+    asked = SimpleNamespace(rewards=["fitted=2"], reward_arguments=None, fdm=fdm.run, normalise_rewards=True)
+    with pytest.raises(RewindError, match="leave out --normalise_rewards"):
+        resolve(asked)
     fdm.run = None
     with pytest.raises(RewindError, match="needs an inverse model"):
         rerank(fdm, None, picture, "lift the cup", num_candidates=2)
