@@ -87,7 +87,9 @@ def check_scale(specifications: Sequence[Any], normalise: bool, by: str) -> None
     """Raise a `RewindError` for a mix whose terms would be measured in other units than those that it was fitted in."""
     mixed = [item for item in specifications if is_mix(item)]
     if normalise and mixed:
-        raise RewindError(f"the weights of '{mixed[0]}' were fitted to scores as they are: leave out {by}, or name rewards")
+        raise RewindError(
+            f"the weights of '{mixed[0]}' were fitted to scores as they are: leave out {by}, or name rewards"
+        )
 
 
 def is_mix(item: Any) -> bool:
