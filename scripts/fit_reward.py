@@ -58,7 +58,7 @@ def main() -> None:
     from rl.running.run_folder import claim
     from rl.triplets import columns_of
     from trainers.common.candidates import scored_groups
-    from trainers.rerank.fitting import fitted, in_words, mix_of_fit, usual_change, write_mix
+    from trainers.rerank.fitting import check_terms, fitted, in_words, mix_of_fit, usual_change, write_mix
 
     check_max_rows(a.max_rows)
     weighted = [item for item in a.rewards if weight_of(item)[1] is not None]
@@ -83,6 +83,7 @@ def main() -> None:
     if "keep_unchanged" in a.rewards and "keep_unchanged" not in arguments:
         arguments["keep_unchanged"] = usual_change(vlm, triplets)
     rewards = load_rewards(a.rewards, idm, actions, columns=columns_of(triplets), arguments=arguments)
+    check_terms(rewards)
     output = claim(
         a.output,
         "fit_reward.py",

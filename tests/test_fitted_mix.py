@@ -28,7 +28,7 @@ from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.candidates import scored_groups
 from trainers.grpo.arguments import GRPOArguments
-from trainers.rerank.fitting import fitted, in_words, measured, mix_of_fit, usual_change, write_mix
+from trainers.rerank.fitting import check_terms, fitted, in_words, measured, mix_of_fit, usual_change, write_mix
 
 
 def two_terms_and_noise(sources: int = 80, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -198,6 +198,12 @@ def test_terms_of_a_fit_are_rewards_without_weights(
     monkeypatch.setattr(sys, "argv", ["fit_reward.py", *given, "--rewards", *rewards])
     with pytest.raises(RewindError, match=sentence):
         runpy.run_path(str(ROOT / "scripts" / "fit_reward.py"))["main"]()
+
+
+def test_a_reward_that_knows_the_truth_is_no_term() -> None:
+    """It would win the fit, and score nothing where the mix then chooses."""
+    with pytest.raises(RewindError, match="'target_distance' asks for the true target, which is not known"):
+        check_terms(load_rewards(["copy_penalty", "target_distance"]))
 
 
 def test_a_fit_holds_few_groups_at_once(tiny: ChameleonVLM, monkeypatch: pytest.MonkeyPatch) -> None:

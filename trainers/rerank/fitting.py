@@ -29,6 +29,16 @@ AT_ONCE = 256
 """Triplets, or groups of candidates, that are held at once."""
 
 
+def check_terms(rewards: Sequence[Reward]) -> None:
+    """Raise a `RewindError` for a reward that needs what nobody knows where the mix is to choose."""
+    for reward in rewards:
+        if "target_image" in reward.asks_for:
+            raise RewindError(
+                f"the reward '{reward.name}' asks for the true target, which is not known where a mix "
+                "chooses: leave it out"
+            )
+
+
 def usual_change(vlm: UnifiedVLM, triplets: Sequence[Triplet]) -> dict[str, Any]:
     """Arguments of `keep_unchanged` from labelled triplets: the median number of tokens that change, by task, or by
     sentence where triplets have no tasks (the `SENTENCES` most frequent), and of all.
