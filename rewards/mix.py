@@ -50,11 +50,11 @@ def with_mixes(
     given: dict[str, Mapping[str, Any]] = dict(arguments)
     if isinstance(specifications, str):
         specifications = [specifications]
-    if callable(specifications) or not any(_is_mix(item) for item in specifications):
+    if callable(specifications) or not any(is_mix(item) for item in specifications):
         return specifications, given
     found: list[Any] = []
     for item in specifications:
-        if not _is_mix(item):
+        if not is_mix(item):
             found.append(item)
             continue
         name, weight = weight_of(item)
@@ -72,7 +72,8 @@ def resolve(arguments: Any, to_train: bool = False) -> None:
         arguments: has `rewards`, `reward_arguments` (a mapping, JSON, or None) and `fdm`.
         to_train: the forward model is trained on it, so that its likelihood in the mix has to stay that of the start.
     """
-    mixed = [item for item in arguments.rewards if _is_mix(item)]
+    mixed = [item for item in arguments.rewards if is_mix(item)]
+    check_scale(mixed, getattr(arguments, "normalise_rewards", False), "--normalise_rewards")
     told = arguments.reward_arguments
     told = mapping(told) if isinstance(told, str) else told
     arguments.rewards, given = with_mixes(arguments.rewards, told or {}, arguments.fdm)
@@ -82,7 +83,17 @@ def resolve(arguments: Any, to_train: bool = False) -> None:
         arguments.reward_arguments = given
 
 
-def _is_mix(item: Any) -> bool:
+def check_scale(specifications: Sequence[Any], normalise: bool, by: str) -> None:
+    """Raise a `RewindError` for a mix whose terms would be measured in other units than those that it was fitted in."""
+    mixed = [item for item in specifications if is_mix(item)]
+    if normalise and mixed:
+        raise RewindError(
+            f"the weights of '{mixed[0]}' were fitted to scores as they are: leave out {by}, or name rewards"
+        )
+
+
+def is_mix(item: Any) -> bool:
+    """Whether a reward as it is given stands for a fitted mix."""
     if not isinstance(item, str):
         return False
     name = weight_of(item)[0]
@@ -102,8 +113,12 @@ def _read(name: str, run: str | Path | None) -> dict[str, Any]:
 
 
 def _terms(mix: Mapping[str, Any], name: str) -> Sequence[tuple[str, float]]:
-    rewards = mix.get("rewards")
+    rewards, told = mix.get("rewards"), mix.get("reward_arguments", {})
     if not isinstance(rewards, list) or not all(isinstance(item, str) for item in rewards) or not rewards:
         raise RewindError(f"{name} holds no mix of rewards ('rewards', a list of NAME=WEIGHT): fit one again")
+    if not isinstance(told, dict) or not all(isinstance(values, dict) for values in told.values()):
+        raise RewindError(f"{name} holds a mix whose 'reward_arguments' are no mapping by reward: fit one again")
+    if any(is_mix(item) for item in rewards):
+        raise RewindError(f"{name} holds a mix of mixes, and a mix holds rewards: fit one again")
     pairs = [weight_of(item) for item in rewards]
     return [(path, 1.0 if weight is None else weight) for path, weight in pairs]

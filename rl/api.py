@@ -310,10 +310,12 @@ def _scorer(
     """
     siblings.need("rewards")
     from rewards import Batch, load_rewards, score
+    from rewards.mix import check_scale
     from rewards.totals import normalised
 
     given = _default(run) if rewards is None else rewards
     named = [given] if isinstance(given, str) or callable(given) else list(given)
+    check_scale(named, normalise, "normalise=True")
     loaded = load_rewards(named, idm, columns=further, run=run)
 
     def score_all(

@@ -45,23 +45,29 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from rewards import load_rewards, scorers
+    from rewards.mix import is_mix
     from rewards.table import weight_of
     from rl import RewindError, load_fdm
     from rl.data.candidates.store import CandidateStore, scorer_key
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.models.bases import adapter_folder
+    from rl.models.known import whole_model
     from rl.models.opening import load_idm_beside
+    from rl.paths import expanded
     from rl.running.run_folder import claim
     from rl.triplets import columns_of
     from trainers.common.candidates import scored_groups
-    from trainers.rerank.fitting import fitted, in_words, mix_of_fit, usual_change, write_mix
+    from trainers.rerank.fitting import check_terms, fitted, in_words, mix_of_fit, usual_change, write_mix
 
     check_max_rows(a.max_rows)
     weighted = [item for item in a.rewards if weight_of(item)[1] is not None]
     if weighted or len(a.rewards) < 2:
         what = f"'{weighted[0]}' has a weight" if weighted else "one reward alone needs no weight"
         raise RewindError(f"weights are what is fitted, and {what}: name two or more rewards without '='")
+    mixes = [item for item in a.rewards if is_mix(item)]
+    if mixes:
+        raise RewindError(f"'{mixes[0]}' is a mix that was fitted, with its weights: name the rewards of a new one")
     if a.num_candidates < 2 or a.temperature <= 0:
         raise RewindError("--num_candidates must be at least 2 and --temperature above 0: else nothing differs")
     left_out: list[LeftOut] = []
@@ -77,6 +83,7 @@ def main() -> None:
     if "keep_unchanged" in a.rewards and "keep_unchanged" not in arguments:
         arguments["keep_unchanged"] = usual_change(vlm, triplets)
     rewards = load_rewards(a.rewards, idm, actions, columns=columns_of(triplets), arguments=arguments)
+    check_terms(rewards)
     output = claim(
         a.output,
         "fit_reward.py",
@@ -88,13 +95,14 @@ def main() -> None:
     list_left_out(output, left_out)
     store = CandidateStore(output / "candidates", scorer_key(a.idm, arguments), scorers(rewards))
     settings = {"temperature": a.temperature, "seed": a.seed, "max_rows": a.max_rows}
-    groups = list(scored_groups(fdm, rewards, triplets, a.num_candidates, **settings, store=store))
+    groups = scored_groups(fdm, rewards, triplets, a.num_candidates, **settings, store=store)
     found, about = fitted(groups, rewards, vlm)
     names = [reward.name for reward in rewards]
     about |= {"idm": a.idm, "temperature": a.temperature}
     mix = mix_of_fit(found, a.rewards, names, arguments, about)
-    adapter = adapter_folder(a.fdm)
-    kept_in = [output, *([Path(a.fdm)] if adapter is not None and Path(a.fdm).is_dir() else [])]
+    named = expanded(a.fdm)
+    is_run = named.is_dir() and (adapter_folder(named) is not None or whole_model(named) != named)
+    kept_in = [output, *([named] if is_run else [])]
     write_mix(mix, kept_in)
     write_whole(output / "results.json", json.dumps(about, indent=1) + "\n")
     print(in_words(mix, names))

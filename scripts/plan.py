@@ -93,7 +93,12 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     judge = arguments.judge_idm if algorithm == "grpo" else None
     beside = [name for name in (arguments.idm if drawn else None, judge) if name is not None]
     apart = [name for name in beside if not stands_on(name, arguments.fdm, str(base))]
-    asked = [n for n in ACTIONS_ASKED if any(r.partition("=")[0] == n for r in arguments.rewards)]
+    rewards = arguments.rewards
+    if any("fitted" in item or ".json" in item for item in rewards):  # else nothing of torch is needed
+        from rewards.mix import with_mixes
+
+        rewards, _ = with_mixes(rewards, {}, arguments.fdm)
+    asked = [n for n in ACTIONS_ASKED if any(r.partition("=")[0] == n for r in rewards)]
     job = Job(
         lora_r=rank,
         targets=LINEAR_LAYERS if list(targets) == ["all-linear"] else targets,

@@ -251,6 +251,7 @@ def test_controls_train_the_forward_model_alone(world: Path, tmp_path: Path, con
 
 
 def test_what_cannot_be_done_is_said(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "fitted.yaml").write_text("rewards: [fitted=2]")
     for changed, sentence in (
         ({"rounds": 0}, "--rounds must be at least 1"),
         ({"judge_idm": None}, "give both --judge_idm"),
@@ -259,6 +260,9 @@ def test_what_cannot_be_done_is_said(world: Path, tmp_path: Path) -> None:
         ({"temperature": -0.5}, "--temperature must be 0 or more"),
         ({"reward": "config", "fdm_config": None}, "--reward config takes the rewards of --fdm_config"),
         ({"idm_config": tmp_path / "none.yaml"}, "there is no file"),
+        ({"judge_idm": None, "validation": None, "judge_fall": 0.5}, "--judge_fall is about what a judge reads"),
+        ({"launch": ("accelerate-of-nobody", "launch")}, "there is no program 'accelerate-of-nobody'"),
+        ({"reward": "config", "fdm_config": tmp_path / "fitted.yaml"}, "from the second round on the runs are new"),
     ):
         with pytest.raises(RewindError, match=sentence):
             settings(world, tmp_path, **changed).check()

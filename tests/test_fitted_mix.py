@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from peft import LoraConfig
 
 from rewards import Batch, load_rewards
@@ -24,7 +28,7 @@ from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.candidates import scored_groups
 from trainers.grpo.arguments import GRPOArguments
-from trainers.rerank.fitting import fitted, in_words, mix_of_fit, usual_change, write_mix
+from trainers.rerank.fitting import check_terms, fitted, in_words, measured, mix_of_fit, usual_change, write_mix
 
 
 def two_terms_and_noise(sources: int = 80, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -130,6 +134,10 @@ def test_a_mix_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         with_mixes([str(tmp_path / "other.json")], {}, None)
     with pytest.raises(RewindError, match="holds no mix of rewards"):
         with_mixes(["fitted"], {}, written(tmp_path / "run", rewards=[]))
+    with pytest.raises(RewindError, match="'reward_arguments' are no mapping by reward"):
+        with_mixes(["fitted"], {}, written(tmp_path / "run", reward_arguments=[1]))
+    with pytest.raises(RewindError, match="holds a mix of mixes"):
+        with_mixes(["fitted"], {}, written(tmp_path / "run", rewards=["fitted=2"], reward_arguments={}))
 
 
 def test_rerank_takes_the_mix_of_the_models_run(tiny: ChameleonVLM, picture: np.ndarray, tmp_path: Path) -> None:
@@ -137,6 +145,11 @@ def test_rerank_takes_the_mix_of_the_models_run(tiny: ChameleonVLM, picture: np.
     fdm.run = str(written(tmp_path / "run"))
     found = rerank(fdm, None, picture, "lift the cup", num_candidates=2)
     assert set(found.best.scores) == {"copy_penalty", "keep_unchanged"}
+    with pytest.raises(RewindError, match="'fitted' were fitted to scores as they are: leave out normalise=True"):
+        rerank(fdm, None, picture, "lift the cup", num_candidates=2, normalise=True)
+    asked = SimpleNamespace(rewards=["fitted=2"], reward_arguments=None, fdm=fdm.run, normalise_rewards=True)
+    with pytest.raises(RewindError, match="leave out --normalise_rewards"):
+        resolve(asked)
     fdm.run = None
     with pytest.raises(RewindError, match="needs an inverse model"):
         rerank(fdm, None, picture, "lift the cup", num_candidates=2)
@@ -167,3 +180,46 @@ def test_a_mix_is_fitted_on_a_models_own_candidates(tiny: ChameleonVLM, tmp_path
     assert mix["num_candidates"] == 4
     assert mix["rewards"][0].endswith("=1")
     assert "the most like of them" in in_words(mix, paths)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "sentence"),
+    [
+        (["runs/fit/reward.json", "fdm_confidence"], "'runs/fit/reward.json' is a mix that was fitted"),
+        (["fitted", "fdm_confidence"], "'fitted' is a mix that was fitted"),
+        (["idm_margin=2", "fdm_confidence"], "'idm_margin=2' has a weight"),
+        (["idm_margin"], "one reward alone needs no weight"),
+    ],
+)
+def test_terms_of_a_fit_are_rewards_without_weights(
+    rewards: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = ["--fdm", "none", "--triplets", "none.json", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["fit_reward.py", *given, "--rewards", *rewards])
+    with pytest.raises(RewindError, match=sentence):
+        runpy.run_path(str(ROOT / "scripts" / "fit_reward.py"))["main"]()
+
+
+def test_a_reward_that_knows_the_truth_is_no_term() -> None:
+    """It would win the fit, and score nothing where the mix then chooses."""
+    with pytest.raises(RewindError, match="'target_distance' asks for the true target, which is not known"):
+        check_terms(load_rewards(["copy_penalty", "target_distance"]))
+
+
+def test_a_fit_holds_few_groups_at_once(tiny: ChameleonVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come one after the other, those that a term cannot score are left out, and the figures are the same."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 2, tiny.image_size, tiny.image_size, 3), dtype=np.uint8)
+    triplets = [Triplet(a, "lift the cup", b) for a, b in pictures]
+    groups = list(scored_groups(ForwardDynamics(tiny), load_rewards(["copy_penalty"]), triplets, 3))
+    groups[2] = (groups[2][0], [replace(one, scores={"copy_penalty": None}) for one in groups[2][1]])
+    terms, alike, left = measured(tiny, groups, ["copy_penalty"])
+    usual = usual_change(tiny, triplets)
+    assert (terms.shape, alike.shape, left) == ((4, 3, 1), (4, 3), 1)
+    monkeypatch.setattr("trainers.rerank.fitting.AT_ONCE", 2)
+    again = measured(tiny, iter(groups), ["copy_penalty"])
+    assert np.array_equal(again[0], terms)
+    assert np.array_equal(again[1], alike)
+    assert usual_change(tiny, triplets) == usual
+    with pytest.raises(RewindError, match="no candidate has a score by all of copy_penalty"):
+        measured(tiny, groups[2:3], ["copy_penalty"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +67,18 @@ def test_what_fits_where_the_batch_is_too_large() -> None:
     job = replace(job, checkpointing=False)
     told = what_fits(shape, job, plan(shape, job, [8], 0, 24 * 2**30), 24 * 2**30)
     assert told[-1].startswith("--gradient_checkpointing needs less")
+
+
+def test_a_fitted_mix_is_planned_as_its_terms(tmp_path: Path) -> None:
+    """One that asks an inverse model needs what that reward needs by name."""
+    mix = tmp_path / "reward.json"
+    jobs = []
+    for given, asked in (
+        ("idm_margin=1", ["idm_margin=2"]),
+        ("idm_margin=1", [f"{mix}=2"]),
+        ("copy_penalty=1", [str(mix)]),
+    ):
+        mix.write_text(json.dumps({"rewards": [given]}))
+        words = ["--base", "chameleon-7b", "--algorithm", "grpo", "--rewards", *asked]
+        jobs.append(script().job_of(script().parser().parse_args(words))[2])
+    assert jobs[0] == jobs[1] != jobs[2]

@@ -45,7 +45,21 @@ def test_no_video_where_the_forward_model_knows_as_much() -> None:
 def test_no_training_by_a_reward_that_cannot_tell() -> None:
     assert asked(0.8, 0.3, order="none")["reward"]["ordered"] == 0.5
     assert "do not train by this reward" in asked(0.8, 0.3, order="none")["verdicts"][1]
-    assert "nothing to learn" in asked(0.8, 0.0)["verdicts"][1]
+    alike = asked(0.8, 0.0)
+    assert "nothing to learn" in alike["verdicts"][1]
+    assert alike["reward"]["ordered"] is None  # no NaN, which is no JSON
+
+
+def test_who_says_nothing_is_not_the_surest() -> None:
+    """The log-likelihood of no words at all is 0, above that of any sentence."""
+    found = premise(
+        ["a", "b", "c", "d"], ["a", "b", "", ""], [-1.0, -2.0, 0.0, 0.0], np.zeros((4, 2)), np.zeros((4, 2))
+    )
+    assert [part["accuracy"] for part in found["labels"]] == [0.5, pytest.approx(2 / 3), 1.0, 1.0]
+    assert [part["min_score"] for part in found["labels"]] == [-2.0, -2.0, -2.0, -1.0]
+    silent = premise(["a", "b"], ["", ""], [0.0, 0.0], np.zeros((2, 2)), np.zeros((2, 2)))
+    assert silent["labels"][0]["min_score"] is None
+    assert silent["video"] == "no"
 
 
 def test_order_within_groups_only_and_ties_count_half() -> None:

@@ -78,18 +78,22 @@ def premise(
 
     Returns:
         `idm`: `exact` (share of the same words) with `ci95`, `token_f1`, `confused` (true, said, how often); `fdm`:
-        `right` (share of candidates that are the truth), `likeness`; `reward`: `ordered`; `labels`: for parts of the
-        data, the surest first, `share`, `accuracy` and `min_score`; `video` and `rl`, 'go', 'above' or 'no', each with
-        its sentence in `verdicts`.
+        `right` (share of candidates that are the truth), `likeness`; `reward`: `ordered`, None where no two differ;
+        `labels`: for parts of the data, the surest first, `share`, `accuracy` and `min_score`, None without any words;
+        `video` and `rl`, 'go', 'above' or 'no', each with its sentence in `verdicts`.
     """
     named = np.array([words_of(a) == words_of(b) for a, b in zip(actions, said, strict=True)])
-    order = np.argsort(-np.asarray(confidence_S), kind="stable")
+    # Who says nothing is sure of nothing, and has a likelihood of 1; it names no pair, so it tells no least score.
+    sure_S = np.where([bool(words_of(text)) for text in said], confidence_S, -np.inf)
+    order = np.argsort(-sure_S, kind="stable")
     labels = []
     for share in SHARES:
         part = order[: max(1, round(share * len(order)))]
-        least = float(np.asarray(confidence_S)[part[-1]])
-        labels.append({"share": share, "accuracy": float(named[part].mean()), "min_score": round(least, 3)})
+        scores = sure_S[part][np.isfinite(sure_S[part])]
+        least = round(float(scores.min()), 3) if len(scores) else None
+        labels.append({"share": share, "accuracy": float(named[part].mean()), "min_score": least})
     wrong = Counter((a, b) for a, b, same in zip(actions, said, named, strict=True) if not same)
+    share = ordered(totals_SN, likeness_SN)
     found: dict[str, Any] = {
         "idm": {
             "exact": float(named.mean()),
@@ -99,11 +103,11 @@ def premise(
             "n": len(named),
         },
         "fdm": {"right": float((likeness_SN >= RIGHT).mean()), "likeness": float(likeness_SN.mean())},
-        "reward": {"ordered": ordered(totals_SN, likeness_SN)},
+        "reward": {"ordered": share if np.isfinite(share) else None},
         "labels": labels,
     }
     video, about_video = _video(labels, found["fdm"]["right"])
-    rl, about_rl = _rl(found["reward"]["ordered"])
+    rl, about_rl = _rl(share)
     return found | {"video": video, "rl": rl, "verdicts": [about_video, about_rl]}
 
 

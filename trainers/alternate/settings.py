@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -10,7 +11,10 @@ from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
+from rewards.mix import FITTED, MIX_FILE
+from rewards.table import weight_of
 from rl.errors import RewindError
+from rl.running.command_line import read_yaml
 
 REWARDS: dict[str, dict[str, list[str]]] = {
     "margin": {
@@ -94,17 +98,31 @@ class Settings:
                 "after each round a judge reads what the forward model draws for labelled cases: give both --judge_idm "
                 "runs/judge_idm and --validation held-out.json, or neither"
             )
+        for name in ("judge_fall", "validation_limit"):
+            if self.judge_idm is None and getattr(self, name) != getattr(Settings, name):
+                raise RewindError(
+                    f"--{name} is about what a judge reads: give --judge_idm and --validation, or leave it"
+                )
         if self.judge_idm is not None and Path(self.judge_idm).resolve() == Path(self.idm).resolve():
             raise RewindError(
                 f"--judge_idm {self.judge_idm} is the very model that names and rewards, and would find all well: give "
                 "one of other labels and another seed"
             )
+        if self.launch and shutil.which(self.launch[0]) is None:
+            raise RewindError(f"there is no program '{self.launch[0]}', with which --launch begins")
         for name in ("fdm_config", "idm_config"):
             file = getattr(self, name)
             if file is not None and not file.is_file():
                 raise RewindError(f"there is no file {file} (--{name})")
             if file is None and self.reward == "config" and not (name == "idm_config" and self.control != "alternate"):
                 raise RewindError(f"--reward config takes the rewards of --{name}: give that too")
+        if self.reward == "config" and self.rounds > 1 and self.fdm_config is not None:
+            told = read_yaml(self.fdm_config).get("rewards") or []
+            if any(weight_of(str(item))[0] == FITTED for item in ([told] if isinstance(told, str) else told)):
+                raise RewindError(
+                    f"'{FITTED}' in {self.fdm_config} is a mix that is kept with a run, and from the second round on "
+                    f"the runs are new: write its file there, {self.fdm}/{MIX_FILE}"
+                )
 
     def label(self, number: int, idm: str, pairs: Path, folder: Path) -> list[str]:
         """The command that names pairs."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rewards.mix import MIX_FILE
 from rl.data.candidates.store import Group
 from rl.errors import RewindError
 from rl.evaluation.premise import likeness
+from rl.models.attention import chunks
 from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM
 from rl.report.markdown import table
@@ -23,15 +25,30 @@ from rl.triplets import Triplet
 
 SENTENCES = 512
 """Sentences whose usual change a mix keeps, where triplets have no tasks."""
+AT_ONCE = 256
+"""Triplets, or groups of candidates, that are held at once."""
+
+
+def check_terms(rewards: Sequence[Reward]) -> None:
+    """Raise a `RewindError` for a reward that needs what nobody knows where the mix is to choose."""
+    for reward in rewards:
+        if "target_image" in reward.asks_for:
+            raise RewindError(
+                f"the reward '{reward.name}' asks for the true target, which is not known where a mix "
+                "chooses: leave it out"
+            )
 
 
 def usual_change(vlm: UnifiedVLM, triplets: Sequence[Triplet]) -> dict[str, Any]:
     """Arguments of `keep_unchanged` from labelled triplets: the median number of tokens that change, by task, or by
     sentence where triplets have no tasks (the `SENTENCES` most frequent), and of all.
     """
-    sources = token_ids(vlm, [t.source for t in triplets])
-    targets = token_ids(vlm, [t.target for t in triplets if t.target is not None])
-    counts = [int(vlm.changed(b, a).sum()) for a, b in zip(sources, targets, strict=True)]
+    counts: list[int] = []
+    for part in chunks(len(triplets), AT_ONCE):
+        here = [triplets[number] for number in range(len(triplets))[part]]
+        sources = token_ids(vlm, [t.source for t in here])
+        targets = token_ids(vlm, [t.target for t in here if t.target is not None])
+        counts += [int(vlm.changed(b, a).sum()) for a, b in zip(sources, targets, strict=True)]
     by_task = any(triplet.task for triplet in triplets)
     groups: dict[str, list[int]] = {}
     for triplet, count in zip(triplets, counts, strict=True):
@@ -43,17 +60,22 @@ def usual_change(vlm: UnifiedVLM, triplets: Sequence[Triplet]) -> dict[str, Any]
     return {"default": float(np.median(counts)), "free" if by_task else "usual": medians}
 
 
-def measured(vlm: UnifiedVLM, groups: Sequence[Group], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+def measured(vlm: UnifiedVLM, groups: Iterable[Group], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
     """What each term says of each candidate, float [S, N, R], how like the true target each is, float [S, N], and how
-    many groups are left out, for a term gave some candidate no score.
+    many groups are left out, for a term gave some candidate no score. `AT_ONCE` groups are held at once.
     """
-    told = [[[one.scores[name] for name in names] for one in group] for _, group in groups]
-    whole = [all(score is not None for row in rows for score in row) for rows in told]
-    if not any(whole):
+    terms: list[list[list[float | None]]] = []
+    alike: list[np.ndarray] = []
+    left, coming = 0, iter(groups)
+    while part := list(islice(coming, AT_ONCE)):
+        told = [[[one.scores[name] for name in names] for one in group] for _, group in part]
+        whole = [all(score is not None for row in rows for score in row) for rows in told]
+        terms += [rows for rows, is_whole in zip(told, whole, strict=True) if is_whole]
+        alike += [*likeness_of(vlm, [group for group, is_whole in zip(part, whole, strict=True) if is_whole])]
+        left += whole.count(False)
+    if not terms:
         raise RewindError(f"no candidate has a score by all of {', '.join(names)}: leave out what cannot score them")
-    terms = [rows for rows, is_whole in zip(told, whole, strict=True) if is_whole]
-    kept = [group for group, is_whole in zip(groups, whole, strict=True) if is_whole]
-    return np.array(terms, dtype=float), likeness_of(vlm, kept), len(groups) - len(kept)
+    return np.array(terms, dtype=float), np.array(alike), left
 
 
 def likeness_of(vlm: UnifiedVLM, groups: Sequence[Group]) -> np.ndarray:
@@ -67,7 +89,7 @@ def likeness_of(vlm: UnifiedVLM, groups: Sequence[Group]) -> np.ndarray:
     return np.array(alike)
 
 
-def fitted(groups: Sequence[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) -> tuple[Fit, dict[str, Any]]:
+def fitted(groups: Iterable[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) -> tuple[Fit, dict[str, Any]]:
     """Weights for rewards, and what is to be said of them."""
     names = [reward.name for reward in rewards]
     terms_SNR, likeness_SN, left = measured(vlm, groups, names)
