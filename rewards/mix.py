@@ -29,9 +29,12 @@ def mix_of(run: str | Path | None) -> Path | None:
     return file if file is not None and file.is_file() else None
 
 
-def default_rewards(run: str | Path | None) -> list[str]:
-    """What chooses among candidates of a model where nobody says: its fitted mix if it has one, else the paper's."""
-    return [FITTED] if mix_of(run) is not None else [*PAPER]
+def default_rewards(run: str | Path | None, temperature: float = 1.0) -> list[str]:
+    """What chooses among candidates of a model where nobody says: its fitted mix if it has one, else the paper's.
+
+    At temperature 0 all candidates are alike and have no likelihood, which a mix may ask for: there it is the paper's.
+    """
+    return [FITTED] if temperature > 0 and mix_of(run) is not None else [*PAPER]
 
 
 def with_mixes(

@@ -129,7 +129,8 @@ def rerank(  # type: ignore[misc]
     if refine < 0 or (refine and num_candidates < 2):
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = _scorer(rewards, idm, normalise, [name for row in rows for name in row], _run_of(fdm))
+    by = _default(_run_of(fdm), temperature) if rewards is None else rewards
+    score_all, totals = _scorer(by, idm, normalise, [name for row in rows for name in row], _run_of(fdm))
 
     def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
         chosen = [sources[n] for n in numbers], [actions[n] for n in numbers]
@@ -229,7 +230,7 @@ def rollout(
     check_whole("num_candidates", num_candidates, least=1)
     check_thresholds(rules)
     fdm.check(num_candidates, temperature, seed=seed)
-    by = rewards if rewards is not None or idm is None else _default(_run_of(fdm))
+    by = rewards if rewards is not None or idm is None else _default(_run_of(fdm), temperature)
     if by is None and num_candidates > 1:
         raise RewindError("several candidates need something to choose by: give idm= or rewards=, or num_candidates=1")
     tasks = [None] * len(actions) if task is None else list(task)
@@ -291,15 +292,15 @@ def _run_of(fdm: Any) -> str | None:
     return getattr(fdm, "run", None)
 
 
-def _default(run: str | None) -> list[str]:
+def _default(run: str | None, temperature: float) -> list[str]:
     siblings.need("rewards")
     from rewards.mix import default_rewards
 
-    return default_rewards(run)
+    return default_rewards(run, temperature)
 
 
 def _scorer(
-    rewards: Rewards | None,
+    rewards: Rewards,
     idm: InverseDynamics | None,
     normalise: bool = False,
     further: Sequence[str] = (),
@@ -313,8 +314,7 @@ def _scorer(
     from rewards.mix import check_scale
     from rewards.totals import normalised
 
-    given = _default(run) if rewards is None else rewards
-    named = [given] if isinstance(given, str) or callable(given) else list(given)
+    named = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
     check_scale(named, normalise, "normalise=True")
     loaded = load_rewards(named, idm, columns=further, run=run)
 

@@ -85,7 +85,7 @@ def main() -> None:
         resolve(arguments)
     if arguments.triplets is not None:
         return _on_triplets(arguments)
-    arguments.rewards = arguments.rewards or default_rewards(arguments.fdm)
+    arguments.rewards = arguments.rewards or default_rewards(arguments.fdm, arguments.temperature)
     resolve(arguments)
     world = load_split(arguments.world, arguments.split)
     fdm = load_fdm(arguments.fdm, **opening(arguments))

@@ -97,7 +97,7 @@ def main() -> None:
     check_normalise(a.normalise_rewards, min_score=a.min_score, good_enough=a.good_enough, refine=a.refine)
     if a.use_targets and not any(triplet.target is not None for triplet in triplets):
         raise RewindError("--use_targets needs --triplets with true targets ('output'), and there are none")
-    a.rewards = a.rewards or default_rewards(a.fdm)
+    a.rewards = a.rewards or default_rewards(a.fdm, a.temperature)
     resolve(a)
     take_own_gpu()
     fdm = load_fdm(a.fdm, **opening(a))

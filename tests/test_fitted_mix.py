@@ -15,7 +15,7 @@ from conftest import ROOT
 from peft import LoraConfig
 
 from rewards import Batch, load_rewards
-from rewards.fitting import FEWEST, fit, numbers_of
+from rewards.fitting import FEWEST, Fit, fit, numbers_of
 from rewards.keep_unchanged import KeepUnchanged
 from rewards.mix import MIX_FILE, default_rewards, resolve, with_mixes
 from rl import load_fdm, rerank
@@ -28,7 +28,16 @@ from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.candidates import scored_groups
 from trainers.grpo.arguments import GRPOArguments
-from trainers.rerank.fitting import check_terms, fitted, in_words, measured, mix_of_fit, usual_change, write_mix
+from trainers.rerank.fitting import (
+    better_alone,
+    check_terms,
+    fitted,
+    in_words,
+    measured,
+    mix_of_fit,
+    usual_change,
+    write_mix,
+)
 
 
 def two_terms_and_noise(sources: int = 80, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +70,25 @@ def test_the_value_of_a_mix_is_the_unbiased_estimate_of_best_of_n() -> None:
         assert value == pytest.approx(np.mean(by_hand), abs=1e-4)
 
 
+def test_a_term_that_alone_chooses_better_is_taken_alone() -> None:
+    """What all terms together give on triplets of their own may be less, where there are few."""
+    found = Fit(
+        [2.0, 1.0], {1: 0.3, 2: 0.5}, {1: 0.3, 2: 0.4}, [{1: 0.3, 2: 0.35}, {1: 0.3, 2: 0.45}], {1: 0.3, 2: 0.6}
+    )
+    assert better_alone(found) == 1
+    mix = mix_of_fit(
+        found, ["a.py:f", "keep_unchanged"], ["f", "keep_unchanged"], {"keep_unchanged": {"default": 2}}, {}
+    )
+    assert mix["rewards"] == ["keep_unchanged=1"]
+    assert mix["reward_arguments"] == {"keep_unchanged": {"default": 2}}
+    better = replace(found, held_out={1: 0.3, 2: 0.46})
+    assert better_alone(better) is None
+    assert mix_of_fit(better, ["a.py:f", "keep_unchanged"], ["f", "keep_unchanged"], {}, {})["rewards"] == [
+        "a.py:f=1",
+        "keep_unchanged=0.5",
+    ]
+
+
 def test_too_few_triplets_to_choose_from_are_refused() -> None:
     terms_SNR, likeness_SN = two_terms_and_noise(40)
     likeness_SN[FEWEST - 1 :] = 1.0
@@ -86,6 +114,7 @@ def written(folder: Path, **more: object) -> Path:
 def test_a_mix_stands_for_its_terms(tmp_path: Path) -> None:
     run = written(tmp_path / "run")
     assert default_rewards(run) == ["fitted"]
+    assert default_rewards(run, temperature=0.0) == ["idm_likelihood"]
     assert default_rewards(tmp_path) == default_rewards(None) == ["idm_likelihood"]
     specs, arguments = with_mixes(["fitted=0.5", "idm_margin"], {"keep_unchanged": {"default": 1}}, run)
     assert specs == ["copy_penalty=1", "keep_unchanged=0.25", "idm_margin"]

@@ -111,14 +111,30 @@ def fitted(groups: Iterable[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) 
 def mix_of_fit(
     found: Fit, paths: Sequence[str], names: Sequence[str], arguments: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `reward.json` holds: terms with a weight, in units of the first of them, and their arguments."""
-    unit = next(weight for weight in found.weights if weight > 0)
-    kept = [(path, name, weight / unit) for path, name, weight in zip(paths, names, found.weights, strict=True)]
+    """What `reward.json` holds: terms with a weight, in units of the first of them, and their arguments.
+
+    Where one term alone chooses better than the mix does on triplets that it was not fitted on, that term alone.
+    """
+    best, weights = better_alone(found), found.weights
+    if best is not None:
+        weights = [float(number == best) for number in range(len(names))]
+    unit = next(weight for weight in weights if weight > 0)
+    kept = [(path, name, weight / unit) for path, name, weight in zip(paths, names, weights, strict=True)]
     return {
         "rewards": [f"{path}={weight:.4g}" for path, _, weight in kept if weight > 0],
         "reward_arguments": {name: arguments[name] for _, name, weight in kept if weight > 0 and name in arguments},
         **about,
     }
+
+
+def better_alone(found: Fit) -> int | None:
+    """The number of the term that alone chooses better than the mix, in the mean over n; None if none does."""
+
+    def mean(by_n: Mapping[int, float]) -> float:
+        return float(np.mean([value for n, value in by_n.items() if n > 1]))
+
+    best = max(range(len(found.alone)), key=lambda number: mean(found.alone[number]))
+    return best if mean(found.alone[best]) > mean(found.held_out) else None
 
 
 def write_mix(mix: Mapping[str, Any], folders: Sequence[Path]) -> None:
@@ -133,9 +149,6 @@ def in_words(mix: Mapping[str, Any], names: Sequence[str]) -> str:
     rows = {"the mix, on triplets it was not fitted on": "held_out", **{f"{name} alone": name for name in names}}
     rows["the most like of them"] = "most_like"
     lines = [[row, *(f"{told[key][n]:.3f}" for n in numbers)] for row, key in rows.items()]
-    best = max(names, key=lambda name: told[name][numbers[-1]])
-    worse = told["held_out"][numbers[-1]] < told[best][numbers[-1]]
-    verdict = (
-        f"the mix chooses no better than {best} alone: use that" if worse else f"fitted: {' '.join(mix['rewards'])}"
-    )
+    alone = len(mix["rewards"]) == 1
+    verdict = f"{'no mix chooses better than one term alone' if alone else 'fitted'}: {' '.join(mix['rewards'])}"
     return "\n".join([table(["likeness of the best of", *map(str, numbers)], lines), verdict])
