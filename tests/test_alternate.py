@@ -261,6 +261,8 @@ def test_what_cannot_be_done_is_said(world: Path, tmp_path: Path) -> None:
         ({"reward": "config", "fdm_config": None}, "--reward config takes the rewards of --fdm_config"),
         ({"idm_config": tmp_path / "none.yaml"}, "there is no file"),
         ({"judge_idm": None, "validation": None, "judge_fall": 0.5}, "--judge_fall is about what a judge reads"),
+        ({"control": "fdm_only"}, "--idm_steps is about training the inverse model, and --fdm_only trains none"),
+        ({"control": "relabel_only", "idm_steps": 32}, "--idm_config is about training the inverse model"),
         ({"launch": ("accelerate-of-nobody", "launch")}, "there is no program 'accelerate-of-nobody'"),
         ({"reward": "config", "fdm_config": tmp_path / "fitted.yaml"}, "from the second round on the runs are new"),
     ):

@@ -103,6 +103,11 @@ class Settings:
                 raise RewindError(
                     f"--{name} is about what a judge reads: give --judge_idm and --validation, or leave it"
                 )
+        for name in ("idm_steps", "idm_config"):
+            if self.control != "alternate" and getattr(self, name) != getattr(Settings, name):
+                raise RewindError(
+                    f"--{name} is about training the inverse model, and --{self.control} trains none: leave it"
+                )
         if self.judge_idm is not None and Path(self.judge_idm).resolve() == Path(self.idm).resolve():
             raise RewindError(
                 f"--judge_idm {self.judge_idm} is the very model that names and rewards, and would find all well: give "
