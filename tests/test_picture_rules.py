@@ -14,7 +14,7 @@ from PIL import Image
 
 from rl.data.candidates.store import CandidateStore, picture_key
 from rl.data.candidates.stored_groups import picture_file
-from rl.data.formats.tables import TableRows
+from rl.data.formats.arrow import TableRows
 from rl.data.frames import pool_from_frames
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from rl.data.entries import JsonRows, read_entries, read_text
+from rl.data.formats.arrow import hub_rows, is_table, table_rows
 from rl.data.formats.dialect import Dialect
 from rl.data.formats.epic import EPIC
 from rl.data.formats.function import function_entries, is_function
@@ -19,7 +20,6 @@ from rl.data.formats.instructpix2pix import instructpix2pix_entries, is_instruct
 from rl.data.formats.names import renamed, renaming
 from rl.data.formats.pico_banana import PICO_BANANA
 from rl.data.formats.something import SOMETHING
-from rl.data.formats.tables import hub_rows, is_table, table_rows
 from rl.errors import RewindError
 from rl.paths import as_written, expanded
 
