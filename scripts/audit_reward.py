@@ -227,7 +227,7 @@ def _premise(fdm: Any, idm: Any, triplets: Sequence[Triplet], rewards: Sequence[
     import numpy as np
 
     from rl.data.labels.labelling import name_pairs
-    from rl.evaluation.premise import premise
+    from rl.evaluation.premise import as_good_as_true, premise
     from trainers.common.candidates import scored_groups
     from trainers.rerank.fitting import likeness_of
 
@@ -240,6 +240,7 @@ def _premise(fdm: Any, idm: Any, triplets: Sequence[Triplet], rewards: Sequence[
         [score for _, score in named],
         np.array(totals),
         likeness_of(fdm.backbone, groups),
+        as_good_as_true(fdm, triplets, [words for words, _ in named]),
     )
 
 

@@ -22,7 +22,7 @@ from trainers.studies.demo.report import how_sure
 from trainers.studies.grpo_settings import start_of
 from trainers.studies.search import CALIBRATION
 
-TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 4, "--idm_steps", 2]
+TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 20, "--idm_steps", 2]
 TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_steps", 2]
 M = {"success", "editing", "minimality", "judge", "copy_rate", "n", "ci95"}
 M |= {"best_temperature", "success_at_best_temperature"}
@@ -47,17 +47,19 @@ def test_results_have_the_promised_keys(demo: Path) -> None:
     found = results_of(demo)
     assert list(found) == [
         *("world", "seed", "seconds", "data", "idm", "ceiling", "fdm", "paired"),
-        *("best_of_n", "best_of_n_oracle", "grpo"),
+        *("best_of_n", "best_of_n_mix", "best_of_n_oracle", "grpo"),
     ]
-    systems = ["base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo"]
+    systems = ["base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo", "trained_and_reranked"]
     assert list(found["fdm"]) == systems
     assert all(set(m) == M for m in found["fdm"].values())
     assert {"success", "editing", "minimality", "judge", "n", "ci95"} <= set(found["ceiling"]["tokenizer"])
-    for name in ("bootstrapped-sft", "grpo-bootstrapped", "best_of_n_training-bootstrapped"):
+    compared = ("bootstrapped-sft", "grpo-bootstrapped", "best_of_n_training-bootstrapped", "trained_and_reranked-sft")
+    for name in compared:
         assert set(found["paired"][name]) == D
         assert all(low <= d <= high for d, low, high in found["paired"][name].values())
     assert set(found["paired"]["idm-sft"]) == {"success"}
-    assert set(found["paired"]["best_of_8-best_of_1"]) == D - {"success_at_best_temperature"}
+    for name in ("best_of_8-best_of_1", "best_of_8_mix-best_of_1"):
+        assert set(found["paired"][name]) == D - {"success_at_best_temperature"}
     assert set(found["best_of_n"]) == {"sft", "grpo"}
     assert set(found["best_of_n"]["sft"]) == set(found["best_of_n_oracle"]["grpo"]) == {"1", "2", "4", "8"}
     assert {"reward_before", "reward_after", "kl", "judge_idm_before", "judge_idm_after"} <= set(found["grpo"])
@@ -100,8 +102,8 @@ def test_an_interrupted_demo_goes_on_and_ends_alike(demo: Path) -> None:
     before = results_of(demo)
     (demo / "results.json").unlink()
     progress = json.loads((demo / "progress.json").read_text())
-    for stage in ("bootstrapped", "grpo", "best_of_n_training"):  # as if it had been stopped in the middle
-        del progress["seconds"][stage]
+    for stage in list(progress["seconds"])[list(progress["seconds"]).index("bootstrapped") :]:
+        del progress["seconds"][stage]  # as if it had been stopped in the middle
     (demo / "progress.json").write_text(json.dumps(progress))
     again = start("scripts/demo.py", *TINY, "--output", demo)
     assert again.returncode == 2

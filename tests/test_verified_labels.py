@@ -44,17 +44,17 @@ def test_a_pair_that_is_named_again_keeps_nothing_of_its_earlier_words() -> None
     assert named(pair, again).more == {"share": 1.0, "motion": 3}
 
 
-def test_verified_choice_and_score_by_hand() -> None:
+def test_verified_choice_by_hand_and_the_score_stays_the_inverse_model_s() -> None:
     drawn = [Proposal("left", -1.0, 3, -20.0), Proposal("right", -2.0, 1, -10.0)]
     assert choose(drawn, 4) == Choice(
-        "right", -12.0, {"share": 0.25, "margin": 9.0, "idm_logprob": -2.0, "fdm_logprob": -10.0}
+        "right", -2.0, {"share": 0.25, "margin": 9.0, "verified": -12.0, "idm_logprob": -2.0, "fdm_logprob": -10.0}
     )
     of_idm = choose(drawn, 4, weight=0.0)
     assert of_idm is not None
     assert (of_idm.text, of_idm.score, of_idm.columns["margin"]) == ("left", -1.0, 1.0)
     half = choose(drawn, 4, weight=0.1)
     assert half is not None
-    assert half.score == pytest.approx(-3.0)
+    assert half.columns["verified"] == pytest.approx(-3.0)
 
 
 def test_sentences_are_verified_by_the_forward_model(tiny: ChameleonVLM) -> None:
@@ -191,7 +191,8 @@ def test_label_script_verifies_and_calibrates(tmp_path: Path) -> None:
     assert "0.0% of 21 labelled pairs are named as they are; weight 1\n" in done.stdout
     entries = json.loads((tmp_path / "out" / "triplets.json").read_text())
     for entry in entries:
-        assert entry["score"] == pytest.approx(entry["idm_logprob"] + entry["fdm_logprob"])
+        assert entry["score"] == entry["idm_logprob"]
+        assert entry["verified"] == pytest.approx(entry["idm_logprob"] + entry["fdm_logprob"])
         assert entry["share"] in (0.5, 1.0)
         assert 0 <= entry["confidence"] < 0.2
         assert ("margin" in entry) == (entry["share"] == 0.5)

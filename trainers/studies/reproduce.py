@@ -30,22 +30,26 @@ WORLD = "tabletop"
 FAMILIES = {"chameleon": BASE_OF_WORLD[WORLD]}
 """Family of the model -> its shipped base."""
 BUDGET = Budget(
-    labelled=6000,
-    videos=2000,
-    selected=2000,
+    labelled=1000,
+    videos=4000,
+    selected=4000,
     test=1000,
     validation=200,
-    idm_steps=1800,
-    fdm_steps=400,
-    grpo_steps=384,
+    idm_steps=800,
+    fdm_steps=1600,
+    equal_compute_steps=5000,
+    grpo_steps=192,
     grpo_prompts=16,
-    grpo_evaluations=8,
+    grpo_evaluations=6,
     grpo_validation=64,
     best_of_n_steps=300,
+    rounds=3,
     candidates=32,
     searched=300,
+    fitted_candidates=16,
 )
-RECIPE = 3
+"""Few labels and much video, supervised training to its end: where the method is for (docs/findings/start.md)."""
+RECIPE = 4
 """Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
@@ -215,7 +219,18 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
         + f". {mean['seconds']['total'] / 60:.0f} minutes a seed on the machine that made them.\n"
     )
     systems = table(
-        ["system", "success", "95 %", *(f"seed {s}" for s in seeds), "best T", "judge", "minimality", "copies", ""],
+        [
+            "system",
+            "success",
+            "95 %",
+            *(f"seed {s}" for s in seeds),
+            "best T",
+            "judge",
+            "minimality",
+            "copies",
+            "seconds",
+            "",
+        ],
         [
             [
                 f"`{name}`",
@@ -226,6 +241,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
                 f"{m['judge']:.2f}",
                 f"{m['minimality']:.2f}",
                 f"{100 * m['copy_rate']:.1f} %",
+                f"{mean['seconds'][name]:.0f}" if name in mean["seconds"] else "",
                 MEANINGS[name],
             ]
             for name, m in mean["fdm"].items()
@@ -234,7 +250,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
     named = ", ".join(f"{100 * one['idm']['exact_match']:.1f} %" for one in each)
     note = (
         "Success, judge, minimality and copies are of one sample at temperature 1; 'best T' is success at the "
-        "temperature that was best on validation cases. "
+        "temperature that was best on validation cases; seconds are those of the system's own training. "
         f"The IDM names {100 * mean['idm']['exact_match']:.1f} % of the test actions ({named}); of the labels that it "
         f"gave to video {100 * mean['data']['label_accuracy']:.0f} % of the selected ones were right; the tokenizer's "
         f"ceiling is {100 * mean['ceiling']['tokenizer']['success']:.1f} %.\n"
@@ -258,7 +274,11 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
         [
             [f"`{name}`, {how}", *(f"{100 * share:.1f} %" for share in mean[key][name].values())]
             for name in mean["best_of_n"]
-            for how, key in (("chosen by the IDM", "best_of_n"), ("by the oracle", "best_of_n_oracle"))
+            for how, key in (
+                ("chosen by `idm_likelihood`", "best_of_n"),
+                ("by the fitted mix", "best_of_n_mix"),
+                ("by the oracle", "best_of_n_oracle"),
+            )
         ],
     )
     rl = table(
@@ -268,4 +288,8 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
             for name, value in mean["grpo"].items()
         ],
     )
-    return [intro, systems, note, comparisons, curves, rl]
+    mixes = table(
+        ["fitted mix of rewards", *(f"seed {s}" for s in seeds)],
+        [[f"`{name}`", *(one["data"]["mixes"][name] for one in each)] for name in each[0]["data"].get("mixes", {})],
+    )
+    return [intro, systems, note, comparisons, curves, mixes, rl]

@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     columns: dict[str, float]
 
 
-COLUMNS = ("share", "margin", "idm_logprob", "fdm_logprob", "confidence")
+COLUMNS = ("share", "margin", "verified", "idm_logprob", "fdm_logprob", "confidence")
 """Columns that say something of a pair's words."""
 
 
@@ -140,10 +140,12 @@ def propose(idm: Any, pairs: Sequence[Triplet], how: Naming, fdm: Any = None) ->
 def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 1.0) -> Choice | None:
     """The sentence of a pair that is taken; None if there is none.
 
-    Verified sentences are chosen and scored by log-likelihood + `weight` x `verified`. Others: the most frequent one,
-    of equally frequent ones the likeliest, scored by its log-likelihood. Columns: `share` of the samples that said it
-    and `margin`, its lead in score over the best other one (absent if there is none), for several samples;
-    `idm_logprob` and `fdm_logprob`, the two parts of the score of a verified one.
+    Verified sentences are chosen by log-likelihood + `weight` x `verified`. Others: the most frequent one, of equally
+    frequent ones the likeliest. The score is the chosen one's log-likelihood under the inverse model, verified or not:
+    how likely a picture is says how easy it is for the forward model, and pairs that are selected by that teach it what
+    it knows (docs/findings/verified-labels.md). Columns: `share` of the samples that said it and `margin`, its lead
+    over the best other one in what it was chosen by (absent if there is none), for several samples; of a verified one
+    `verified`, that sum, and its parts `idm_logprob` and `fdm_logprob`.
     """
     if not sentences:
         return None
@@ -157,8 +159,8 @@ def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 
     if len(sentences) > 1:
         columns["margin"] = values[best] - max(value for n, value in enumerate(values) if n != best)
     if chosen.verified is not None:
-        columns |= {"idm_logprob": chosen.logprob, "fdm_logprob": chosen.verified}
-    return Choice(chosen.text, values[best], columns)
+        columns |= {"verified": values[best], "idm_logprob": chosen.logprob, "fdm_logprob": chosen.verified}
+    return Choice(chosen.text, chosen.logprob, columns)
 
 
 def _pictures(pairs: Sequence[Triplet]) -> tuple[list[Any], list[Any]]:

@@ -21,14 +21,16 @@ from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.fitting import fit_adapter, stage_folder
+from trainers.studies.demo.mixes import RIVALS, mixed_rewards
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
 
+START = "bootstrapped"
+IMPROVED = ("grpo", "best_of_n_training")
+"""Systems that are trained by reward, from `START`."""
 KEEP_WEIGHT = 1.0
 """Weight of `keep_unchanged` beside an `idm_margin` of 1."""
-RIVALS = "first"
-"""Of `idm_margin`: the tabletop's own words are in the smaller table, and the committed figures were made with it."""
 
 
 def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
@@ -64,7 +66,7 @@ def train_grpo(story: Story) -> None:
     budget, vlm = story.budget, story.vlm
     prompts = grpo_prompts(story)
     set_seed(story.seed)
-    vlm.attach_adapter(story.output / "bootstrapped" / "adapter", "default")
+    vlm.attach_adapter(story.output / START / "adapter", "default")
     only_policy_trains(vlm)
     run = stage_folder(story, "grpo")
     validation = sample_tasks(story.splits["validation"], budget.validation, story.seed)[: budget.grpo_validation]
@@ -102,7 +104,7 @@ def train_grpo(story: Story) -> None:
     trainer = WorldModelGRPOTrainer(
         vlm,
         prompts,
-        rewards_of(story),
+        mixed_rewards(story, START, frozen=START),
         config,
         validation=triplets_of(story.splits["validation"], validation, "world"),
         oracle=oracle,
@@ -120,16 +122,24 @@ def train_grpo(story: Story) -> None:
 
 
 def train_best_of_n(story: Story) -> None:
+    """Rounds of drawing, choosing by the mix and fine-tuning: expert iteration on as many candidates as GRPO takes."""
     budget, vlm, name = story.budget, story.vlm, "best_of_n_training"
     set_seed(story.seed)
-    vlm.attach_adapter(story.output / "bootstrapped" / "adapter", name)
+    vlm.attach_adapter(story.output / START / "adapter", name)
     part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
     keep = Keep(budget.group_size, min_lead=0.1)
-    groups = scored_groups(story.fdm(name), rewards_of(story), part, keep.num_candidates, seed=story.seed)
-    kept, _ = keep_best(vlm, groups, keep)
-    if kept:
-        rows = kept_rows(vlm, kept)
-        fit_adapter(story, name, name, "fdm", rows, budget.best_of_n_steps, budget.best_of_n_learning_rate)
-    else:
-        logger.warning("no group had a candidate that leads: 'best_of_n_training' stays 'bootstrapped'")
+    rewards, trained = mixed_rewards(story, START, frozen=START), False
+    for number, prompts in enumerate(np.array_split(np.arange(len(part)), budget.rounds)):
+        drawn = scored_groups(
+            story.fdm(name), rewards, [part[i] for i in prompts], keep.num_candidates, seed=story.seed, step=number
+        )
+        kept, totals = keep_best(vlm, drawn, keep)
+        mean = float(np.mean(totals)) if totals else float("nan")
+        logger.warning("round %d of %d: mean total %.3f, %d kept", number + 1, budget.rounds, mean, len(kept))
+        if kept:
+            steps = max(1, budget.best_of_n_steps // budget.rounds)
+            fit_adapter(story, name, name, "fdm", kept_rows(vlm, kept), steps, budget.best_of_n_learning_rate)
+            trained = True
+    if not trained:
+        logger.warning("no group had a candidate that leads: '%s' stays '%s'", name, START)
         save_adapter(vlm, stage_folder(story, name), name, role="fdm")

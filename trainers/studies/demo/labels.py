@@ -19,7 +19,9 @@ from trainers.studies.demo.story import Story
 
 
 def mine_and_label(story: Story) -> None:
-    """Key frames of videos (for a world without, scene and outcome), named by the IDM; the best are selected."""
+    """Key frames of videos (for a world without, scene and outcome), named by the IDM and verified by `sft`; the pairs
+    of whose words the IDM is surest are selected.
+    """
     world, budget = story.world, story.budget
     rng = np.random.default_rng((story.seed, 1))
     pairs: list[Triplet] = []
@@ -35,7 +37,10 @@ def mine_and_label(story: Story) -> None:
             before, after = video.frames_THWC[a], video.frames_THWC[b]
             pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
             truths[id(before)] = {(s.source, s.target) for s in video.truth}
-    named = label_pairs(story.idm, pairs, seed=story.seed)
+    how: dict[str, Any] = {}
+    if budget.sentences > 1:
+        how = {"temperature": 1.0, "num_samples": budget.sentences, "fdm": story.fdm("sft")}
+    named = label_pairs(story.idm, pairs, seed=story.seed, **how)
     labels: list[str] = [triplet.label or "" for triplet in named]
     chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
     family = getattr(world, "family", lambda action: None)

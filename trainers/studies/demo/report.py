@@ -21,16 +21,22 @@ MEANINGS = {
     "base": "the base as it is: it knows pictures and words, not what actions do",
     "sft": "fine-tuned on labelled data only",
     "sft_twice_as_long": "the same with twice the steps, so that extra steps are not mistaken for extra data",
+    "sft_equal_compute": "the same for as long as labelling, `bootstrapped` and GRPO take together",
     "bootstrapped": "labelled data and video that the inverse model labelled; tokens that change weigh more",
-    "best_of_n_training": "bootstrapped, then fine-tuned on the best of its own candidates",
-    "grpo": "bootstrapped, then GRPO with the inverse model as reward",
+    "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the fitted mix",
+    "grpo": "bootstrapped, then GRPO with the fitted mix as reward",
+    "trained_and_reranked": "the better one of the last two, and the best of 8 of its candidates by its fitted mix",
 }
 COMPARISONS = {
     "idm-sft": "naming the action (exact match) against drawing its outcome (success), same labels",
     "bootstrapped-sft": "what labelled video and token weights add",
     "grpo-bootstrapped": "what GRPO adds",
     "best_of_n_training-bootstrapped": "what training on the best of N adds",
-    "best_of_8-best_of_1": "what choosing the best of 8 by the inverse model adds to `sft`, without training",
+    "best_of_n_training-grpo": "which of the two ways to train by reward draws better, from as many candidates",
+    "trained_and_reranked-sft": "all of it together over labelled data alone",
+    "trained_and_reranked-sft_equal_compute": "the same over labelled data alone, with as much time",
+    "best_of_8-best_of_1": "what the best of 8 by `idm_likelihood`, as in the paper, adds to `sft` without training",
+    "best_of_8_mix-best_of_1": "the same by the fitted mix",
 }
 
 
@@ -47,10 +53,13 @@ def text_table(results: dict[str, Any]) -> str:
     lines.append("")
     for name, entry in results["paired"].items():
         lines.append(f"{name:<34}{how_sure(entry['success'])}")
-    for name, curve in results["best_of_n"].items():
-        shares = ", ".join(f"{n}: {100 * share:.1f}%" for n, share in curve.items())
-        lines.append(f"{'best of N by the IDM, ' + name:<34}{shares}")
+    for by, key in (("the IDM", "best_of_n"), ("the mix", "best_of_n_mix")):
+        for name, curve in results[key].items():
+            shares = ", ".join(f"{n}: {100 * share:.1f}%" for n, share in curve.items())
+            lines.append(f"{f'best of N by {by}, {name}':<34}{shares}")
     lines.append(f"{'IDM exact match':<34}{100 * results['idm']['exact_match']:.1f}%")
+    lines += [f"{f'mix of {name}':<34}{mix}" for name, mix in results["data"]["mixes"].items()]
+    lines += [f"premise: {sentence}" for sentence in results["data"]["premise"]["verdicts"]]
     return "\n".join(lines)
 
 
@@ -129,7 +138,9 @@ def _comparisons(results: dict[str, Any]) -> str:
         for name, entry in results["paired"].items()
         if "judge" in entry
     ]
-    return table(head, rows + judge)
+    verdicts = results["data"]["premise"]["verdicts"]
+    premise = [paragraph(f"Looked at before: {sentence}.", note=True) for sentence in verdicts]
+    return "\n".join([table(head, rows + judge), *premise])
 
 
 def _importance(story: Story, test: Cases) -> list[str]:
@@ -191,7 +202,11 @@ def _candidates(story: Story, test: Cases) -> list[str]:
 def _best_of_n(results: dict[str, Any]) -> str:
     points = {
         f"{name}, {how}": [(float(n), share) for n, share in curve.items()]
-        for how, key in (("by the IDM", "best_of_n"), ("by the oracle", "best_of_n_oracle"))
+        for how, key in (
+            ("by the IDM", "best_of_n"),
+            ("by the mix", "best_of_n_mix"),
+            ("by the oracle", "best_of_n_oracle"),
+        )
         for name, curve in results[key].items()
     }
     return curves(points, "candidates N", "success")
@@ -203,6 +218,7 @@ def _improvement(story: Story, results: dict[str, Any]) -> list[str]:
         name: curve[name] for name in ("reward", "validation reward") if name in curve
     }
     entries = [("GRPO", "grpo-bootstrapped"), ("Best-of-N training", "best_of_n_training-bootstrapped")]
+    entries.append(("The better one of both, and the best of 8 by its mix", "trained_and_reranked-sft"))
     words = [f"{name}: {how_sure(results['paired'][key]['success'])}." for name, key in entries]
     auc = f"{found['within_group_auc']:.2f}" if "within_group_auc" in found else "not measured"
     words.append(

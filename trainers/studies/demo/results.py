@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rewards import Batch, score
+from rewards import Batch, Reward, load_rewards, score
 from rl.evaluation import oracle
 from rl.evaluation.intervals import mean_of_runs
 from rl.evaluation.oracle import triplets_of
@@ -20,12 +20,24 @@ from rl.evaluation.ranking import auc
 from rl.search.best_of_n import expected_best
 from rl.triplets import Candidate
 from rl.world import Judgement
-from trainers.studies.demo.improvement import rewards_of
+from trainers.common.candidates import batch_of
+from trainers.studies.demo.improvement import IMPROVED, START
+from trainers.studies.demo.mixes import mixed_rewards
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
-SYSTEMS = ("base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo")
-COMPARED = (("bootstrapped", "sft"), ("grpo", "bootstrapped"), ("best_of_n_training", "bootstrapped"))
+SYSTEMS = ("base", "sft", "sft_twice_as_long", "sft_equal_compute", "bootstrapped", "best_of_n_training", "grpo")
+RERANKED = "trained_and_reranked"
+"""The better one of the two that are trained by reward, and the best of `RERANKED_OF` of its candidates by its mix."""
+RERANKED_OF = 8
+COMPARED = (
+    ("bootstrapped", "sft"),
+    ("grpo", "bootstrapped"),
+    ("best_of_n_training", "bootstrapped"),
+    ("best_of_n_training", "grpo"),
+    (RERANKED, "sft"),
+    (RERANKED, "sft_equal_compute"),
+)
 SEARCHED = ("sft", "grpo")
 """Systems for which best of N is measured."""
 REWARDED_CASES = 100
@@ -105,22 +117,49 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     found["idm"]["prefers_true_over"] = prefers_truth(story.idm.score, test.world, tasks, story.seed)["all"]
     found["ceiling"] = {"tokenizer": oracle.tokenizer_ceiling(story.vlm, test.world, tasks)}
     found["fdm"], each = {}, {}
-    for name in SYSTEMS:
+    for name in systems_of(story):
         found["fdm"][name], each[name] = of_system(name, test, validation)
+    found["fdm"][RERANKED], each[RERANKED] = _reranked(story, test)
     differences: Differences = {"idm-sft": {"success": np.array(named, dtype=float) - each["sft"]["success"]}}
     for ours, theirs in COMPARED:
-        differences[f"{ours}-{theirs}"] = {key: each[ours][key] - each[theirs][key] for key in each[ours]}
-    best_of_n, by_oracle = {}, {}
+        if ours in each and theirs in each:
+            differences[f"{ours}-{theirs}"] = {key: each[ours][key] - each[theirs][key] for key in each[ours]}
+    curves: dict[str, dict[str, Any]] = {f"best_of_n{by}": {} for by in ("", "_mix", "_oracle")}
     for name in SEARCHED:
-        best_of_n[name], by_oracle[name], gained = _best_of_n(story, name, test)
-        if name == "sft":
-            differences["best_of_8-best_of_1"] = gained
+        for by, scores in _choosers(story, name, test).items():
+            curve, gained = _best_of_n(story, name, test, scores)
+            curves[f"best_of_n{by}"][name] = curve
+            if name == "sft" and by != "_oracle":
+                differences[f"best_of_8{by}-best_of_1"] = gained
     found["paired"] = {
         name: {key: list(mean_of_runs([values])) for key, values in entry.items()}
         for name, entry in differences.items()
     }
-    found |= {"best_of_n": best_of_n, "best_of_n_oracle": by_oracle, "grpo": _rewarded(story, test)}
+    found |= {**curves, "grpo": _rewarded(story, test)}
     return found, differences
+
+
+def systems_of(story: Story) -> list[str]:
+    """Systems that the budget has, in the order of the table."""
+    return [name for name in SYSTEMS if name != "sft_equal_compute" or story.budget.equal_compute_steps]
+
+
+def better_trained(story: Story) -> str:
+    """Of the systems trained by reward the one whose single candidates are more like the validation targets."""
+    return max(IMPROVED, key=lambda name: story.data.get("likeness", {}).get(name, 0.0))
+
+
+def _reranked(story: Story, test: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """M of `RERANKED` and its values case by case. Its candidates are drawn at temperature 1, its best one or not."""
+    name = better_trained(story)
+    groups = test.sample(name, len(test.tasks), RERANKED_OF)
+    scores = _mixed(story, name, test, groups)
+    chosen = [[group[int(np.argmax(of))]] for group, of in zip(groups, scores, strict=True)]
+    each = {key: values[:, 0] for key, values in test.judge(chosen).items() if key in MEASURES}
+    each["success_at_best_temperature"] = each["success"]
+    success = float(each["success"].mean())
+    metrics = oracle.summary(test.judgements(chosen)) | {"copy_rate": float(each["copy_rate"].mean())}
+    return metrics | {"best_temperature": 1.0, "success_at_best_temperature": success}, each
 
 
 def of_system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -138,28 +177,44 @@ def of_system(name: str, test: Cases, validation: Cases) -> tuple[dict[str, Any]
     return metrics, each
 
 
+def _mixed(
+    story: Story, name: str, test: Cases, groups: Sequence[Sequence[Candidate]], rewards: list[Reward] | None = None
+) -> np.ndarray:
+    """Totals of candidates of the first cases by rewards, a system's own mix where none are given, float [cases, N];
+    the least known one where there is no total.
+    """
+    triplets = triplets_of(test.world, test.tasks[: len(groups)], "world")
+    scored = score(rewards or mixed_rewards(story, name), batch_of(list(zip(triplets, groups, strict=True))))
+    totals = np.array([np.nan if one.total is None else one.total for one in scored]).reshape(len(groups), -1)
+    least = np.nanmin(totals) if np.isfinite(totals).any() else 0.0
+    return np.where(np.isfinite(totals), totals, least - 1)
+
+
+def _choosers(story: Story, name: str, test: Cases) -> dict[str, np.ndarray]:
+    """What chooses among a system's candidates of the first cases, float [cases, N]: the paper's `idm_likelihood`, the
+    system's own mix, and the oracle.
+    """
+    groups = test.search(name)
+    return {
+        "": _mixed(story, name, test, groups, load_rewards("idm_likelihood", story.idm, test.actions)),
+        "_mix": _mixed(story, name, test, groups),
+        "_oracle": test.judge(groups)["success"],
+    }
+
+
 def _best_of_n(
-    story: Story, name: str, test: Cases
-) -> tuple[dict[str, float], dict[str, float], dict[str, np.ndarray]]:
-    """Best of N at temperature 1 by `idm_likelihood` and by the oracle; what the best of 8 gains, case by case."""
-    count, groups = story.budget.candidates, test.search(name)
-    values = test.judge(groups)
-    flat = story.idm.score(
-        [source for source in test.sources[: len(groups)] for _ in range(count)],
-        [candidate for group in groups for candidate in group],
-        [action for action in test.actions[: len(groups)] for _ in range(count)],
-    )
-    scores = np.array(flat).reshape(len(groups), count).tolist()
-    right = values["success"].tolist()
+    story: Story, name: str, test: Cases, scores: np.ndarray
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Best of N at temperature 1 by some scores; what the best of 8 gains by them, case by case."""
+    count, values = story.budget.candidates, test.judge(test.search(name))
     numbers = [2**k for k in range(count.bit_length()) if 2 * 2**k <= count]
 
-    def best(by: list[list[float]], of: list[list[float]], n: int) -> np.ndarray:
-        return np.array([expected_best(s, v, n) for s, v in zip(by, of, strict=True)])
+    def best(of: list[list[float]], n: int) -> np.ndarray:
+        return np.array([expected_best(s, v, n) for s, v in zip(scores.tolist(), of, strict=True)])
 
-    curve = {str(n): float(best(scores, right, n).mean()) for n in numbers}
-    by_oracle = {str(n): float(best(right, right, n).mean()) for n in numbers}
-    gained = {key: best(scores, values[key].tolist(), min(8, count)) - values[key].mean(1) for key in MEASURES}
-    return curve, by_oracle, gained
+    curve = {str(n): float(best(values["success"].tolist(), n).mean()) for n in numbers}
+    gained = {key: best(values[key].tolist(), min(8, count)) - values[key].mean(1) for key in MEASURES}
+    return curve, gained
 
 
 def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
@@ -169,16 +224,17 @@ def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
     """
     size, part = story.budget.group_size, min(REWARDED_CASES, max(len(test.tasks) // 8, 1))
     triplets = triplets_of(test.world, test.tasks[:part], "world")
-    before, after = (test.sample(name, part, size) for name in ("bootstrapped", "grpo"))
+    before, after = (test.sample(name, part, size) for name in (START, "grpo"))
     rows = [triplet for triplet in triplets for _ in range(2 * size)]
     both = [c for a, b in zip(before, after, strict=True) for c in (*a, *b)]
     sources, actions = [row.source for row in rows], [row.action for row in rows]
-    scored = score(rewards_of(story), Batch(actions, both, sources, task=[row.task for row in rows]))
+    rewards = mixed_rewards(story, START, frozen=START)
+    scored = score(rewards, Batch(actions, both, sources, task=[row.task for row in rows]))
     totals = np.array([np.nan if s.total is None else s.total for s in scored]).reshape(part, 2, size)
     judged = story.judge.score(sources, [np.asarray(candidate.image) for candidate in both], actions)
     said = np.array(judged).reshape(part, 2, size)
     drawn = [candidate for group in after for candidate in group]
-    start = story.fdm("bootstrapped").log_probs(
+    start = story.fdm(START).log_probs(
         [t.source for t in triplets for _ in range(size)], drawn, [t.action for t in triplets for _ in range(size)]
     )
     found = {

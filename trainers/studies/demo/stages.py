@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from peft import LoraConfig
@@ -25,8 +26,9 @@ from rl.world import World
 from trainers.common.adapters import add_adapter
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import LORA_ALPHA, fit_adapter
-from trainers.studies.demo.improvement import train_best_of_n, train_grpo
+from trainers.studies.demo.improvement import IMPROVED, START, train_best_of_n, train_grpo
 from trainers.studies.demo.labels import labelled_by_idm, mine_and_label
+from trainers.studies.demo.mixes import fit_mix, look_at_premise
 from trainers.studies.demo.story import Budget, Story
 
 logger = logging.getLogger("rl")
@@ -50,12 +52,18 @@ def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, bu
 
 
 def train_roles(story: Story) -> None:
-    """The inverse model, and the forward model on labelled data, with the usual steps and with twice as many."""
+    """The inverse model, and the forward model on labelled data: with the usual steps, with twice as many, and with so
+    many that it takes as long as all that follows. Then the premise of what follows is looked at.
+    """
     budget = story.budget
     _sft(story, "idm", "idm", story.labelled, budget.idm_steps, budget.idm_learning_rate)
     story.stage("judge_idm", lambda: _judge_idm(story), "judge_idm")
-    for name, times in (("sft", 1), ("sft_twice_as_long", 2)):
-        _sft(story, name, "fdm", story.labelled, times * budget.fdm_steps, budget.sft_learning_rate)
+    steps = {"sft": budget.fdm_steps, "sft_twice_as_long": 2 * budget.fdm_steps}
+    if budget.equal_compute_steps:
+        steps["sft_equal_compute"] = budget.equal_compute_steps
+    for name, count in steps.items():
+        _sft(story, name, "fdm", story.labelled, count, budget.sft_learning_rate)
+    story.stage("premise", lambda: look_at_premise(story, "sft", fit_mix(story, "sft")))
 
 
 def bootstrap(story: Story) -> None:
@@ -68,9 +76,14 @@ def bootstrap(story: Story) -> None:
 
 
 def improve(story: Story) -> None:
-    """GRPO and best-of-N training, both from `bootstrapped`, with the same number of sampled candidates."""
+    """GRPO and best-of-N training, both from `bootstrapped` by the mix that is fitted for it, with the same number of
+    sampled candidates; a mix for the outcome of each, to choose among its candidates by.
+    """
+    story.stage("mix", lambda: fit_mix(story, START))
     story.stage("grpo", lambda: train_grpo(story), "default")
     story.stage("best_of_n_training", lambda: train_best_of_n(story), "best_of_n_training")
+    for name in IMPROVED:
+        story.stage(f"mix_{name}", partial(fit_mix, story, name))
 
 
 def _sft(
@@ -87,7 +100,8 @@ def _sft(
     def work() -> None:
         set_seed(story.seed)
         rank = story.budget.idm_rank if role == "idm" else story.budget.fdm_rank
-        lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
+        dropout = story.budget.idm_dropout if role == "idm" else 0.0
+        lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=dropout)
         add_adapter(story.vlm, lora, name)
         fit_adapter(story, name, name, role, role_rows(story.vlm, role, triplets, importance), steps, learning_rate)
 

@@ -27,13 +27,13 @@ ADAPTERS = {"base": None, "grpo": "default"}
 class Budget:
     """How much of everything. The defaults are the demo's."""
 
-    labelled: int = 3000
-    videos: int = 600
-    selected: int = 800
+    labelled: int = 1000
+    videos: int = 800
+    selected: int = 1000
     test: int = 400
-    validation: int = 60
-    idm_steps: int = 400
-    fdm_steps: int = 420
+    validation: int = 100
+    idm_steps: int = 350
+    fdm_steps: int = 600
     grpo_steps: int = 12
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
@@ -51,26 +51,39 @@ class Budget:
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
     searched: int = 100
+    fitted_candidates: int = 8
+    rounds: int = 2
+    idm_dropout: float = 0.2
+    sentences: int = 4
+    equal_compute_steps: int = 0
 
     def __post_init__(self) -> None:
-        if min(vars(self).values()) <= 0:
-            raise RewindError("every number of the budget must be above 0")
+        free = ("idm_dropout", "equal_compute_steps")
+        if min(value for name, value in vars(self).items() if name not in free) <= 0:
+            raise RewindError(f"every number of the budget must be above 0, but for {' and '.join(free)}")
+        if not (0 <= self.idm_dropout < 1 and self.equal_compute_steps >= 0):
+            raise RewindError("idm_dropout must be from 0 to below 1, and equal_compute_steps 0 (no such row) or more")
 
     def expected(self) -> dict[str, float]:
         """How long the stages take compared with each other, in the order they run in; for the time left."""
-        fdm = 0.008 * self.fdm_batch_size * self.fdm_steps
+        fdm, equal = (0.006 * self.fdm_batch_size * n for n in (self.fdm_steps, self.equal_compute_steps))
         drawn = self.grpo_steps * self.grpo_prompts * self.group_size
+        fit = 2 + 0.014 * self.validation * self.fitted_candidates
         return {
-            "data": 5 + 0.01 * self.labelled,
+            "data": 1 + 0.001 * self.labelled,
             "idm": 0.0075 * self.idm_batch_size * self.idm_steps,
             "judge_idm": 0.5,
             "sft": fdm,
             "sft_twice_as_long": 2 * fdm,
-            "labels": 5 + 0.06 * self.videos,
-            "bootstrapped": fdm + 0.01 * self.selected,
-            "grpo": 0.015 * drawn,
-            "best_of_n_training": 0.006 * drawn + 0.008 * self.fdm_batch_size * self.best_of_n_steps,
-            "evaluation": 0.1 * self.test + 0.4 * self.searched,
+            **({"sft_equal_compute": equal} if equal else {}),
+            "premise": fit + 0.02 * self.validation,
+            "labels": 5 + (0.03 + 0.008 * self.sentences) * self.videos,
+            "bootstrapped": fdm + 0.001 * self.selected,
+            "mix": fit,
+            "grpo": 0.013 * drawn,
+            "best_of_n_training": 0.004 * drawn + 0.006 * self.fdm_batch_size * self.best_of_n_steps,
+            **dict.fromkeys(("mix_grpo", "mix_best_of_n_training"), fit),
+            "evaluation": 0.3 * self.test + 0.03 * self.searched * self.candidates,
             "report": 5.0,
         }
 

@@ -1,0 +1,102 @@
+"""What chooses among a system's candidates: a mix of rewards, fitted on validation triplets and kept with its run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from rewards import Reward, load_rewards
+from rewards.mix import CONFIDENCE, MIX_FILE
+from rewards.totals import summed
+from rl.data.candidates.store import Group
+from rl.data.labels.labelling import name_pairs
+from rl.errors import RewindError
+from rl.evaluation.oracle import sample_tasks, triplets_of
+from rl.evaluation.premise import as_good_as_true, premise
+from rl.running.files import read_json
+from rl.triplets import Triplet
+from trainers.common.candidates import scored_groups
+from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_change, write_mix
+from trainers.studies.demo.story import Story
+
+logger = logging.getLogger("rl")
+TERMS = ("idm_margin", "keep_unchanged", CONFIDENCE)
+WITHOUT_FIT = ("idm_margin=1", "keep_unchanged=1")
+"""Where there are too few triplets to fit weights on."""
+RIVALS = "first"
+"""Of `idm_margin`: the tabletop's own words are in the smaller table, and the committed figures were made with it."""
+
+
+def validation_triplets(story: Story) -> list[Triplet]:
+    """Labelled triplets that no model learns from: weights are fitted on them and labels calibrated."""
+    validation = story.splits["validation"]
+    return triplets_of(validation, sample_tasks(validation, story.budget.validation, story.seed), "world")
+
+
+def fit_mix(story: Story, name: str) -> list[Group]:
+    """Fit weights for a system's own candidates of validation triplets, as `fit_reward.py` does; never by the oracle.
+
+    Returns:
+        What the weights were fitted on: the triplets and their candidates with every term's score.
+    """
+    budget = story.budget
+    arguments = {"keep_unchanged": usual_change(story.vlm, story.labelled), "idm_margin": {"rivals": RIVALS}}
+    rewards = load_rewards(TERMS, story.idm, [t.action for t in story.labelled], arguments=arguments)
+    drawn = scored_groups(
+        story.fdm(name), rewards, validation_triplets(story), budget.fitted_candidates, seed=story.seed
+    )
+    groups = list(drawn)
+    try:
+        found, about = fitted(groups, rewards, story.vlm)
+    except RewindError as error:
+        logger.warning("%s: %s: its candidates are chosen by %s", name, error, " ".join(WITHOUT_FIT))
+        mix: dict[str, Any] = {"rewards": list(WITHOUT_FIT), "reward_arguments": arguments}
+    else:
+        about |= {"idm": str(story.output / "idm"), "temperature": 1.0}
+        mix = mix_of_fit(found, TERMS, TERMS, arguments, about)
+        story.data.setdefault("likeness", {})[name] = float(found.by_n[1])
+    write_mix(mix, [story.output / name])
+    story.data.setdefault("mixes", {})[name] = " ".join(mix["rewards"])
+    return groups
+
+
+def mixed_rewards(story: Story, name: str, frozen: str | None = None, background: float | None = None) -> list[Reward]:
+    """The mix that was fitted for a system.
+
+    Args:
+        story: of the system.
+        name: of the system.
+        frozen: the system whose likelihood counts, where candidates are a policy's in training; else each one's own.
+        background: of `idm_margin`.
+    """
+    mix = read_json(story.output / name / MIX_FILE)
+    names = [item.partition("=")[0] for item in mix["rewards"]]
+    given = {**mix.get("reward_arguments", {}), **({} if frozen is None else {CONFIDENCE: {"fdm": story.fdm(frozen)}})}
+    if background is not None:
+        given["idm_margin"] = {**given.get("idm_margin", {}), "background": background}
+    arguments = {key: value for key, value in given.items() if key in names}
+    return load_rewards(mix["rewards"], story.idm, [t.action for t in story.labelled], arguments=arguments)
+
+
+def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
+    """Whether video and reinforcement learning can help here (`rl.evaluation.premise`), before either; it is said, kept
+    and shown, and the rows are trained all the same.
+    """
+    triplets = validation_triplets(story)
+    named = name_pairs(story.idm, triplets)
+    said = [words for words, _ in named]
+    rewards = mixed_rewards(story, name)
+    totals = [[one.total for one in summed(rewards, group)] for _, group in groups]
+    found = premise(
+        [triplet.action for triplet in triplets],
+        said,
+        [score for _, score in named],
+        np.array([[np.nan if total is None else total for total in row] for row in totals]),
+        likeness_of(story.vlm, groups),
+        as_good_as_true(story.fdm(name), triplets, said),
+    )
+    for sentence in found["verdicts"]:
+        logger.warning("premise: %s", sentence)
+    story.data["premise"] = {"video": found["video"], "rl": found["rl"], "verdicts": found["verdicts"]}
