@@ -33,6 +33,7 @@ def seed_file(seed: int, success: float) -> dict[str, Any]:
         "fdm": {"sft": m},
         "paired": {"idm-sft": {"success": [0.0, 0.0, 0.0]}},
         "best_of_n": {"sft": {"1": success, "2": success}},
+        "best_of_n_mix": {"sft": {"1": success, "2": success}},
         "best_of_n_oracle": {"sft": {"1": success, "2": success}},
         "grpo": {"kl": float(seed)},
     }

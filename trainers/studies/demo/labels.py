@@ -17,41 +17,60 @@ from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.triplets import Triplet
 from trainers.studies.demo.story import Story
 
+GREEDY = "labelled_greedy"
+"""Folder of the labels that the paper's way gives."""
+
 
 def mine_and_label(story: Story) -> None:
     """Key frames of videos (for a world without, scene and outcome), named by the IDM and verified by `sft`; the pairs
-    of whose words the IDM is surest are selected.
+    of whose words the IDM is surest are selected. With `greedy_labels` also as in the paper: by the likeliest words.
     """
-    world, budget = story.world, story.budget
-    rng = np.random.default_rng((story.seed, 1))
-    pairs: list[Triplet] = []
-    truths: dict[int, set[tuple[Any, Any]]] = {}  # by the identity of a pair's first picture
-    film = getattr(world, "video", None)
-    if film is None:
-        tasks = sample_tasks(world, budget.videos, (story.seed, 3))
-        pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
-        truths = {id(t.source): {(t.scene, t.outcome)} for t in tasks}
-    for _ in range(budget.videos if film is not None else 0):
-        video = film(rng)  # type: ignore[misc]
-        for a, b in Mining("settled").pairs(flow_magnitudes(video.frames_THWC)):
-            before, after = video.frames_THWC[a], video.frames_THWC[b]
-            pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
-            truths[id(before)] = {(s.source, s.target) for s in video.truth}
+    budget = story.budget
+    pairs, truths = _mine(story)
     how: dict[str, Any] = {}
     if budget.sentences > 1:
         how = {"temperature": 1.0, "num_samples": budget.sentences, "fdm": story.fdm("sft")}
-    named = label_pairs(story.idm, pairs, seed=story.seed, **how)
-    labels: list[str] = [triplet.label or "" for triplet in named]
-    chosen = select_stratified([t.score or 0.0 for t in named], labels, budget.selected)
-    family = getattr(world, "family", lambda action: None)
-    named = [replace(triplet, task=family(triplet.action)) for triplet in named]
+    named, chosen = _selected(story, pairs, **how)
     story.synthetic = [named[i] for i in chosen]
-    story.tried = [replace(named[i], target=None) for i in sorted({*range(len(named))} - {*chosen.tolist()})]
+    story.tried = [replace(named[i], target=None) for i in sorted({*range(len(named))} - {*chosen})]
     write_triplets(story.synthetic, story.output / "labelled")
     if story.tried:
         write_triplets(story.tried, story.output / "tried")
     story.data |= {"unlabelled_pairs": len(pairs), "selected": len(story.synthetic)}
-    story.data |= _truth_of_labels(story, named, chosen.tolist(), truths)
+    story.data |= _truth_of_labels(story, named, chosen, truths)
+    if budget.greedy_labels:
+        named, chosen = _selected(story, pairs)
+        write_triplets([named[i] for i in chosen], story.output / GREEDY)
+        if right := _truth_of_labels(story, named, chosen, truths):
+            story.data["greedy_label_accuracy"] = right["label_accuracy"]
+
+
+def _mine(story: Story) -> tuple[list[Triplet], dict[int, set[tuple[Any, Any]]]]:
+    """Pairs without words, and the scenes that each leads from and to, by the identity of its first picture."""
+    world, budget = story.world, story.budget
+    rng = np.random.default_rng((story.seed, 1))
+    pairs: list[Triplet] = []
+    truths: dict[int, set[tuple[Any, Any]]] = {}
+    film = getattr(world, "video", None)
+    if film is None:
+        tasks = sample_tasks(world, budget.videos, (story.seed, 3))
+        pairs = [replace(t, action="") for t in triplets_of(world, tasks, "pair")]
+        return pairs, {id(t.source): {(t.scene, t.outcome)} for t in tasks}
+    for _ in range(budget.videos):
+        video = film(rng)
+        for a, b in Mining("settled").pairs(flow_magnitudes(video.frames_THWC)):
+            before, after = video.frames_THWC[a], video.frames_THWC[b]
+            pairs.append(Triplet(before, "", after, label=video.label, provenance="video"))
+            truths[id(before)] = {(s.source, s.target) for s in video.truth}
+    return pairs, truths
+
+
+def _selected(story: Story, pairs: Sequence[Triplet], **how: Any) -> tuple[list[Triplet], list[int]]:
+    """Pairs with words, and which of them are learned from."""
+    named = label_pairs(story.idm, pairs, seed=story.seed, **how)
+    chosen = select_stratified([t.score or 0.0 for t in named], [t.label or "" for t in named], story.budget.selected)
+    family = getattr(story.world, "family", lambda action: None)
+    return [replace(triplet, task=family(triplet.action)) for triplet in named], chosen.tolist()
 
 
 def _truth_of_labels(

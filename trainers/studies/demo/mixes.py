@@ -43,7 +43,7 @@ def fit_mix(story: Story, name: str) -> list[Group]:
     """
     budget = story.budget
     arguments = {"keep_unchanged": usual_change(story.vlm, story.labelled), "idm_margin": {"rivals": RIVALS}}
-    rewards = load_rewards(TERMS, story.idm, [t.action for t in story.labelled], arguments=arguments)
+    rewards = load_rewards(TERMS, story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
     drawn = scored_groups(
         story.fdm(name), rewards, validation_triplets(story), budget.fitted_candidates, seed=story.seed
     )
@@ -54,7 +54,7 @@ def fit_mix(story: Story, name: str) -> list[Group]:
         logger.warning("%s: %s: its candidates are chosen by %s", name, error, " ".join(WITHOUT_FIT))
         mix: dict[str, Any] = {"rewards": list(WITHOUT_FIT), "reward_arguments": arguments}
     else:
-        about |= {"idm": str(story.output / "idm"), "temperature": 1.0}
+        about |= {"idm": str(story.output / (story.verifier(name).adapter or "idm")), "temperature": 1.0}
         mix = mix_of_fit(found, TERMS, TERMS, arguments, about)
         story.data.setdefault("likeness", {})[name] = float(found.by_n[1])
     write_mix(mix, [story.output / name])
@@ -77,7 +77,7 @@ def mixed_rewards(story: Story, name: str, frozen: str | None = None, background
     if background is not None:
         given["idm_margin"] = {**given.get("idm_margin", {}), "background": background}
     arguments = {key: value for key, value in given.items() if key in names}
-    return load_rewards(mix["rewards"], story.idm, [t.action for t in story.labelled], arguments=arguments)
+    return load_rewards(mix["rewards"], story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
 
 
 def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:

@@ -26,12 +26,14 @@ from trainers.studies.demo.mixes import mixed_rewards
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
-SYSTEMS = ("base", "sft", "sft_twice_as_long", "sft_equal_compute", "bootstrapped", "best_of_n_training", "grpo")
+OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy")
+SYSTEMS = ("base", "sft", "sft_twice_as_long", *OPTIONAL, "bootstrapped", "best_of_n_training", "grpo")
 RERANKED = "trained_and_reranked"
 """The better one of the two that are trained by reward, and the best of `RERANKED_OF` of its candidates by its mix."""
 RERANKED_OF = 8
 COMPARED = (
     ("bootstrapped", "sft"),
+    ("bootstrapped", "bootstrapped_greedy"),
     ("grpo", "bootstrapped"),
     ("best_of_n_training", "bootstrapped"),
     ("best_of_n_training", "grpo"),
@@ -115,12 +117,17 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     overlap = [oracle.token_f1(words, task.action) for words, task in zip(said, tasks, strict=True)]
     found["idm"] = {"exact_match": float(np.mean(named)), "token_f1": float(np.mean(overlap))}
     found["idm"]["prefers_true_over"] = prefers_truth(story.idm.score, test.world, tasks, story.seed)["all"]
+    if "idm_on_video" in story.seconds:
+        again = np.array(oracle.describe_pairs(story.verifier(START), test.world, tasks)[1], dtype=float)
+        found["idm_on_video"] = {"exact_match": float(again.mean())}
     found["ceiling"] = {"tokenizer": oracle.tokenizer_ceiling(story.vlm, test.world, tasks)}
     found["fdm"], each = {}, {}
     for name in systems_of(story):
         found["fdm"][name], each[name] = of_system(name, test, validation)
     found["fdm"][RERANKED], each[RERANKED] = _reranked(story, test)
     differences: Differences = {"idm-sft": {"success": np.array(named, dtype=float) - each["sft"]["success"]}}
+    if "idm_on_video" in found:
+        differences["idm_on_video-idm"] = {"success": again - np.array(named, dtype=float)}
     for ours, theirs in COMPARED:
         if ours in each and theirs in each:
             differences[f"{ours}-{theirs}"] = {key: each[ours][key] - each[theirs][key] for key in each[ours]}
@@ -141,7 +148,7 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
 
 def systems_of(story: Story) -> list[str]:
     """Systems that the budget has, in the order of the table."""
-    return [name for name in SYSTEMS if name != "sft_equal_compute" or story.budget.equal_compute_steps]
+    return [name for name in SYSTEMS if name not in OPTIONAL or name in story.seconds]
 
 
 def better_trained(story: Story) -> str:

@@ -16,7 +16,7 @@ from peft import LoraConfig
 from transformers import set_seed
 
 from rl.data.importance import Importance
-from rl.data.triplet_files import write_triplets
+from rl.data.triplet_files import read_triplets, write_triplets
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.models.known import JUDGES, LINEAR_LAYERS, SHIPPED_RUNS
 from rl.models.roles import Role
@@ -27,7 +27,7 @@ from trainers.common.adapters import add_adapter
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import LORA_ALPHA, fit_adapter
 from trainers.studies.demo.improvement import IMPROVED, START, train_best_of_n, train_grpo
-from trainers.studies.demo.labels import labelled_by_idm, mine_and_label
+from trainers.studies.demo.labels import GREEDY, labelled_by_idm, mine_and_label
 from trainers.studies.demo.mixes import fit_mix, look_at_premise
 from trainers.studies.demo.story import Budget, Story
 
@@ -67,12 +67,21 @@ def train_roles(story: Story) -> None:
 
 
 def bootstrap(story: Story) -> None:
-    """Labels for video by the inverse model, and a forward model on both kinds of data with token weights."""
+    """Labels for video by the inverse model, and models on both kinds of data: an inverse one that rewards from now on,
+    if the budget has it, and a forward one with token weights.
+    """
     story.stage("labels", lambda: mine_and_label(story))
     if not story.synthetic:
         story.synthetic, story.tried = labelled_by_idm(story.output)
-    both, budget = [*story.labelled, *story.synthetic], story.budget
-    _sft(story, "bootstrapped", "fdm", both, budget.fdm_steps, budget.bootstrapped_learning_rate, Importance())
+    budget, synthetic = story.budget, {"bootstrapped": story.synthetic}
+    if budget.idm_on_video_steps:
+        both = [*story.labelled, *story.synthetic]
+        _sft(story, "idm_on_video", "idm", both, budget.idm_on_video_steps, budget.idm_learning_rate)
+    if budget.greedy_labels:
+        synthetic = {"bootstrapped_greedy": list(read_triplets(story.output / GREEDY / "triplets.json")), **synthetic}
+    for name, more in synthetic.items():
+        both = [*story.labelled, *more]
+        _sft(story, name, "fdm", both, budget.fdm_steps, budget.bootstrapped_learning_rate, Importance())
 
 
 def improve(story: Story) -> None:

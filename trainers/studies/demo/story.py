@@ -55,14 +55,18 @@ class Budget:
     rounds: int = 2
     idm_dropout: float = 0.2
     sentences: int = 4
+    greedy_labels: int = 0
+    idm_on_video_steps: int = 0
     equal_compute_steps: int = 0
 
     def __post_init__(self) -> None:
-        free = ("idm_dropout", "equal_compute_steps")
+        free = ("idm_dropout", "greedy_labels", "idm_on_video_steps", "equal_compute_steps")
         if min(value for name, value in vars(self).items() if name not in free) <= 0:
-            raise RewindError(f"every number of the budget must be above 0, but for {' and '.join(free)}")
-        if not (0 <= self.idm_dropout < 1 and self.equal_compute_steps >= 0):
-            raise RewindError("idm_dropout must be from 0 to below 1, and equal_compute_steps 0 (no such row) or more")
+            raise RewindError(f"every number of the budget must be above 0, but for {', '.join(free)}")
+        if min(getattr(self, name) for name in free) < 0 or self.idm_dropout >= 1 or self.greedy_labels > 1:
+            raise RewindError(
+                "idm_dropout must be from 0 to below 1, greedy_labels 0 or 1, steps 0 (no such row) or more"
+            )
 
     def expected(self) -> dict[str, float]:
         """How long the stages take compared with each other, in the order they run in; for the time left."""
@@ -78,6 +82,8 @@ class Budget:
             **({"sft_equal_compute": equal} if equal else {}),
             "premise": fit + 0.02 * self.validation,
             "labels": 5 + (0.03 + 0.008 * self.sentences) * self.videos,
+            "idm_on_video": 0.0075 * self.idm_batch_size * self.idm_on_video_steps,
+            **({"bootstrapped_greedy": fdm} if self.greedy_labels else {}),
             "bootstrapped": fdm + 0.001 * self.selected,
             "mix": fit,
             "grpo": 0.013 * drawn,
@@ -148,6 +154,13 @@ class Story:
     def idm(self) -> InverseDynamics:
         """The inverse model that labels and rewards."""
         return InverseDynamics(self.vlm, "idm")
+
+    def verifier(self, name: str) -> InverseDynamics:
+        """The inverse model that says which candidates of a system are good: for those that have learned from video
+        the one that has, too, if the budget has one.
+        """
+        learned = "idm_on_video" in self.seconds and not name.startswith("sft")
+        return InverseDynamics(self.vlm, "idm_on_video" if learned else "idm")
 
     @property
     def judge(self) -> InverseDynamics:
