@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "trainers.alternate": {*_SHARED, "trainers.grpo"},  # its judge
     "trainers.rerank": _SHARED,
     "trainers.plan": {"rl", "rl.running", "rl.models"},
-    "trainers.studies": {*_SHARED, *_METHODS},
+    "trainers.studies": {*_SHARED, *_METHODS, "trainers.rerank"},  # it fits mixes as fit_reward.py does
     "trainers.bench": {*_SHARED, *_METHODS, "trainers.plan"},
 }
 ALLOWED["scripts"] = {*ALLOWED}

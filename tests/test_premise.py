@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl.evaluation.premise import ordered, premise
+from rl.evaluation.premise import SAME_NATS, as_good_as_true, ordered, premise
+from rl.triplets import Triplet
 
 
 def asked(exact: float, right: float, order: str = "good", count: int = 40) -> dict:  # type: ignore[type-arg]
@@ -66,3 +67,34 @@ def test_order_within_groups_only_and_ties_count_half() -> None:
     totals = np.array([[1.0, 2.0, 3.0], [9.0, 9.0, np.nan]])
     alike = np.array([[0.1, 0.2, 0.2], [0.0, 1.0, 0.5]])
     assert ordered(totals, alike) == pytest.approx((2 + 0.5) / 3)
+
+
+class Foresees:
+    """Gives a target of four tokens a log-likelihood by the words before it."""
+
+    def __init__(self, nats: dict[str, float]) -> None:
+        self.nats, self.asked = nats, list[str]()
+
+    def log_probs(self, sources: object, targets: object, words: list[str]) -> list[np.ndarray]:
+        self.asked += words
+        return [np.full(4, self.nats[text] / 4, np.float32) for text in words]
+
+
+def test_another_phrasing_of_the_action_counts_as_naming_it() -> None:
+    picture = np.zeros((8, 8, 3), np.uint8)
+    said = ["push left", "shove to the left", "push right", "erase it", "", "Push left."]
+    fdm = Foresees(
+        {
+            "push left": -8.0,
+            "shove to the left": -8.0 - 0.9 * SAME_NATS,
+            "push right": -8.0 - 1.1 * SAME_NATS,
+            "erase it": -8.0 + 1.1 * SAME_NATS,  # a forward model that likes what did not happen does not prove it
+        }
+    )
+    triplets = [Triplet(picture, "push left", picture)] * len(said)
+    named = as_good_as_true(fdm, triplets, said)  # type: ignore[arg-type]
+    assert named.tolist() == [True, True, False, False, False, True]
+    assert "" not in fdm.asked
+    found = premise(["push left"] * 6, said, [-1.0] * 6, np.zeros((6, 2)), np.zeros((6, 2)), named)
+    assert (found["idm"]["exact"], found["idm"]["named"]) == (pytest.approx(2 / 6), 0.5)
+    assert found["labels"][0]["accuracy"] == 0.5

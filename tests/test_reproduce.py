@@ -109,6 +109,7 @@ def test_the_page_keeps_the_other_families(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_finished_seed_is_reused_and_another_budget_runs_again(tmp_path: Path) -> None:
     budget = [f"{flag.removeprefix('--')}={value}" for flag, value in zip(TINY[::2], TINY[1::2], strict=True)]
+    budget += ["equal_compute_steps=2", "idm_on_video_steps=2", "searched=6", "candidates=4", "fitted_candidates=4"]
     places = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--seeds", 0]
     succeed("scripts/reproduce.py", *places, "--budget", *budget)
     file = tmp_path / "results" / "chameleon-0.json"

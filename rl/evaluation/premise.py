@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rl.evaluation.intervals import wilson
 from rl.evaluation.oracle import token_f1
-from rl.models.roles import ForwardDynamics
 from rl.triplets import Triplet
 from rl.words import words_of
+
+if TYPE_CHECKING:
+    from rl.models.roles import ForwardDynamics
 
 NEEDED_RATIO = 1.5
 """How many times as often as the forward model labels must be right to teach it."""
@@ -70,7 +72,7 @@ def as_good_as_true(fdm: ForwardDynamics, triplets: Sequence[Triplet], said: Seq
     One action has many phrasings, so that the same words are too much to ask: on the tabletop 16 of 100 sentences of a
     weak inverse model are the true ones, and 47 name the outcome. After a paraphrase the true target is as likely as
     after the true words; after another action it is less likely or, where the forward model errs, more so: both differ
-    by more than `SAME_NATS` (docs/findings/premise.md).
+    by more than `SAME_NATS` (docs/findings/few-labels.md).
 
     Args:
         triplets: with targets and their true words.

@@ -143,7 +143,7 @@ def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 
     Verified sentences are chosen by log-likelihood + `weight` x `verified`. Others: the most frequent one, of equally
     frequent ones the likeliest. The score is the chosen one's log-likelihood under the inverse model, verified or not:
     how likely a picture is says how easy it is for the forward model, and pairs that are selected by that teach it what
-    it knows (docs/findings/verified-labels.md). Columns: `share` of the samples that said it and `margin`, its lead
+    it knows (docs/findings/few-labels.md). Columns: `share` of the samples that said it and `margin`, its lead
     over the best other one in what it was chosen by (absent if there is none), for several samples; of a verified one
     `verified`, that sum, and its parts `idm_logprob` and `fdm_logprob`.
     """
