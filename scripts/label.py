@@ -123,7 +123,7 @@ def main() -> None:
     if not shards.complete({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}):
         print(f"this shard is done and others are not: the last one to end merges all into {a.output}")
     elif shards.take(config):
-        calibration = _calibrated(a, shards, checked, idm)
+        calibration = _calibrated(a, shards, checked, idm, fdm)
         _write(a, shards, pairs, left_out, calibration)
 
 
@@ -131,9 +131,12 @@ def _chunks(rows: Sequence[Triplet], a: argparse.Namespace) -> int:
     return math.ceil(len(rows) / a.chunk_size)
 
 
-def _calibrated(a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet], idm: Any) -> Calibration | None:
+def _calibrated(
+    a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet], idm: Any, fdm: Any
+) -> Calibration | None:
     """What labelled triplets say of the labels, printed and written; None without any."""
-    from rl.data.labels.calibration import calibrate, same_words
+    from rl.data.labels.calibration import as_likely_as_true, calibrate, same_words
+    from rl.data.labels.labelling import target_logprobs
     from rl.data.labels.shards import CHECKED_FILE
     from rl.running.files import write_whole
 
@@ -142,11 +145,14 @@ def _calibrated(a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet
     vlm = idm.backbone  # a vector is right if it falls into the same bins
     truths = [t.action if vlm.actions is None else vlm.action(vlm.action_ids(t.action)) for t in checked]
     sentences = list(shards.words(CHECKED_FILE, _chunks(checked, a)))
-    found = calibrate(sentences, [same_words(truth) for truth in truths], a.num_samples, a.verify_weight)
+    right = [same_words(truth) for truth in truths]
+    if fdm is not None:
+        right = as_likely_as_true(truths, target_logprobs(fdm, checked, truths, a.verify_changed), sentences)
+    found = calibrate(sentences, right, a.num_samples, a.verify_weight)
     write_whole(a.output / "calibration.json", json.dumps(found.card, indent=1) + "\n")
     above = ", ".join(f"{at}: {one['right']:.0%} of {one['share']:.0%}" for at, one in found.report["right_at"].items())
     weight = "" if a.verify is None else f"; weight {found.weight:.3g}"
-    print(f"{found.report['right']:.1%} of {found.report['pairs']} labelled pairs are named as they are{weight}")
+    print(f"{found.report['right']:.1%} of {found.report['pairs']} labelled pairs are named rightly{weight}")
     print(f"right among those above a confidence of {above}" if above else "no label reaches a confidence of 0.5")
     return found
 

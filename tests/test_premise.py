@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl.evaluation.premise import SAME_NATS, as_good_as_true, ordered, premise
+from rl.data.labels.calibration import SAME_NATS
+from rl.evaluation.premise import as_good_as_true, ordered, premise
 from rl.triplets import Triplet
 
 
@@ -88,6 +89,7 @@ def test_another_phrasing_of_the_action_counts_as_naming_it() -> None:
             "push left": -8.0,
             "shove to the left": -8.0 - 0.9 * SAME_NATS,
             "push right": -8.0 - 1.1 * SAME_NATS,
+            "Push left.": -8.0 - 5 * SAME_NATS,  # the same words, whatever a model makes of a capital
             "erase it": -8.0 + 1.1 * SAME_NATS,  # a forward model that likes what did not happen does not prove it
         }
     )

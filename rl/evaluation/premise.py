@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rl.data.labels.calibration import as_likely_as_true
+from rl.data.labels.labelling import Proposal
 from rl.evaluation.intervals import wilson
 from rl.evaluation.oracle import token_f1
 from rl.triplets import Triplet
@@ -31,8 +33,6 @@ NEEDED_ORDER = 0.65
 """Share of pairs of candidates that a reward must put in the right order; by chance it is one half."""
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Parts of the triplets, the surest first, for which the accuracy of labels is told."""
-SAME_NATS = 1.0
-"""By how much the likelihoods of the true target after two sentences that name the same action may differ."""
 RIGHT = 0.999
 CONFUSED = 5
 
@@ -67,27 +67,26 @@ def ordered(totals_SN: np.ndarray, likeness_SN: np.ndarray) -> float:
 
 
 def as_good_as_true(fdm: ForwardDynamics, triplets: Sequence[Triplet], said: Sequence[str]) -> np.ndarray:
-    """Whether what was said of each pair names what the true words name, as far as a forward model can tell, bool [S].
-
-    One action has many phrasings, so that the same words are too much to ask: on the tabletop 16 of 100 sentences of a
-    weak inverse model are the true ones, and 47 name the outcome. After a paraphrase the true target is as likely as
-    after the true words; after another action it is less likely or, where the forward model errs, more so: both differ
-    by more than `SAME_NATS` (docs/findings/few-labels.md).
+    """Whether what was said of each pair names what its true words name (`as_likely_as_true`), bool [S].
 
     Args:
+        fdm: the forward model that tells.
         triplets: with targets and their true words.
         said: a sentence each; none counts as wrong.
     """
-    named = np.array([words_of(t.action) == words_of(text) for t, text in zip(triplets, said, strict=True)])
-    asked = [n for n, text in enumerate(said) if text and not named[n]]
+    asked = [number for number, text in enumerate(said) if text]
+    named = np.zeros(len(said), bool)
     if asked:
-        rows = [triplets[n] for n in asked]
+        rows = [triplets[number] for number in asked]
         sources, targets = [t.source for t in rows], [t.target for t in rows if t.target is not None]
+        words, truths = [said[number] for number in asked], [t.action for t in rows]
 
-        def told(words: Sequence[str]) -> np.ndarray:
-            return np.array([found_K.sum(dtype=np.float64) for found_K in fdm.log_probs(sources, targets, words)])
+        def told(actions: Sequence[str]) -> list[float]:
+            return [float(found_K.sum(dtype=np.float64)) for found_K in fdm.log_probs(sources, targets, actions)]
 
-        named[asked] = np.abs(told([said[n] for n in asked]) - told([t.action for t in rows])) <= SAME_NATS
+        proposals = [[Proposal(text, 0.0, 1, nats)] for text, nats in zip(words, told(words), strict=True)]
+        right = as_likely_as_true(truths, told(truths), proposals)
+        named[asked] = [names(text) for names, text in zip(right, words, strict=True)]
     return named
 
 

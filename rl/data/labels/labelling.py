@@ -163,6 +163,15 @@ def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 
     return Choice(chosen.text, chosen.logprob, columns)
 
 
+def target_logprobs(
+    fdm: Any, pairs: Sequence[Triplet], words: Sequence[str], changed_only: bool = False
+) -> list[float]:
+    """Log-likelihood of each pair's second picture after words about it, in nats, as `propose` verifies with it."""
+    before, after = _encoded(fdm.backbone, *_pictures(pairs))
+    groups = _verified(fdm, before, after, [[Proposal(text, 0.0)] for text in words], changed_only)
+    return [one.verified or 0.0 for (one,) in groups]
+
+
 def _pictures(pairs: Sequence[Triplet]) -> tuple[list[Any], list[Any]]:
     sources, targets = [], []
     for number, pair in enumerate(pairs):
