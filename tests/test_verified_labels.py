@@ -191,9 +191,10 @@ def test_label_script_verifies_and_calibrates(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^\d+\.\d% of 21 labelled pairs are named rightly; weight \d", done.stdout, re.MULTILINE)
     entries = json.loads((tmp_path / "out" / "triplets.json").read_text())
+    weight = json.loads((tmp_path / "out" / "calibration.json").read_text())["weight"]
     for entry in entries:
         assert entry["score"] == entry["idm_logprob"]
-        assert entry["verified"] == pytest.approx(entry["idm_logprob"] + entry["fdm_logprob"])
+        assert entry["verified"] == pytest.approx(entry["idm_logprob"] + weight * entry["fdm_logprob"])
         assert entry["share"] in (0.5, 1.0)
         assert 0 <= entry["confidence"] <= 1
         assert ("margin" in entry) == (entry["share"] == 0.5)
