@@ -23,7 +23,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--videos", type=int, help="unlabelled videos")
     p.add_argument("--selected", type=int, help="IDM-labelled pairs that are used")
     p.add_argument("--test", type=int, help="test cases")
-    p.add_argument("--validation", type=int, help="cases on which temperatures and GRPO's checkpoint are chosen")
+    p.add_argument(
+        "--validation",
+        type=int,
+        help="cases on which mixes of rewards are fitted and temperatures and GRPO's checkpoint chosen",
+    )
     p.add_argument("--idm_steps", type=int)
     p.add_argument("--fdm_steps", type=int)
     p.add_argument("--grpo_steps", type=int)

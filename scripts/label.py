@@ -135,7 +135,7 @@ def _calibrated(
     a: argparse.Namespace, shards: Shards, checked: Sequence[Triplet], idm: Any, fdm: Any
 ) -> Calibration | None:
     """What labelled triplets say of the labels, printed and written; None without any."""
-    from rl.data.labels.calibration import as_likely_as_true, calibrate, same_words
+    from rl.data.labels.calibration import as_likely_as_true, calibrate, rival_words, same_words
     from rl.data.labels.labelling import target_logprobs
     from rl.data.labels.shards import CHECKED_FILE
     from rl.running.files import write_whole
@@ -147,7 +147,10 @@ def _calibrated(
     sentences = list(shards.words(CHECKED_FILE, _chunks(checked, a)))
     right = [same_words(truth) for truth in truths]
     if fdm is not None:
-        right = as_likely_as_true(truths, target_logprobs(fdm, checked, truths, a.verify_changed), sentences)
+        true, rival = (
+            target_logprobs(fdm, checked, words, a.verify_changed) for words in (truths, rival_words(truths))
+        )
+        right = as_likely_as_true(truths, true, rival, sentences)
     found = calibrate(sentences, right, a.num_samples, a.verify_weight)
     write_whole(a.output / "calibration.json", json.dumps(found.card, indent=1) + "\n")
     above = ", ".join(f"{at}: {one['right']:.0%} of {one['share']:.0%}" for at, one in found.report["right_at"].items())

@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from trainers.studies import reproduce
+    from trainers.studies.reproduce_page import page_of
 
     budget = reproduce.with_changes(reproduce.BUDGET, a.budget or [])
     family = reproduce.family_of(a.base) if a.base else a.family or "chameleon"
@@ -48,7 +49,7 @@ def main() -> None:
     command = "make reproduce" if usual else f"python scripts/reproduce.py --seeds {' '.join(map(str, a.seeds))}"
     command += f" --base {a.base}" if a.base else ""
     command += f" --budget {' '.join(a.budget)}" if a.budget else ""
-    write_whole(page, reproduce.page_of(found, files, command))
+    write_whole(page, page_of(found, files, command))
     print(f"{page} and {a.results / 'results.json'} are written")
 
 

@@ -1,8 +1,8 @@
 """Select the best IDM-labelled triplets, every class alike: round-robin over classes, highest score first.
 
 python scripts/select_triplets.py --triplets runs/labelled/triplets.json --k 7000 --output runs/selected
-python scripts/select_triplets.py --triplets runs/labelled/triplets.json --k 7000 --by confidence \\
-    --min_confidence 0.7 --balance verb --near_duplicates 32 --output runs/selected
+python scripts/select_triplets.py --triplets runs/labelled/triplets.json --k 7000 \\
+    --min_confidence 0.5 --balance verb --near_duplicates 32 --output runs/selected
 """
 
 from __future__ import annotations

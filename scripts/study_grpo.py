@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--run", type=Path, default=Path("runs/demo"), help="a run folder of demo.py or reproduce.py")
     p.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of GRPOConfig or our trainer")
-    p.add_argument("--keep", type=float, default=1.0, help="weight of keep_unchanged; the main job's is 1")
+    p.add_argument("--keep", type=float, default=1.0, help="weight of keep_unchanged beside an idm_margin of 1")
     p.add_argument("--floor", type=float, default=-5.0, help="of idm_margin")
     p.add_argument("--background", type=float, help="of idm_margin: log-likelihood of a rival for what nobody names")
     p.add_argument("--cases", type=int, default=300, help="validation cases")

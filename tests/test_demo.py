@@ -17,9 +17,8 @@ from test_scripts import start, succeed
 from rl import load_fdm, load_idm
 from rl.data.triplet_files import read_triplets
 from rl.evaluation.ranking import auc
-from trainers.studies.demo.improvement import rewards_of
 from trainers.studies.demo.report import how_sure
-from trainers.studies.grpo_settings import start_of
+from trainers.studies.grpo_settings import rewards_of, start_of
 from trainers.studies.search import CALIBRATION
 
 TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 20, "--idm_steps", 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rl.data.labels.calibration import SAME_NATS
+from rl.data.labels.calibration import SAME_NATS, rival_words
 from rl.evaluation.premise import as_good_as_true, ordered, premise
 from rl.triplets import Triplet
 
@@ -71,32 +71,51 @@ def test_order_within_groups_only_and_ties_count_half() -> None:
 
 
 class Foresees:
-    """Gives a target of four tokens a log-likelihood by the words before it."""
+    """Gives a target of four tokens a log-likelihood by the words before it and the words that are true of it."""
 
-    def __init__(self, nats: dict[str, float]) -> None:
-        self.nats, self.asked = nats, list[str]()
+    def __init__(self, nats: dict[str, float], wrong: float) -> None:
+        self.nats, self.wrong, self.asked = nats, wrong, list[str]()
 
-    def log_probs(self, sources: object, targets: object, words: list[str]) -> list[np.ndarray]:
+    def log_probs(self, sources: list[np.ndarray], targets: object, words: list[str]) -> list[np.ndarray]:
         self.asked += words
-        return [np.full(4, self.nats[text] / 4, np.float32) for text in words]
+        told = zip(sources, words, strict=True)
+        found = [self.nats[text] if text in self.nats and own.max() == 0 else self.wrong for own, text in told]
+        return [np.full(4, value / 4, np.float32) for value in found]
+
+
+SAID = ["push left", "shove to the left", "push right", "erase it", "", "Push left."]
+NATS = {
+    "push left": -8.0,
+    "shove to the left": -8.0 - 0.9 * SAME_NATS,
+    "push right": -8.0 - 1.1 * SAME_NATS,
+    "Push left.": -8.0 - 5 * SAME_NATS,  # the same words, whatever a model makes of a capital
+    "erase it": -8.0 + 1.1 * SAME_NATS,  # a forward model that likes what did not happen does not prove it
+}
+
+
+def pairs_of(said: list[str]) -> list[Triplet]:
+    """Pairs whose true words are 'push left', and one of another action, whose words are the others' rival."""
+    dark, bright = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    return [*([Triplet(dark, "push left", dark)] * len(said)), Triplet(bright, "lift it", bright)]
 
 
 def test_another_phrasing_of_the_action_counts_as_naming_it() -> None:
-    picture = np.zeros((8, 8, 3), np.uint8)
-    said = ["push left", "shove to the left", "push right", "erase it", "", "Push left."]
-    fdm = Foresees(
-        {
-            "push left": -8.0,
-            "shove to the left": -8.0 - 0.9 * SAME_NATS,
-            "push right": -8.0 - 1.1 * SAME_NATS,
-            "Push left.": -8.0 - 5 * SAME_NATS,  # the same words, whatever a model makes of a capital
-            "erase it": -8.0 + 1.1 * SAME_NATS,  # a forward model that likes what did not happen does not prove it
-        }
-    )
-    triplets = [Triplet(picture, "push left", picture)] * len(said)
-    named = as_good_as_true(fdm, triplets, said)  # type: ignore[arg-type]
-    assert named.tolist() == [True, True, False, False, False, True]
+    fdm = Foresees(NATS, wrong=-20.0)
+    named = as_good_as_true(fdm, pairs_of(SAID), [*SAID, "sing"])  # type: ignore[arg-type]
+    assert named.tolist() == [True, True, False, False, False, True, False]
     assert "" not in fdm.asked
-    found = premise(["push left"] * 6, said, [-1.0] * 6, np.zeros((6, 2)), np.zeros((6, 2)), named)
+    named = named[:6]
+    found = premise(["push left"] * 6, SAID, [-1.0] * 6, np.zeros((6, 2)), np.zeros((6, 2)), named)
     assert (found["idm"]["exact"], found["idm"]["named"]) == (pytest.approx(2 / 6), 0.5)
     assert found["labels"][0]["accuracy"] == 0.5
+
+
+def test_a_forward_model_that_hardly_reads_words_vouches_for_none() -> None:
+    deaf = Foresees(NATS, wrong=-8.0 - 0.9 * SAME_NATS)  # another pair's words leave the target nearly as likely
+    named = as_good_as_true(deaf, pairs_of(SAID), [*SAID, "lift it"])  # type: ignore[arg-type]
+    assert named.tolist() == [True, False, False, False, False, True, True]
+
+
+def test_rivals_are_the_words_of_another_pair() -> None:
+    assert rival_words(["left", "Left.", "right"]) == ["right", "right", "left"]
+    assert rival_words(["left", "left"]) == ["left", "left"]

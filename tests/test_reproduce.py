@@ -17,6 +17,7 @@ from rl.evaluation.intervals import mean_of_runs, paired_difference
 from trainers.pretraining.recipe import make_base
 from trainers.studies import reproduce
 from trainers.studies.demo.story import Budget
+from trainers.studies.reproduce_page import page_of
 
 
 def seed_file(seed: int, success: float) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def test_mean_of_seeds_by_hand() -> None:
     assert mean["fdm"]["sft"]["ci95"] == pytest.approx([0.1455, 0.5190], abs=1e-3)  # 6 of 20, Wilson
     assert mean["paired"]["idm-sft"]["success"] == pytest.approx([0.7, 0.7, 0.7])
     assert mean["grpo"]["kl"] == 0.5
-    page = reproduce.page_of({"chameleon": found}, {"chameleon": files}, "make reproduce")
+    page = page_of({"chameleon": found}, {"chameleon": files}, "make reproduce")
     assert "| `sft` | 30.0 % | 14.5 - 51.9 | 20.0 % | 40.0 % |" in page
     assert "better: +70.0 points" in page
 

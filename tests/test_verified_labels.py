@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,14 @@ def test_a_pair_that_is_named_again_keeps_nothing_of_its_earlier_words() -> None
 def test_verified_choice_by_hand_and_the_score_stays_the_inverse_model_s() -> None:
     drawn = [Proposal("left", -1.0, 3, -20.0), Proposal("right", -2.0, 1, -10.0)]
     assert choose(drawn, 4) == Choice(
-        "right", -2.0, {"share": 0.25, "margin": 9.0, "verified": -12.0, "idm_logprob": -2.0, "fdm_logprob": -10.0}
+        "right", -2.0, {"share": 0.25, "margin": 9.0, "both_logprob": -12.0, "idm_logprob": -2.0, "fdm_logprob": -10.0}
     )
     of_idm = choose(drawn, 4, weight=0.0)
     assert of_idm is not None
     assert (of_idm.text, of_idm.score, of_idm.columns["margin"]) == ("left", -1.0, 1.0)
     half = choose(drawn, 4, weight=0.1)
     assert half is not None
-    assert half.columns["verified"] == pytest.approx(-3.0)
+    assert half.columns["both_logprob"] == pytest.approx(-3.0)
 
 
 def test_sentences_are_verified_by_the_forward_model(tiny: ChameleonVLM) -> None:
@@ -151,6 +152,24 @@ def test_calibration_of_one_sentence_needs_no_samples() -> None:
         calibrate(groups[:19], [same_words("yes")] * 19, 1)
 
 
+def test_several_right_phrasings_of_a_pair_count_alike() -> None:
+    """Neither their order nor that there are several says anything of how far a forward model is to be trusted."""
+    rng = np.random.default_rng(0)
+
+    def some(word: str, count: int, own: float, other: float) -> list[Proposal]:
+        drawn = zip(rng.normal(own, 1, count), rng.normal(other, 1, count), strict=True)
+        return [Proposal(f"{word} {n}", float(a), 1, float(b)) for n, (a, b) in enumerate(drawn)]
+
+    def drawn(phrasings: int) -> list[tuple[list[Proposal], Callable[[str], bool]]]:
+        groups = [[*some("yes", phrasings, -3, -10), *some("no", 4, -4, -12)] for _ in range(300)]
+        return [(group, lambda text: text.startswith("yes")) for group in groups]
+
+    one, several = fit_weight(drawn(1)), fit_weight(drawn(3))
+    assert several == pytest.approx(one, rel=0.5)
+    turned = [(group[::-1], right) for group, right in drawn(3)]
+    assert fit_weight(turned) == pytest.approx(several, rel=0.5)
+
+
 def test_evidence_that_seems_to_speak_against_a_label_counts_for_nothing() -> None:
     rng = np.random.default_rng(0)
     logprobs, hits = rng.normal(-2, 2, 300), rng.random(300) < 0.5
@@ -194,7 +213,7 @@ def test_label_script_verifies_and_calibrates(tmp_path: Path) -> None:
     weight = json.loads((tmp_path / "out" / "calibration.json").read_text())["weight"]
     for entry in entries:
         assert entry["score"] == entry["idm_logprob"]
-        assert entry["verified"] == pytest.approx(entry["idm_logprob"] + weight * entry["fdm_logprob"])
+        assert entry["both_logprob"] == pytest.approx(entry["idm_logprob"] + weight * entry["fdm_logprob"])
         assert entry["share"] in (0.5, 1.0)
         assert 0 <= entry["confidence"] <= 1
         assert ("margin" in entry) == (entry["share"] == 0.5)

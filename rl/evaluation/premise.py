@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rl.data.labels.calibration import as_likely_as_true
+from rl.data.labels.calibration import as_likely_as_true, rival_words
 from rl.data.labels.labelling import Proposal
 from rl.evaluation.intervals import wilson
 from rl.evaluation.oracle import token_f1
@@ -85,7 +85,7 @@ def as_good_as_true(fdm: ForwardDynamics, triplets: Sequence[Triplet], said: Seq
             return [float(found_K.sum(dtype=np.float64)) for found_K in fdm.log_probs(sources, targets, actions)]
 
         proposals = [[Proposal(text, 0.0, 1, nats)] for text, nats in zip(words, told(words), strict=True)]
-        right = as_likely_as_true(truths, told(truths), proposals)
+        right = as_likely_as_true(truths, told(truths), told(rival_words(truths)), proposals)
         named[asked] = [names(text) for names, text in zip(right, words, strict=True)]
     return named
 

@@ -34,11 +34,11 @@ from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
-from trainers.studies.demo.improvement import KEEP_WEIGHT, grpo_prompts, rewards_of
+from trainers.studies.demo.improvement import grpo_prompts
 from trainers.studies.demo.report import how_sure
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
-from trainers.studies.grpo_settings import STEPS, chain_success, start_of, world_chains
+from trainers.studies.grpo_settings import KEEP_WEIGHT, STEPS, chain_success, rewards_of, start_of, world_chains
 
 logger = logging.getLogger("rl")
 GROUP, PROMPTS_A_STEP = 8, 32
@@ -109,7 +109,7 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
 def grpo(
     story: Story, amounts: Amounts, output: Path, prompts: Sequence[Triplet] | None = None, **settings: Any
 ) -> None:
-    """GRPO as in the main job, without choice of a checkpoint; `settings` are those of `WorldModelGRPOTrainer`."""
+    """GRPO with the main job's settings and the studies' reward, without choice of a checkpoint; `settings` are those of `WorldModelGRPOTrainer`."""
     group = GROUP * settings.get("rollout_steps", 1)  # predictions of a group
     batch = GROUP * PROMPTS_A_STEP // group * group
     config = RewindGRPOConfig(

@@ -30,7 +30,8 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 class Calibration:
     """What was learned of so many labelled pairs.
 
-    `weight` is that of `verified` in the score; `slopes` are of what `evidence` gives after `centres` and `scales`.
+    `weight` is that of `Proposal.verified` in the sum that chooses; `slopes` are of what `evidence` gives after
+    `centres` and `scales`.
     `report` holds figures as JSON values: `right_at`, for thresholds of the confidence, gives the share of pairs above
     and the share of right labels among them, each half of the pairs judged by a fit on the other.
     """
@@ -113,54 +114,69 @@ def same_words(truth: str) -> Callable[[str], bool]:
     return lambda text: words_of(text) == words
 
 
+def rival_words(truths: Sequence[str]) -> list[str]:
+    """For the words of each pair those of the next pair, in a circle, that has other ones; its own if there is none."""
+    known, found = [words_of(text) for text in truths], []
+    for number, own in enumerate(known):
+        others = (other % len(truths) for other in range(number + 1, number + len(truths)))
+        found.append(truths[next((other for other in others if known[other] != own), number)])
+    return found
+
+
 def as_likely_as_true(
-    truths: Sequence[str], true_logprobs: Sequence[float], sentences: Sequence[Sequence[Proposal]]
+    truths: Sequence[str],
+    true_logprobs: Sequence[float],
+    rival_logprobs: Sequence[float],
+    sentences: Sequence[Sequence[Proposal]],
 ) -> list[Callable[[str], bool]]:
     """Whether a verified sentence of a pair names what its true words name, as far as the forward model can tell.
 
     One action has many phrasings, so that the same words are too much to ask: on the tabletop 16 of 100 sentences of a
     weak inverse model are the true ones, and 47 name the outcome. After a paraphrase the true target is as likely as
     after the true words; after another action it is less likely or, where the forward model errs, more so: both differ
-    by more than `SAME_NATS` (docs/findings/few-labels.md).
+    by more than `SAME_NATS` (docs/findings/few-labels.md). Of a pair where the forward model prefers the true words by
+    less than that to another pair's, it cannot tell: there only the same words count.
 
     Args:
         truths: the true words of each pair.
         true_logprobs: log-likelihood of each pair's target after them, in nats.
+        rival_logprobs: the same after another pair's words (`rival_words`).
         sentences: of each pair, verified by the same forward model.
     """
 
-    def of_pair(truth: str, nats: float, group: Sequence[Proposal]) -> Callable[[str], bool]:
+    def of_pair(truth: str, nats: float, rival: float, group: Sequence[Proposal]) -> Callable[[str], bool]:
+        tells = nats - rival > SAME_NATS
         near = {one.text for one in group if one.verified is not None and abs(one.verified - nats) <= SAME_NATS}
         same = same_words(truth)
-        return lambda text: text in near or same(text)
+        return lambda text: (tells and text in near) or same(text)
 
-    return [of_pair(*each) for each in zip(truths, true_logprobs, sentences, strict=True)]
+    return [of_pair(*each) for each in zip(truths, true_logprobs, rival_logprobs, sentences, strict=True)]
 
 
 def fit_weight(told: Sequence[tuple[Sequence[Proposal], Callable[[str], bool]]]) -> float:
-    """The weight of `verified` beside `logprob` under which the right sentence of a pair is likeliest among those
-    drawn (a conditional logit); 1 where no pair tells.
+    """The weight of `verified` beside `logprob` under which the right sentences of a pair are likeliest among those
+    drawn (a conditional logit; of several right ones all count alike); 1 where no pair tells.
     """
-    groups, places = [], []
+    groups, rights = [], []
     for sentences, right in told:
         hits = [number for number, one in enumerate(sentences) if right(one.text)]
         if hits and len(hits) < len(sentences):
             rows = np.array([[one.logprob, one.verified] for one in sentences], float)
             groups.append(rows - rows.mean(0))
-            places.append(hits[0])
+            rights.append(hits)
     if not groups:
         return 1.0
     scales = np.sqrt(np.mean([np.mean(rows**2, 0) for rows in groups], 0)) + 1e-9
     slopes = np.zeros(2)
     for _ in range(50):
         gradient, curvature = -0.01 * slopes, 0.01 * np.eye(2)
-        for rows, place in zip(groups, places, strict=True):
+        for rows, hits in zip(groups, rights, strict=True):
             scaled = rows / scales
             logits = scaled @ slopes
             shares = np.exp(logits - logits.max())
             shares /= shares.sum()
             mean = shares @ scaled
-            gradient += scaled[place] - mean
+            gradient += scaled[hits].mean(0) - mean
             curvature += (scaled * shares[:, None]).T @ scaled - np.outer(mean, mean)
         slopes += _bounded(np.linalg.solve(curvature, gradient))
     own, other = slopes / scales

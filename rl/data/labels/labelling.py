@@ -33,7 +33,7 @@ class Choice(NamedTuple):
     columns: dict[str, float]
 
 
-COLUMNS = ("share", "margin", "verified", "idm_logprob", "fdm_logprob", "confidence")
+COLUMNS = ("share", "margin", "both_logprob", "idm_logprob", "fdm_logprob", "confidence")
 """Columns that say something of a pair's words."""
 
 
@@ -145,7 +145,7 @@ def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 
     how likely a picture is says how easy it is for the forward model, and pairs that are selected by that teach it what
     it knows (docs/findings/few-labels.md). Columns: `share` of the samples that said it and `margin`, its lead
     over the best other one in what it was chosen by (absent if there is none), for several samples; of a verified one
-    `verified`, that sum, and its parts `idm_logprob` and `fdm_logprob`.
+    `both_logprob`, that sum, and its parts `idm_logprob` and `fdm_logprob`.
     """
     if not sentences:
         return None
@@ -159,7 +159,7 @@ def choose(sentences: Sequence[Proposal], num_samples: int = 1, weight: float = 
     if len(sentences) > 1:
         columns["margin"] = values[best] - max(value for n, value in enumerate(values) if n != best)
     if chosen.verified is not None:
-        columns |= {"verified": values[best], "idm_logprob": chosen.logprob, "fdm_logprob": chosen.verified}
+        columns |= {"both_logprob": values[best], "idm_logprob": chosen.logprob, "fdm_logprob": chosen.verified}
     return Choice(chosen.text, chosen.logprob, columns)
 
 

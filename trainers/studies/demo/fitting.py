@@ -21,13 +21,26 @@ LORA_ALPHA = 4
 
 
 def fit_adapter(
-    story: Story, folder: str, adapter: str, role: Role, rows: Any, steps: int, learning_rate: float
+    story: Story,
+    folder: str,
+    adapter: str,
+    role: Role,
+    rows: Any,
+    steps: int,
+    learning_rate: float,
+    part: str | None = None,
 ) -> None:
-    """Train an adapter that is on the backbone by SFT and save it."""
+    """Train an adapter that is on the backbone by SFT and save it in a fresh folder of the run.
+
+    With `part` the folder stands already, and what the training says of itself goes into one of that name in it.
+    """
     only_policy_trains(story.vlm, adapter)
-    run = stage_folder(story, folder)
+    run = stage_folder(story, folder) if part is None else story.output / folder
+    place = run if part is None else run / part
+    place.mkdir(exist_ok=True)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(place / "tensorboard")
     config = RoleConfig(
-        output_dir=str(run),
+        output_dir=str(place),
         max_steps=steps,
         learning_rate=learning_rate,
         lr_scheduler_type="linear",
@@ -37,7 +50,7 @@ def fit_adapter(
         activation_checkpointing=False,
         seed=story.seed,
     )
-    weighted, log = "weights" in rows.column_names, MetricsFile(run / "metrics.jsonl")
+    weighted, log = "weights" in rows.column_names, MetricsFile(place / "metrics.jsonl")
     trainer = RoleSFTTrainer(story.vlm, role, config, rows, use_weights=weighted, callbacks=[log])
     show_quietly(trainer)
     trainer.train()

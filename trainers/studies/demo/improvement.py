@@ -9,10 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import set_seed
 
-from rewards import Reward, load_rewards
-from rewards.keep_unchanged import KeepUnchanged
 from rl.evaluation.oracle import judge_all, sample_tasks, triplets_of
-from rl.models.inputs import token_ids
 from rl.triplets import Candidate, Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
@@ -21,7 +18,7 @@ from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.fitting import fit_adapter, stage_folder
-from trainers.studies.demo.mixes import RIVALS, mixed_rewards
+from trainers.studies.demo.mixes import mixed_rewards
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
@@ -29,27 +26,6 @@ logger = logging.getLogger("rl")
 START = "bootstrapped"
 IMPROVED = ("grpo", "best_of_n_training")
 """Systems that are trained by reward, from `START`."""
-KEEP_WEIGHT = 1.0
-"""Weight of `keep_unchanged` beside an `idm_margin` of 1."""
-
-
-def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
-    """`idm_margin` and `keep_unchanged`; as much change as is usual in labelled data of the task is free.
-
-    The usual amount is the median. Most candidates that carry out the action and still are wrong change one token too
-    many, which a higher quantile lets pass and no inverse model minds: `docs/findings/grpo.md` has the figures.
-    """
-    vlm = story.vlm
-    sources = token_ids(vlm, [t.source for t in story.labelled])
-    targets = token_ids(vlm, [t.target for t in story.labelled if t.target is not None])
-    by_task: dict[str, list[int]] = {}
-    for triplet, a, b in zip(story.labelled, sources, targets, strict=True):
-        by_task.setdefault(triplet.task or "", []).append(sum(x != y for x, y in zip(a, b, strict=True)))
-    free = {task: float(np.median(counts)) for task, counts in by_task.items()}
-    keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", KEEP_WEIGHT)
-    actions = [t.action for t in story.labelled]
-    arguments = {"idm_margin": {"background": background, "rivals": RIVALS}}
-    return [*load_rewards(["idm_margin=1.0"], story.idm, actions, arguments=arguments), keep]
 
 
 def grpo_prompts(story: Story) -> list[Triplet]:
@@ -128,7 +104,7 @@ def train_best_of_n(story: Story) -> None:
     vlm.attach_adapter(story.output / START / "adapter", name)
     part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
     keep = Keep(budget.group_size, min_lead=0.1)
-    rewards, trained = mixed_rewards(story, START, frozen=START), False
+    rewards, run, trained = mixed_rewards(story, START, frozen=START), stage_folder(story, name), False
     for number, prompts in enumerate(np.array_split(np.arange(len(part)), budget.rounds)):
         drawn = scored_groups(
             story.fdm(name), rewards, [part[i] for i in prompts], keep.num_candidates, seed=story.seed, step=number
@@ -138,8 +114,9 @@ def train_best_of_n(story: Story) -> None:
         logger.warning("round %d of %d: mean total %.3f, %d kept", number + 1, budget.rounds, mean, len(kept))
         if kept:
             steps = max(1, budget.best_of_n_steps // budget.rounds)
-            fit_adapter(story, name, name, "fdm", kept_rows(vlm, kept), steps, budget.best_of_n_learning_rate)
+            rate = budget.best_of_n_learning_rate
+            fit_adapter(story, name, name, "fdm", kept_rows(vlm, kept), steps, rate, f"round-{number + 1}")
             trained = True
     if not trained:
         logger.warning("no group had a candidate that leads: '%s' stays '%s'", name, START)
-        save_adapter(vlm, stage_folder(story, name), name, role="fdm")
+        save_adapter(vlm, run, name, role="fdm")

@@ -56,8 +56,8 @@ def fit_mix(story: Story, name: str) -> list[Group]:
     else:
         about |= {"idm": str(story.output / (story.verifier(name).adapter or "idm")), "temperature": 1.0}
         mix = mix_of_fit(found, TERMS, TERMS, arguments, about)
-        story.data.setdefault("likeness", {})[name] = float(found.by_n[1])
     write_mix(mix, [story.output / name])
+    story.data.setdefault("likeness", {})[name] = round(float(likeness_of(story.vlm, groups).mean()), 4)
     story.data.setdefault("mixes", {})[name] = " ".join(mix["rewards"])
     return groups
 

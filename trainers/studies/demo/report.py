@@ -37,7 +37,7 @@ COMPARISONS = {
     "best_of_n_training-bootstrapped": "what training on the best of N adds",
     "best_of_n_training-grpo": "which of the two ways to train by reward draws better, from as many candidates",
     "trained_and_reranked-sft": "all of it together over labelled data alone",
-    "trained_and_reranked-sft_equal_compute": "the same over labelled data alone, with as much time",
+    "trained_and_reranked-sft_equal_compute": "the same over `sft` trained as long as `bootstrapped` and GRPO",
     "best_of_8-best_of_1": "what the best of 8 by `idm_likelihood`, as in the paper, adds to `sft` without training",
     "best_of_8_mix-best_of_1": "the same by the fitted mix",
 }
@@ -126,7 +126,8 @@ def _systems(results: dict[str, Any]) -> list[str]:
     ceiling, idm = results["ceiling"]["tokenizer"], results["idm"]
     note = (
         "Success: one sample at temperature 1 reads exactly as a right outcome. Judge: the smaller of 'the action "
-        "happened' and 'the rest was kept'. The best temperature was chosen on validation cases. The IDM names "
+        "happened' and 'the rest was kept'. The best temperature was chosen on validation cases; the reranked row "
+        "is drawn at 1. The IDM names "
         f"{100 * idm['exact_match']:.1f} % of the test actions rightly; the true targets after encoding and decoding, "
         f"the most that any model on this tokenizer can reach, count as {100 * ceiling['success']:.1f} %."
     )

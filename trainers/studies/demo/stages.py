@@ -53,7 +53,7 @@ def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, bu
 
 def train_roles(story: Story) -> None:
     """The inverse model, and the forward model on labelled data: with the usual steps, with twice as many, and with so
-    many that it takes as long as all that follows. Then the premise of what follows is looked at.
+    many that it takes about as long as `bootstrapped` and GRPO. Then the premise of what follows is looked at.
     """
     budget = story.budget
     _sft(story, "idm", "idm", story.labelled, budget.idm_steps, budget.idm_learning_rate)

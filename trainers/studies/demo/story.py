@@ -67,10 +67,13 @@ class Budget:
             raise RewindError(
                 "idm_dropout must be from 0 to below 1, greedy_labels 0 or 1, steps 0 (no such row) or more"
             )
+        if self.greedy_labels and self.sentences == 1:
+            raise RewindError("one sentence a pair is its greedy label: greedy_labels 1 takes sentences above 1")
 
     def expected(self) -> dict[str, float]:
         """How long the stages take compared with each other, in the order they run in; for the time left."""
         fdm, equal = (0.006 * self.fdm_batch_size * n for n in (self.fdm_steps, self.equal_compute_steps))
+        again = 0.0075 * self.idm_batch_size * self.idm_on_video_steps
         drawn = self.grpo_steps * self.grpo_prompts * self.group_size
         fit = 2 + 0.014 * self.validation * self.fitted_candidates
         return {
@@ -82,7 +85,7 @@ class Budget:
             **({"sft_equal_compute": equal} if equal else {}),
             "premise": fit + 0.02 * self.validation,
             "labels": 5 + (0.03 + 0.008 * self.sentences) * self.videos,
-            "idm_on_video": 0.0075 * self.idm_batch_size * self.idm_on_video_steps,
+            **({"idm_on_video": again} if again else {}),
             **({"bootstrapped_greedy": fdm} if self.greedy_labels else {}),
             "bootstrapped": fdm + 0.001 * self.selected,
             "mix": fit,
