@@ -109,7 +109,9 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
 def grpo(
     story: Story, amounts: Amounts, output: Path, prompts: Sequence[Triplet] | None = None, **settings: Any
 ) -> None:
-    """GRPO with the main job's settings and the studies' reward, without choice of a checkpoint; `settings` are those of `WorldModelGRPOTrainer`."""
+    """GRPO with the main job's settings and the studies' reward, without choice of a checkpoint; `settings` are
+    those of `WorldModelGRPOTrainer`.
+    """
     group = GROUP * settings.get("rollout_steps", 1)  # predictions of a group
     batch = GROUP * PROMPTS_A_STEP // group * group
     config = RewindGRPOConfig(
