@@ -2,7 +2,7 @@
 
 python scripts/mine_videos.py --videos my_videos/ --output runs/pairs
 python scripts/mine_videos.py --videos runs/world/videos --rule settled --image_size 64 --output runs/pairs
-accelerate launch --num_processes 8 scripts/mine_videos.py --videos my_videos/ --output runs/pairs
+torchrun --standalone --nproc_per_node 8 scripts/mine_videos.py --videos my_videos/ --output runs/pairs
 """
 
 from __future__ import annotations
