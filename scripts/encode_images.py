@@ -41,7 +41,8 @@ def main() -> None:
     from rl.data.tokens.encoding import Counts, encode_missing
     from rl.data.triplet_files import read_triplets
     from rl.models.run_role import role_of
-    from trainers.rerank.recipe import shard_of, take_own_gpu
+    from rl.running.shards import shard_of
+    from trainers.rerank.recipe import take_own_gpu
 
     shard = shard_of(a.shard) or (0, 1)
     take_own_gpu()

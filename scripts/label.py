@@ -75,7 +75,8 @@ def main() -> None:
     from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.opening import load_idm_beside
     from rl.running.run_folder import claim
-    from trainers.rerank.recipe import shard_of, take_own_gpu
+    from rl.running.shards import shard_of
+    from trainers.rerank.recipe import take_own_gpu
 
     if a.chunk_size < 1:
         raise RewindError("--chunk_size must be at least 1")
@@ -120,9 +121,7 @@ def main() -> None:
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:
             shards.name(file, rows, a.chunk_size, lambda part: propose(idm, part, how, fdm))
-    if not shards.complete({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}):
-        print(f"this shard is done and others are not: the last one to end merges all into {a.output}")
-    elif shards.take(config):
+    if shards.last_to_end({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}, config):
         calibration = _calibrated(a, shards, checked, idm, fdm)
         _write(a, shards, pairs, left_out, calibration)
 

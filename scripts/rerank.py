@@ -74,9 +74,10 @@ def main() -> None:
     from rl.models.opening import load_idm_beside
     from rl.pictures import load_image
     from rl.running.run_folder import claim
+    from rl.running.shards import shard_of
     from rl.search.best_of_n import Reranked
     from rl.triplets import columns_of
-    from trainers.rerank.recipe import rerank_all, shard_of, summary, take_own_gpu
+    from trainers.rerank.recipe import rerank_all, summary, take_own_gpu
 
     a = arguments
     one = a.source is not None and a.action is not None

@@ -12,9 +12,10 @@ from rl import rerank
 from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.running.shards import shard_of
 from rl.search.best_of_n import Reranked
 from rl.triplets import Triplet
-from trainers.rerank.recipe import CANDIDATES_FILE, complete_triplets, rerank_all, shard_of, summary
+from trainers.rerank.recipe import CANDIDATES_FILE, complete_triplets, rerank_all, summary
 
 
 def test_an_interrupted_run_ends_with_the_same_file(tiny: ChameleonVLM, tmp_path: Path) -> None:
@@ -65,3 +66,5 @@ def test_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert shard_of(None) == (1, 2)
+    with pytest.raises(RewindError, match=r"2 launched processes share .* leave --shard 0/2 out"):
+        shard_of("0/2")

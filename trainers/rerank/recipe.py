@@ -25,21 +25,6 @@ CANDIDATES_FILE = "candidates.jsonl"
 SHOWN_TRIPLETS, SHOWN_CANDIDATES, GRID_COLUMNS = 12, 6, 8
 
 
-def shard_of(text: str | None) -> tuple[int, int] | None:
-    """Which part of the triplets is this process's, from 'I/N' (I from 0) or, under `accelerate launch`, its rank.
-
-    Raises:
-        RewindError: something that is no I/N with 0 <= I < N.
-    """
-    if text is None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        return (int(os.environ["RANK"]), processes) if processes > 1 else None
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise RewindError(f"--shard takes I/N, from 0/N to N-1/N, not '{text}'")
-    return int(number), int(count)
-
-
 def take_own_gpu() -> None:
     """Under `accelerate launch`, every process of a machine uses a GPU of its own."""
     if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:

@@ -67,10 +67,21 @@ def picture_name(clip: int, frame: int) -> str:
     return f"images/{clip:06d}/{frame:07d}.png"
 
 
+def pictures_of(clip: int, line: Mapping[str, Any]) -> list[str]:
+    """Where the key frames of a line of `clips.jsonl` lie, each once, in the order of time."""
+    return [picture_name(clip, frame) for frame in sorted({t for a, b, _ in line["pairs"] for t in (a, b)})]
+
+
 def mine_clips(
-    miner: Miner, files: Sequence[Path], labels: Sequence[str], workers: int = 1
+    miner: Miner, files: Sequence[Path], labels: Sequence[str], workers: int = 1, share: tuple[int, int] = (0, 1)
 ) -> Iterator[dict[str, Any]]:
     """The lines of `clips.jsonl` in the order of the files, of those first that an earlier run has written.
+
+    Args:
+        miner: what mines a clip.
+        files: the videos; `labels`: their classes.
+        workers: processes that mine a clip each.
+        share: (I, N): only the videos I, I + N, I + 2 N, ...
 
     Raises:
         RewindError: the earlier run had other files, or a worker process died; what was written stays.
@@ -79,10 +90,11 @@ def mine_clips(
         raise RewindError(f"mining needs at least 1 worker, not {workers}")
     manifest = miner.output / CLIPS_FILE
     done = json_lines(manifest)
-    if [line["file"] for line in done] != [str(file) for file in files[: len(done)]]:
+    clips = list(zip(range(len(files)), files, labels, strict=True))[share[0] :: share[1]]
+    if [line["file"] for line in done] != [str(file) for _, file, _ in clips[: len(done)]]:
         raise RewindError(f"{manifest} lists other videos than there are now: begin anew with --overwrite")
     yield from done
-    left = list(zip(range(len(files)), files, labels, strict=True))[len(done) :]
+    left = clips[len(done) :]
     with manifest.open("a", encoding="utf-8") as out:
         for line in _in_processes(miner, left, workers) if workers > 1 else (miner(*one) for one in left):
             out.write(json.dumps(line) + "\n")

@@ -37,6 +37,10 @@ class Step:
     changed: float
 
 
+_Levelled = tuple[np.ndarray, np.ndarray]
+"""A frame, small, grey and at a mean brightness of 128: uint8 and float32 [H, W]."""
+
+
 class MotionMeter:
     """Measures the motion from each frame to the next, of which it keeps one, small.
 
@@ -45,11 +49,19 @@ class MotionMeter:
     """
 
     def __init__(self, flow: str = "farneback") -> None:
-        self._before: tuple[np.ndarray, np.ndarray] | None = None
+        self._before: _Levelled | None = None
         self._dis = None
         if flow == "dis":
             cv2.setNumThreads(1)  # its result depends on how the picture is shared out; and these are small
             self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+    def between(self, before: np.ndarray, after: np.ndarray) -> tuple[Step, np.ndarray]:
+        """Of two pictures, uint8 RGB [H, W, 3]: what happened, and the flow [h, w, 2] as it is measured, small.
+
+        Flow is in thousandths of the longer side, to the right and down, and 0 where nothing changes.
+        """
+        step, flow = self._between(_levelled(before), _levelled(after))
+        return step, flow * (1000 / max(flow.shape[:2]))
 
     def step(self, frame: np.ndarray) -> Step | None:
         """From the frame before to this one, uint8 RGB [H, W, 3]; None for the first.
@@ -63,28 +75,34 @@ class MotionMeter:
             raise RewindError(f"no optical flow can be measured ({error})") from error
 
     def _step(self, frame: np.ndarray) -> Step | None:
-        height, width = frame.shape[:2]
-        scale = min(1.0, FLOW_SIDE / max(height, width))
-        small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
-        grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
-        grey = np.clip(grey * (128.0 / max(1.0, float(grey.mean()))), 0, 255)
-        level = grey.astype(np.uint8)
-        before, self._before = self._before, (level, grey)
-        if before is None:
-            return None
-        if before[0].shape != level.shape:
+        now = _levelled(frame)
+        before, self._before = self._before, now
+        return None if before is None else self._between(before, now)[0]
+
+    def _between(self, before: _Levelled, after: _Levelled) -> tuple[Step, np.ndarray]:
+        """What happened from one frame to the next, and the flow [H, W, 2] in pixels, 0 where nothing changes."""
+        if before[0].shape != after[0].shape:
             raise RewindError("a video's frames must all have one size")
-        change = np.abs(grey - before[1])
+        change = np.abs(after[1] - before[1])
         moved = change > NOISE
-        flow = self._flow(before[0], level)
-        motion = 1000 * float((np.hypot(flow[..., 0], flow[..., 1]) * moved).mean()) / max(level.shape)
-        return Step(motion, float(change.mean()), float(moved.mean()))
+        flow = self._flow(before[0], after[0])
+        motion = 1000 * float((np.hypot(flow[..., 0], flow[..., 1]) * moved).mean()) / max(moved.shape)
+        return Step(motion, float(change.mean()), float(moved.mean())), flow * moved[..., None]
 
     def _flow(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
         """Optical flow [H, W, 2] in pixels between two grey pictures, uint8 [H, W]."""
         if self._dis is not None:
             return self._dis.calc(before, after, None)  # type: ignore[call-overload, no-any-return]
         return cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 11, 3, 5, 1.1, 0)  # type: ignore[call-overload, no-any-return]
+
+
+def _levelled(frame: np.ndarray) -> _Levelled:
+    height, width = frame.shape[:2]
+    scale = min(1.0, FLOW_SIDE / max(height, width))
+    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
+    grey = cv2.GaussianBlur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
+    grey = np.clip(grey * (128.0 / max(1.0, float(grey.mean()))), 0, 255)
+    return grey.astype(np.uint8), grey
 
 
 def flow_magnitudes(frames: Iterable[np.ndarray], flow: str = "farneback") -> np.ndarray:
