@@ -40,7 +40,7 @@ class PartFolder:
     later: ClassVar[Sequence[str]] = ()
     """Columns that a part of an earlier version may lack."""
     what: ClassVar[str]
-    """What rows are, and where a run has them, for messages."""
+    """What rows are, and the name of their folder in a run."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = expanded(folder)
@@ -63,8 +63,9 @@ class PartFolder:
             if not (files := self.parts()):
                 break
             with suppress(FileNotFoundError):  # joined to another one between the two looks
-                return Parts(files, self.schema, self.later)
-        raise RewindError(f"{self.folder} holds no scored {self.what} of a run")
+                return Parts(files, self.schema, self.later, self.what)
+        where = f"give the folder '{self.what}' of a run"
+        raise RewindError(f"{self.folder} holds no scored {self.what}: {where}")
 
     def compact(self, rows: int = BIG) -> int:
         """Join neighbouring parts of fewer than `rows` rows until they have as many; what is read stays the same.

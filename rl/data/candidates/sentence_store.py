@@ -49,7 +49,7 @@ class SentenceStore(PartFolder):
         scorers: by the reward's name, what its scores come from where the name does not say it.
     """
 
-    schema, what = SCHEMA, "sentences: give the folder 'sentences'"
+    schema, what = SCHEMA, "sentences"
 
     def __init__(self, folder: str | Path, fdm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)

@@ -130,7 +130,7 @@ class CandidateStore(PartFolder):
             scores of another reward of that name are not taken for its.
     """
 
-    schema, later, what = SCHEMA, LATER, "candidates: give the folder 'candidates'"
+    schema, later, what = SCHEMA, LATER, "candidates"
 
     def __init__(self, folder: str | Path, idm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
         super().__init__(folder)
@@ -262,9 +262,18 @@ class CandidateStore(PartFolder):
 
 
 def store_of(folder: str | Path) -> CandidateStore:
-    """The store in a folder, which may be a run folder that holds one in `candidates`."""
-    inner = expanded(folder) / "candidates"
-    return CandidateStore(inner if inner.is_dir() else folder)
+    """The store in a folder, which may be a run folder that holds one in `candidates`.
+
+    Raises:
+        RewindError: a run that drew no pictures.
+    """
+    here = expanded(folder)
+    if not (here / "candidates").is_dir() and ((here / "sentences").is_dir() or here.name == "sentences"):
+        raise RewindError(
+            f"{folder} is of a run of --role idm, which keeps the sentences that it said and no predicted pictures: "
+            "give a run of train_grpo.py --role fdm, train_best_of_n.py, train_dpo.py or rerank.py"
+        )
+    return CandidateStore(here / "candidates" if (here / "candidates").is_dir() else here)
 
 
 def _with_columns(action: str, more: str | None) -> str:

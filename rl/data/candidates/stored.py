@@ -31,13 +31,14 @@ class Parts:
     Args:
         files: in order.
         schema: the columns; `later` are those that a file may lack.
+        what: rows are, for messages.
 
     Raises:
         RewindError: a file with other columns.
         FileNotFoundError: a file that is there no longer.
     """
 
-    def __init__(self, files: Sequence[Path], schema: pa.Schema, later: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path], schema: pa.Schema, later: Sequence[str], what: str) -> None:
         self.schema, self.later = schema, frozenset(later)
         self.files, self.groups, self.rows = list[Path](), list[int](), list[int]()
         for file in files:
@@ -51,7 +52,7 @@ class Parts:
                 continue
             wanted = [field for field in schema if field.name not in self.later or field.name in there.names]
             if not there.equals(pa.schema(wanted)):
-                raise RewindError(f"{file} has other columns than scored candidates: move it out of the folder")
+                raise RewindError(f"{file} has other columns than scored {what}: move it out of the folder")
             self.files.append(file)
             self.groups.append(groups)
             self.rows.append(rows)
