@@ -196,7 +196,8 @@ def rollout(
 ) -> list[Step]:
     """Carry out several actions one after the other; each prediction is the next source.
 
-    Without `idm` and `rewards` the model's samples are taken as they come.
+    Without `idm` and `rewards` one sample a step is taken as it comes; among several, the mix that was fitted for the
+    forward model's run chooses, where none of its rewards asks for an inverse model.
 
     Args:
         fdm: draws the candidates.
@@ -230,9 +231,13 @@ def rollout(
     check_whole("num_candidates", num_candidates, least=1)
     check_thresholds(rules)
     fdm.check(num_candidates, temperature, seed=seed)
-    by = rewards if rewards is not None or idm is None else _default(_run_of(fdm), temperature)
-    if by is None and num_candidates > 1:
-        raise RewindError("several candidates need something to choose by: give idm= or rewards=, or num_candidates=1")
+    by = rewards
+    if by is None and (idm is not None or num_candidates > 1):
+        by = _default(_run_of(fdm), temperature)
+        if idm is None and by != ["fitted"]:  # the paper's asks an inverse model
+            raise RewindError(
+                "several candidates need something to choose by: give idm= or rewards=, or num_candidates=1"
+            )
     tasks = [None] * len(actions) if task is None else list(task)
     if len(tasks) != len(actions):
         raise RewindError(f"{len(tasks)} tasks and {len(actions)} actions: give one task an action")

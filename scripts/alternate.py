@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.data_flags import add_data_flags, reading
+from rl.running.data_flags import add_cache_flag, add_data_flags, reading
 from rl.running.model_flags import add_model_flags, opening
 
 
@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         "configs/accelerate/zero2.yaml --num_processes 8'",
     )
     add_data_flags(p)
+    add_cache_flag(p)
     add_model_flags(p)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--resume", action="store_true", help="go on where an interrupted run of the same command stopped")

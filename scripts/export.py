@@ -24,11 +24,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rewards.mix import MIX_FILE, mix_of
     from rl import RewindError, load_fdm, load_idm
     from rl.models.bases import adapter_folder
     from rl.models.export import save_merged
     from rl.models.known import whole_model
     from rl.models.run_role import role_of
+    from rl.running.files import write_whole
     from rl.running.run_folder import claim
 
     if adapter_folder(arguments.run) is None:
@@ -50,9 +52,13 @@ def main() -> None:
         overwrite=arguments.overwrite,
     )
     about = {"exported": {"run": arguments.run, "base": base}, **({"role": role} if role is not None else {})}
+    mix = mix_of(getattr(model, "run", None))  # an inverse model has none
+    if mix is not None:  # the exported model draws the same candidates: `fitted` chooses among them as before
+        write_whole(output / MIX_FILE, mix.read_text(encoding="utf-8"))
     save_merged(model.backbone, model.adapter, output, about)
     opens = f"load_{role}" if role is not None else "load_fdm, load_idm"
-    print(f"{arguments.run} merged into {base}: {output} opens with {opens} and transformers")
+    with_mix = "" if mix is None else f", with the fitted mix of rewards ({MIX_FILE})"
+    print(f"{arguments.run} merged into {base}: {output} opens with {opens} and transformers{with_mix}")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ from peft import LoraConfig
 from PIL import Image
 
 from rl import load_fdm, load_idm
+from rl.data.tokens.cache import TokenCache
 from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
 from rl.models.saving import save_base
+from rl.pictures import from_path
 from trainers.alternate import rounds
 from trainers.alternate.report import page_of
 from trainers.alternate.rounds import alternate, run_command
@@ -106,8 +108,12 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_weights(
 ) -> None:
     import trainers.grpo.recipe as recipe
 
-    whole, ran = settings(world, tmp_path / "whole"), Here()
+    tokens = tmp_path / "tokens"
+    whole, ran = settings(world, tmp_path / "whole", token_cache=tokens), Here()  # the other run has none
     report = alternate(whole, ran)
+    vlm = load_fdm(world / "fdm").backbone
+    pictures = [from_path(world / f"{number}.png") for number in range(24)]  # of the pairs and of what is measured
+    assert None not in TokenCache(tokens, vlm).known(pictures, lambda number: vlm.grid_of(pictures[number]))
     assert ran.ran == STAGES
     cut = settings(world, tmp_path / "cut")
 
@@ -237,10 +243,13 @@ def test_controls_train_the_forward_model_alone(world: Path, tmp_path: Path, con
         file.parent.mkdir(parents=True)
         file.write_text("[]")
 
-    asked = settings(world, tmp_path / "run", control=control, reward="swirl", judge_idm=None, validation=None)
+    tokens = tmp_path / "tokens"
+    how: dict[str, Any] = {"control": control, "reward": "swirl", "judge_idm": None, "validation": None}
+    asked = settings(world, tmp_path / "run", **how, token_cache=tokens)
     report = alternate(asked, pretend)
     assert {one["idm"] for one in report["rounds"]} == {str(world / "idm")}
     assert report["kept"]["round"] == 2
+    assert [one[one.index("--token_cache") + 1] for one in ran] == [str(tokens)] * len(ran)
     labels = [command for command in ran if command[0] == "label.py"]
     pairs = [len(json.loads(Path(one[one.index("--pairs") + 1]).read_text())) for one in labels]
     assert pairs == ([4, 4] if control == "relabel_only" else [8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from peft import LoraConfig
 from test_scripts import start
 from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 
-from rl import RewindError, load_fdm, load_idm
+from rewards.mix import MIX_FILE, resolve
+from rl import RewindError, load_fdm, load_idm, rerank
 from rl.models.export import save_merged
 from rl.models.known import LINEAR_LAYERS
 from rl.models.saving import save_base
@@ -36,8 +38,11 @@ def make_run(folder: Path) -> Path:
 
 def test_an_exported_run_is_the_run(tmp_path: Path, picture: np.ndarray) -> None:
     run, out = make_run(tmp_path), tmp_path / "out"
+    mix = {"rewards": ["copy_penalty=2"], "reward_arguments": {"copy_penalty": {"least": 3}}}
+    (run / MIX_FILE).write_text(json.dumps(mix))
     done = start("scripts/export.py", "--run", run, "--output", out)
     assert done.returncode == 0, done.stderr
+    assert "with the fitted mix of rewards (reward.json)" in done.stdout
     fdm = load_fdm(run)
     candidates = fdm.sample(picture, ACTION, 4)
     targets = [c.image for c in candidates]
@@ -46,6 +51,12 @@ def test_an_exported_run_is_the_run(tmp_path: Path, picture: np.ndarray) -> None
     base = load_fdm(str(tmp_path / "base")).log_probs(picture, targets, ACTION)
     shutil.rmtree(run)  # the folder stands alone
     shutil.rmtree(tmp_path / "base")
+
+    asked = SimpleNamespace(rewards=["fitted"], reward_arguments=None, fdm=str(out))
+    resolve(asked)
+    assert {"rewards": asked.rewards, "reward_arguments": asked.reward_arguments} == mix
+    chosen = rerank(load_fdm(out), None, picture, ACTION, num_candidates=2)  # by the mix, since nobody says by what
+    assert set(chosen.best.scores) == {"copy_penalty"}
 
     merged = load_fdm(out)
     assert merged.adapter is None

@@ -18,7 +18,7 @@ from rewards import Batch, load_rewards
 from rewards.fitting import FEWEST, Fit, fit, numbers_of
 from rewards.keep_unchanged import KeepUnchanged
 from rewards.mix import MIX_FILE, default_rewards, resolve, with_mixes
-from rl import load_fdm, rerank
+from rl import load_fdm, rerank, rollout
 from rl.errors import RewindError
 from rl.evaluation.premise import likeness
 from rl.models.families.chameleon import ChameleonVLM
@@ -182,6 +182,21 @@ def test_rerank_takes_the_mix_of_the_models_run(tiny: ChameleonVLM, picture: np.
     fdm.run = None
     with pytest.raises(RewindError, match="needs an inverse model"):
         rerank(fdm, None, picture, "lift the cup", num_candidates=2)
+
+
+def test_a_rollout_without_an_inverse_model_takes_a_mix_that_needs_none(
+    tiny: ChameleonVLM, picture: np.ndarray, tmp_path: Path
+) -> None:
+    fdm, words = ForwardDynamics(tiny), ["lift the cup", "remove all rings"]
+    fdm.run = str(written(tmp_path / "run"))
+    steps = rollout(fdm, picture, words, num_candidates=2)
+    assert [set(step.best.scores) for step in steps] == [{"copy_penalty", "keep_unchanged"}] * 2
+    assert rollout(fdm, picture, words)[0].score is None  # one sample is taken as it comes
+    with pytest.raises(RewindError, match="something to choose by"):
+        rollout(fdm, picture, words, num_candidates=2, temperature=0.0)
+    written(tmp_path / "run", rewards=["idm_margin=1"], reward_arguments={})
+    with pytest.raises(RewindError, match="the reward 'idm_margin' needs an inverse model"):
+        rollout(fdm, picture, words, num_candidates=2)
 
 
 def test_usual_change_of_a_sentence_is_that_of_the_nearest() -> None:

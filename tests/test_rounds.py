@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,6 +37,7 @@ def loss_steps(folder: Path) -> list[int]:
 @pytest.mark.parametrize("method", ["best_of_n", "dpo"])
 def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which the recipe sets
+    monkeypatch.setattr("trainers.common.candidates.MANY", 1)
     run, output = make_run(tmp_path), tmp_path / "out"
     pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     write_triplets([Triplet(Image.fromarray(p), "move the red circle left") for p in pictures], tmp_path)
@@ -52,6 +54,8 @@ def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypat
             train_best_of_n(BestOfNArguments(**given), RoleConfig(**training))
 
     train(resume=False)
+    (part,) = (output / "candidates").glob("part-*")  # each round began one, and at the end they are joined
+    assert len(pq.read_table(part)) == 2 * 4 * 4
     events = output / "tensorboard"
     assert not list(events.glob("events*"))
     for number in range(2):

@@ -248,3 +248,10 @@ def test_a_round_on_stored_candidates(tiny: ChameleonVLM, tmp_path: Path) -> Non
     for wrong in ({"rounds": 2}, {"triplets": ["x.json"]}):
         with pytest.raises(RewindError, match=r"--rounds 1|either --triplets"):
             stored_triplets(BestOfNArguments(candidates=[str(tmp_path)], **wrong))  # type: ignore[arg-type]
+
+
+def test_a_run_of_the_inverse_role_has_no_candidates(tmp_path: Path) -> None:
+    (tmp_path / "idm" / "sentences").mkdir(parents=True)
+    for folder in (tmp_path / "idm", tmp_path / "idm" / "sentences"):
+        with pytest.raises(RewindError, match=f"{folder} is of a run of --role idm, which keeps the sentences"):
+            stored_triplets(BestOfNArguments(candidates=[str(folder)]))

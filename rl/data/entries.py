@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
+from rl.data.lazy import Lazy
 from rl.errors import RewindError
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -29,7 +30,7 @@ class NoEntry:
         return cls("not JSON", f"line {number} is no JSON ({error})")
 
 
-class JsonRows(Sequence[Any]):
+class JsonRows(Lazy[Any]):
     """Entries as the bytes of their JSON, one behind the other, read when asked for.
 
     A few hundred bytes an entry where Python objects take thousands; processes that are forked share them.
@@ -48,16 +49,7 @@ class JsonRows(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, number: int) -> Any: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Any]: ...
-    def __getitem__(self, number: int | slice) -> Any:
-        if isinstance(number, slice):
-            return [self[one] for one in range(len(self))[number]]
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"there is no entry {number} of {len(self)}")
-        number %= len(self)
+    def make(self, number: int) -> Any:
         if number in self._broken:
             return self._broken[number]
         return json.loads(self._content[self._ends[number] : self._ends[number + 1]])

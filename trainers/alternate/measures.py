@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rl.data.tokens.encoding import read_from
 from rl.models.opening import load_fdm, load_idm_beside
 from rl.triplets import Triplet
 from rl.words import words_of
@@ -17,7 +19,13 @@ SAMPLES = 4
 
 
 def measure(
-    fdm: str, idm: str, judge: str, cases: Sequence[Triplet], seed: int, opening: Mapping[str, Any]
+    fdm: str,
+    idm: str,
+    judge: str,
+    cases: Sequence[Triplet],
+    seed: int,
+    opening: Mapping[str, Any],
+    token_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Both roles on labelled cases.
 
@@ -32,6 +40,7 @@ def measure(
     model = load_fdm(fdm, **opening)
     vlm = model.backbone
     reader = load_judge(judge, vlm, **opening)
+    read_from(token_cache, [vlm, reader.backbone], cases)
     sources, actions = [case.source for case in cases], [case.action for case in cases]
     groups = model.sample(sources, actions, SAMPLES, seed=seed)
     images = [np.asarray(candidate.image) for group in groups for candidate in group]
@@ -43,6 +52,7 @@ def measure(
     near = vlm.same_below
     namer = load_idm_beside(idm, vlm, **opening)
     vlm.same_below = near
+    read_from(token_cache, [namer.backbone], cases)
     targets = [case.target for case in cases if case.target is not None]
     said = namer.describe(sources, targets)
     spoken = [n for n, text in enumerate(said) if text.strip()]

@@ -194,7 +194,8 @@ def _measured(settings: Settings, folder: Path, models: Models, cases: Sequence[
         return {}
     file = folder / "measured.json"
     if not file.is_file():
-        found = measure(models.fdm, models.idm, settings.judge_idm, cases, settings.seed, settings.opening)
+        asked = (models.fdm, models.idm, settings.judge_idm, cases, settings.seed, settings.opening)
+        found = measure(*asked, settings.token_cache)
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(found) + "\n")
     found = read_json(file)

@@ -58,6 +58,7 @@ class Settings:
         validation_limit: the first so many of them.
         judge_fall: rounds end after one whose judge score lies so much below the best so far; inf never.
         seed: of the shards and, with the round's number, of every stage.
+        token_cache: a folder of encode_images.py for all stages and for what is measured; None encodes anew in each.
         launch: words before the script in the commands of training, such as a launcher's.
         opening: how models are opened, as arguments of `load_fdm`.
         reading: how files of pairs are read, `image_root` and `strict`.
@@ -80,6 +81,7 @@ class Settings:
     validation_limit: int = 200
     judge_fall: float = 0.0
     seed: int = 0
+    token_cache: Path | None = None
     launch: tuple[str, ...] = ()
     opening: Mapping[str, Any] = field(default_factory=dict)
     reading: Mapping[str, Any] = field(default_factory=dict)
@@ -153,6 +155,7 @@ class Settings:
     def _flags(self, training: bool) -> list[str]:
         """How models are opened; a trainer's launcher decides on devices, and trainers compile nothing."""
         here = {k: v for k, v in self.opening.items() if not (training and (k == "compile" or "device" in k))}
+        here |= {} if self.token_cache is None else {"token_cache": self.token_cache}
         return [word for k, v in here.items() for word in ([f"--{k}"] if v is True else [f"--{k}", _text(v)])]
 
 

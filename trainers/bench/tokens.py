@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from PIL import Image
 
 from rl.codes import Codes
 from rl.data.importance import Importance
+from rl.data.lazy import Lazy
 from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import BATCH, BLOCK, encode_missing, grids_of, pairs_of
 from rl.models.families.chameleon import ChameleonVLM
@@ -27,7 +28,7 @@ from trainers.sft.rows import SpanCollator, role_rows
 BATCH_OF_SFT = 8
 
 
-class Numbered(Sequence[Triplet]):
+class Numbered(Lazy[Triplet]):
     """Triplets of a folder, each made when it is asked for, as a table of them is read."""
 
     def __init__(self, folder: Path, total: int, side: int) -> None:
@@ -36,15 +37,7 @@ class Numbered(Sequence[Triplet]):
     def __len__(self) -> int:
         return self.total
 
-    @overload
-    def __getitem__(self, number: int) -> Triplet: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Triplet]: ...
-    def __getitem__(self, number: int | slice) -> Triplet | list[Triplet]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(self.total))]
-        if number >= self.total:
-            raise IndexError(number)
+    def make(self, number: int) -> Triplet:
         source, target = (PictureFile(self.file(2 * number + n), (self.side, self.side)) for n in (0, 1))
         return Triplet(source, ACTIONS[number % len(ACTIONS)], target)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from transformers import set_seed
 
 from rewards import scorers
+from rl.data.candidates.store import CandidateStore
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import save_adapter
-from trainers.common.candidates import groups_of_round, stored_triplets
+from trainers.common.candidates import groups_of_round, make_few, stored_triplets
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
@@ -63,4 +64,5 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     drop_own(vlm, output)
+    make_few(CandidateStore(output / "candidates"))
     return output

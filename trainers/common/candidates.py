@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from rewards import Batch, Reward, score, scorers
+from rl.data.candidates.part_folder import PartFolder
 from rl.data.candidates.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.data.columns import columns_text
 from rl.errors import RewindError
@@ -22,6 +23,8 @@ from trainers.common.arguments import DrawArguments
 
 logger = logging.getLogger("rl")
 Drawn = tuple[Triplet, Sequence[Candidate]]
+MANY = 64
+"""Parts of a store beyond which a run makes few big ones of them at its end."""
 
 
 def batch_of(groups: Sequence[Drawn]) -> Batch:
@@ -209,6 +212,20 @@ def groups_of_round(
         normalise=arguments.normalise_rewards,
         store=store,
     )
+
+
+def make_few(store: PartFolder) -> None:
+    """At a run's end, join the parts of its store if there are many; if they cannot be joined, say so and leave them.
+
+    All processes call it, when each has written and read all that it will.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    if state.is_main_process and len(store.parts()) > MANY:
+        try:
+            store.compact()
+        except RewindError as error:
+            logger.warning("%s", error)
 
 
 def _answering(reward: Reward, values: list[float | None]) -> Reward:

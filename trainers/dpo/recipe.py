@@ -11,12 +11,13 @@ from transformers import set_seed
 from trl import DPOConfig
 
 from rewards import Reward, scorers
+from rl.data.candidates.store import CandidateStore
 from rl.data.left_out import LeftOut
 from rl.errors import RewindError
 from rl.models.roles import ForwardDynamics
 from rl.triplets import Triplet
 from trainers.common.adapters import only_policy_trains, save_adapter
-from trainers.common.candidates import groups_of_round, scored_groups, stored_triplets
+from trainers.common.candidates import groups_of_round, make_few, scored_groups, stored_triplets
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
@@ -70,6 +71,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     drop_own(vlm, output)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
+    make_few(CandidateStore(output / "candidates"))
     return output
 
 

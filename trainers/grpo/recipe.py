@@ -20,6 +20,7 @@ from rl.errors import RewindError
 from rl.models.roles import InverseDynamics, Role
 from rl.triplets import Triplet
 from trainers.common.adapters import save_adapter
+from trainers.common.candidates import make_few
 from trainers.common.checkpoints import fit
 from trainers.common.improvement import open_for_improvement, open_inverse_for_improvement
 from trainers.common.metrics import MetricsFile
@@ -99,6 +100,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     profile = [Profile()] if arguments.profile else []
     for one in profile:
         rewards = one.timed(rewards)
+    store = _store(arguments, role, output, scorers(rewards))
     trainer = WorldModelGRPOTrainer(
         vlm,
         triplets,
@@ -112,7 +114,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         max_sampler_gap=arguments.max_sampler_gap,
         importance_correction=arguments.importance_correction,
         monitors=monitors,
-        store=_store(arguments, role, output, scorers(rewards)),
+        store=store,
         callbacks=[MetricsFile(output / "metrics.jsonl"), *early, *profile],
         role=role,
         max_sentence_tokens=arguments.max_sentence_tokens,
@@ -125,6 +127,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     vlm.same_below = near  # of an inverse model, not what the forward model beside it has brought
     folder = save_adapter(vlm, output, role=role)
     tell("%d steps; the adapter is in %s", trainer.state.global_step, folder)
+    make_few(store)
     return output
 
 

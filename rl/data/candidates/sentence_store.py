@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rl.data.candidates.part_folder import PartFolder
 from rl.data.candidates.store import picture_key
 from rl.errors import RewindError
-from rl.paths import expanded
 from rl.triplets import Scored, Triplet
 
 SCHEMA = pa.schema(
@@ -41,7 +40,7 @@ SCHEMA = pa.schema(
 )
 
 
-class SentenceStore:
+class SentenceStore(PartFolder):
     """Scored sentences in a folder; several processes may append at once.
 
     Args:
@@ -50,8 +49,11 @@ class SentenceStore:
         scorers: by the reward's name, what its scores come from where the name does not say it.
     """
 
+    schema, what = SCHEMA, "sentences"
+
     def __init__(self, folder: str | Path, fdm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
-        self.folder, self.fdm, self.scorers = expanded(folder), fdm, dict(scorers or {})
+        super().__init__(folder)
+        self.fdm, self.scorers = fdm, dict(scorers or {})
 
     def append(self, groups: Sequence[tuple[Triplet, int, Sequence[Scored]]], *, seed: int, step: int) -> None:
         """Add sentences about some pairs: each pair with the number of the first of its sentences, and those.
@@ -64,9 +66,7 @@ class SentenceStore:
         rows = [row for group in groups for row in self._rows_of(*group, seed=seed, step=step)]
         if not rows:
             return
-        parts = sorted(self.folder.glob("part-*.parquet"))
-        numbers = [int(part.name.split("-")[1]) for part in parts]
-        part = self.folder / f"part-{max(numbers, default=-1) + 1:06d}-{uuid4().hex[:8]}.parquet"
+        part = self.new_part()
         beside = part.with_name(f".{part.name}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,15 +79,15 @@ class SentenceStore:
     def rows(self) -> list[dict[str, Any]]:
         """Every sentence as a dict of the columns of `SCHEMA`, in the order of first appearance.
 
+        A damaged part is left out with a warning.
+
         Raises:
-            RewindError: no part.
+            RewindError: no part, or a Parquet file with other columns.
         """
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for part in sorted(self.folder.glob("part-*.parquet")):
-            for row in pq.read_table(part).to_pylist():
+        for _, _, table in self.opened().scan(SCHEMA.names):
+            for row in table.to_pylist():
                 found[tuple(row[name] for name in ("seed", "step", "source", "target", "number"))] = row
-        if not found:
-            raise RewindError(f"{self.folder} holds no scored sentences: give the folder 'sentences' of a run")
         return list(found.values())
 
     def _rows_of(

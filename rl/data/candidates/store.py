@@ -2,7 +2,7 @@
 
 A folder holds `part-*.parquet`, one row a candidate (columns: `SCHEMA`), and `pictures/KEY.png`, each source and target
 once. A part is written beside and moved into place, so that a run that is cut off leaves whole parts behind; the next
-candidates take its place with it, until it holds `ROWS`.
+candidates take its place with it, until it holds `ROWS`; `compact` joins those that are small.
 `datasets.load_dataset("parquet", data_files="FOLDER/part-*.parquet")` opens it too.
 """
 
@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rl.data.candidates.stored import Index, KnownScores, Parts
+from rl.data.candidates.part_folder import ROW_GROUP, PartFolder
+from rl.data.candidates.stored import Index, KnownScores
 from rl.data.candidates.stored_groups import (
     Group,
     PictureOfStore,
@@ -76,8 +76,8 @@ SCHEMA = pa.schema(
         ("fingerprint", pa.string()),  # of the base's weights, by which it is known wherever it lies
     ]
 )
-ROWS, ROW_GROUP = 1024, 256
-"""Rows from which on a part is not added to, and those that are read at once."""
+ROWS = 1024
+"""Rows from which on a part is not added to."""
 LATER = ("scorers", "more", "grid", "fingerprint")
 """Columns that earlier stores lack. Without `scorers`, scores of a reward of one's own, or of a judge, match none."""
 
@@ -120,7 +120,7 @@ def scorer_key(idm: str | None, reward_arguments: Any = None) -> str | None:
     return f"{idm} {json.dumps(reward_arguments, sort_keys=True)}" if reward_arguments else idm
 
 
-class CandidateStore:
+class CandidateStore(PartFolder):
     """Scored candidates in a folder; several processes may append at once.
 
     Args:
@@ -130,8 +130,11 @@ class CandidateStore:
             scores of another reward of that name are not taken for its.
     """
 
+    schema, later, what = SCHEMA, LATER, "candidates"
+
     def __init__(self, folder: str | Path, idm: str | None = None, scorers: Mapping[str, str] | None = None) -> None:
-        self.folder, self.idm, self.scorers = expanded(folder), idm, dict(scorers or {})
+        super().__init__(folder)
+        self.idm, self.scorers = idm, dict(scorers or {})
         self._open_part: tuple[Path, pa.Table] | None = None  # that this object writes, with what is in it
 
     def append(
@@ -150,15 +153,12 @@ class CandidateStore:
         if not rows:
             return
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        part, before = self._open_part or (self._new_part(), SCHEMA.empty_table())
-        if part.is_file() or not len(before):  # else somebody has moved it away
-            table = pa.concat_tables([before, table])
+        part, before = self._open_part or (self.new_part(), SCHEMA.empty_table())
+        if len(before) and not part.is_file():  # joined to another one, or moved away by somebody
+            part, before = self.new_part(), SCHEMA.empty_table()
+        table = pa.concat_tables([before, table])
         _write(part, lambda file: pq.write_table(table, file, row_group_size=ROW_GROUP))
         self._open_part = (part, table) if len(table) < ROWS else None
-
-    def _new_part(self) -> Path:
-        numbers = [int(part.name.split("-")[1]) for part in self._parts()]
-        return self.folder / f"part-{max(numbers, default=-1) + 1:06d}-{uuid4().hex[:8]}.parquet"
 
     def rows(self) -> list[dict[str, Any]]:
         """Every candidate as a dict of the columns of `SCHEMA`, in the order of first appearance: all in memory.
@@ -169,14 +169,14 @@ class CandidateStore:
             RewindError: no part, or a Parquet file with other columns.
         """
         found: dict[tuple[int, int, str, int], dict[str, Any]] = {}
-        for _, _, table in self._opened().scan(SCHEMA.names):
+        for _, _, table in self.opened().scan(SCHEMA.names):
             for row in table.to_pylist():
                 found[row["seed"], row["step"], row["prompt"], row["candidate"]] = row
         return list(found.values())
 
     def triplets(self) -> Sequence[Triplet]:
         """Each source and action once, with the true target where it is known; made when looked at."""
-        return StoredTriplets(self.folder, self._opened())
+        return StoredTriplets(self.folder, self.opened())
 
     def groups(self, backbone: UnifiedVLM) -> StoredGroups:
         """The candidates of each draw together, as candidates of a backbone; read when looked at.
@@ -184,7 +184,7 @@ class CandidateStore:
         Raises:
             RewindError: candidates of another base or size, or none that can be read.
         """
-        return StoredGroups(self.folder, self._opened(), backbone)
+        return StoredGroups(self.folder, self.opened(), backbone)
 
     def known_scores(self) -> KnownScores:
         """The scores that each candidate has, so that none is scored twice; empty before the first part.
@@ -193,7 +193,7 @@ class CandidateStore:
         """
         found, mine = KnownScores(), dict[str, bool]()
         columns = ("idm", "source", "action", "ids", "more", "rewards", "scores", "scorers")
-        for _, _, table in self._opened().scan(columns) if self._parts() else ():
+        for _, _, table in self.opened().scan(columns) if self.parts() else ():
             ids = table.column("ids").combine_chunks()
             flat, ends = ids.values.to_numpy(zero_copy_only=False), ids.offsets.to_numpy()
             for number, row in enumerate(table.drop_columns(["ids"]).to_pylist()):
@@ -206,14 +206,6 @@ class CandidateStore:
                 key = candidate_key(row["source"], row["action"], flat[ends[number] : ends[number + 1]], row["more"])
                 found.add(key, same)
         return found
-
-    def _opened(self) -> Parts:
-        if not (files := self._parts()):
-            raise RewindError(f"{self.folder} holds no scored candidates: give the folder 'candidates' of a run")
-        return Parts(files, SCHEMA, LATER)
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
 
     def _rows_of(
         self, triplet: Triplet, group: Sequence[Scored], seed: int, step: int, first: int
@@ -254,9 +246,9 @@ class CandidateStore:
 
     def drawn(self, seed: int, step: int) -> dict[str, int]:
         """How many candidates each prompt has that were drawn under a seed and a step."""
-        if not self._parts():
+        if not self.parts():
             return {}
-        found = Index(self._opened())
+        found = Index(self.opened())
         counts = (len(found.of(number)) for number in range(len(found.draws)))
         return {draw[2]: count for draw, count in zip(found.draws, counts, strict=True) if draw[:2] == (seed, step)}
 
@@ -270,9 +262,18 @@ class CandidateStore:
 
 
 def store_of(folder: str | Path) -> CandidateStore:
-    """The store in a folder, which may be a run folder that holds one in `candidates`."""
-    inner = expanded(folder) / "candidates"
-    return CandidateStore(inner if inner.is_dir() else folder)
+    """The store in a folder, which may be a run folder that holds one in `candidates`.
+
+    Raises:
+        RewindError: a run that drew no pictures.
+    """
+    here = expanded(folder)
+    if not (here / "candidates").is_dir() and ((here / "sentences").is_dir() or here.name == "sentences"):
+        raise RewindError(
+            f"{folder} is of a run of --role idm, which keeps the sentences that it said and no predicted pictures: "
+            "give a run of train_grpo.py --role fdm, train_best_of_n.py, train_dpo.py or rerank.py"
+        )
+    return CandidateStore(here / "candidates" if (here / "candidates").is_dir() else here)
 
 
 def _with_columns(action: str, more: str | None) -> str:

@@ -31,26 +31,31 @@ class Parts:
     Args:
         files: in order.
         schema: the columns; `later` are those that a file may lack.
+        what: rows are, for messages.
 
     Raises:
         RewindError: a file with other columns.
+        FileNotFoundError: a file that is there no longer.
     """
 
-    def __init__(self, files: Sequence[Path], schema: pa.Schema, later: Sequence[str]) -> None:
+    def __init__(self, files: Sequence[Path], schema: pa.Schema, later: Sequence[str], what: str) -> None:
         self.schema, self.later = schema, frozenset(later)
-        self.files, self.groups = list[Path](), list[int]()
+        self.files, self.groups, self.rows = list[Path](), list[int](), list[int]()
         for file in files:
             try:
                 with pq.ParquetFile(file) as opened:
-                    there, groups = opened.schema_arrow, opened.num_row_groups
+                    there, groups, rows = opened.schema_arrow, opened.num_row_groups, opened.metadata.num_rows
             except (OSError, pa.ArrowException) as error:
+                if isinstance(error, FileNotFoundError) and not file.is_symlink():
+                    raise
                 logger.warning("%s is damaged and left out: %s", file, " ".join(str(error).split())[:200])
                 continue
             wanted = [field for field in schema if field.name not in self.later or field.name in there.names]
             if not there.equals(pa.schema(wanted)):
-                raise RewindError(f"{file} has other columns than scored candidates: move it out of the folder")
+                raise RewindError(f"{file} has other columns than scored {what}: move it out of the folder")
             self.files.append(file)
             self.groups.append(groups)
+            self.rows.append(rows)
         self.cached: Callable[[int, int], pa.Table] = lru_cache(ROW_GROUPS)(self.read)
 
     def read(self, part: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:

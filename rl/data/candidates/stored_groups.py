@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from rl.codes import Grid
 from rl.data.candidates.stored import Draw, Index, Parts, row_of
+from rl.data.lazy import Lazy
 from rl.errors import RewindError
 from rl.pictures import Picture, PictureFile, Views
 from rl.triplets import Candidate, Scored, Triplet
@@ -24,7 +24,7 @@ Group = tuple[Triplet, list[Scored]]
 _OF_TRIPLETS = ("prompt", "source", "target", "action", "task", "more", "grid")
 
 
-class StoredGroups(Sequence[Group]):
+class StoredGroups(Lazy[Group]):
     """The candidates of each draw (seed, step, prompt) as candidates of a backbone, in the order of first appearance.
 
     Each draw has a source of its own, so that rewards which compare the candidates of a source never mix two draws.
@@ -58,14 +58,8 @@ class StoredGroups(Sequence[Group]):
     def __len__(self) -> int:
         return len(self.draws)
 
-    @overload
-    def __getitem__(self, number: int) -> Group: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Group]: ...
-    def __getitem__(self, number: int | slice) -> Group | list[Group]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
-        rows = self.rows(range(len(self))[number])
+    def make(self, number: int) -> Group:
+        rows = self.rows(number)
         triplet, group = triplet_of(rows[0], self.folder), [_scored(row, self.backbone) for row in rows]
         grid, asked = group[0].candidate.codes.grid, self.backbone.grid_of(triplet.source)
         if grid != asked:
@@ -88,7 +82,7 @@ class StoredGroups(Sequence[Group]):
         return [row_of(self.parts.cached(part, group), row) for part, group, row in self.found.of(number)]
 
 
-class StoredTriplets(Sequence[Triplet]):
+class StoredTriplets(Lazy[Triplet]):
     """Each source and action of a store once, with the true target where it is known, made when looked at."""
 
     def __init__(self, folder: Path, parts: Parts) -> None:
@@ -102,13 +96,7 @@ class StoredTriplets(Sequence[Triplet]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, number: int) -> Triplet: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Triplet]: ...
-    def __getitem__(self, number: int | slice) -> Triplet | list[Triplet]:
-        if isinstance(number, slice):
-            return [self[n] for n in range(*number.indices(len(self)))]
+    def make(self, number: int) -> Triplet:
         return triplet_of(dict(zip(_OF_TRIPLETS[1:], self._rows[number], strict=True)), self.folder)
 
 

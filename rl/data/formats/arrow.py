@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
+from rl.data.lazy import Lazy
 from rl.errors import RewindError
 from rl.pictures import EncodedPicture
 from rl.stored import StoredPicture
@@ -50,7 +51,7 @@ class CellPicture(StoredPicture):
             _ = self.image
 
 
-class TableRows(Sequence[Any]):
+class TableRows(Lazy[Any]):
     """Rows of an Arrow table as entries; bytes of pictures stay in the table."""
 
     def __init__(self, table: pa.Table, classes: Mapping[str, Any], name: str) -> None:
@@ -61,13 +62,7 @@ class TableRows(Sequence[Any]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, number: int) -> Any: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Any]: ...
-    def __getitem__(self, number: int | slice) -> Any:
-        if isinstance(number, slice):
-            return [self[one] for one in range(len(self))[number]]
+    def make(self, number: int) -> Any:
         return {column: self._value(column, number) for column in self._columns}
 
     @property

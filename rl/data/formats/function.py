@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from rl.data.entries import NoEntry
+from rl.data.lazy import Lazy
 from rl.errors import RewindError
 from rl.user_code import load_file, load_module
 from rl.words import did_you_mean
@@ -40,7 +41,7 @@ def function_entries(name: str) -> tuple[Sequence[Any], Path]:
     return _Rows(rows), folder
 
 
-class _Rows(Sequence[Any]):
+class _Rows(Lazy[Any]):
     """The user's sequence; an entry at which it raises is a `NoEntry`."""
 
     def __init__(self, rows: Sequence[Any]) -> None:
@@ -49,16 +50,9 @@ class _Rows(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, number: int) -> Any: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Any]: ...
-    def __getitem__(self, number: int | slice) -> Any:
-        if isinstance(number, slice):
-            return [self[one] for one in range(len(self))[number]]
-        place = range(len(self))[number]
+    def make(self, number: int) -> Any:
         try:
-            return self._rows[place]
+            return self._rows[number]
         except Exception as error:  # and so may its sequence
             return NoEntry("reader raised", f"the reader raised {type(error).__name__}: {error}")
 

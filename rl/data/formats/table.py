@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from rl.data.entries import JsonRows, read_entries, read_text
 from rl.data.formats.arrow import hub_rows, is_table, table_rows
@@ -20,6 +20,7 @@ from rl.data.formats.instructpix2pix import instructpix2pix_entries, is_instruct
 from rl.data.formats.names import renamed, renaming
 from rl.data.formats.pico_banana import PICO_BANANA
 from rl.data.formats.something import SOMETHING
+from rl.data.lazy import Lazy
 from rl.errors import RewindError
 from rl.paths import as_written, expanded
 
@@ -50,7 +51,7 @@ class Options:
             raise RewindError(f"--format: there is no '{self.format}': it is one of {', '.join(FORMATS)}")
 
 
-class Mapped(Sequence[Any]):
+class Mapped(Lazy[Any]):
     """The first `count` entries of something under other names, given them when asked for."""
 
     def __init__(self, rows: Sequence[Any], names: Mapping[str, str], count: int | None) -> None:
@@ -60,14 +61,8 @@ class Mapped(Sequence[Any]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, number: int) -> Any: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Any]: ...
-    def __getitem__(self, number: int | slice) -> Any:
-        if isinstance(number, slice):
-            return [self[one] for one in range(len(self))[number]]
-        entry = self._rows[range(self._count)[number]]
+    def make(self, number: int) -> Any:
+        entry = self._rows[number]
         return renamed(entry, self._names) if isinstance(entry, Mapping) else entry
 
 
