@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, overload
 
 import numpy as np
 
-from rl.checks import check_thresholds, check_whole
+from rl.checks import check_normalise, check_thresholds, check_whole
 from rl.errors import RewindError
 from rl.models.drafting import Counts
 from rl.models.inputs import check_actions, token_ids
@@ -16,7 +16,7 @@ from rl.models.opening import load_fdm, load_idm
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.pictures import Picture, PictureLike, from_path
 from rl.running import siblings
-from rl.search.best_of_n import Reranked, Totals
+from rl.search.best_of_n import Reranked
 from rl.search.best_of_n import rerank as rerank_candidates
 from rl.search.refinement import refine as refine_candidates
 from rl.search.rollout import Step
@@ -130,7 +130,10 @@ def rerank(  # type: ignore[misc]
         raise RewindError("refinement takes 0 or more rounds, and at least 2 candidates to share out")
     sampling |= {"temperature": temperature, "seed": seed}
     by = _default(_run_of(fdm), temperature) if rewards is None else rewards
-    score_all, totals = _scorer(by, idm, normalise, [name for row in rows for name in row], _run_of(fdm))
+    siblings.need("rewards")
+    from rewards.choosing import scorer
+
+    score_all, totals = scorer(by, idm, normalise, [name for row in rows for name in row], _run_of(fdm))
 
     def draw(numbers: Sequence[int], first: int, count: int) -> list[list[Candidate]]:
         chosen = [sources[n] for n in numbers], [actions[n] for n in numbers]
@@ -246,8 +249,12 @@ def rollout(
         raise RewindError(f"{len(targets)} target pictures and {len(actions)} actions: give one an action, or None")
     check_normalise(normalise, min_score=min_score)
     sampling |= {"temperature": temperature, "seed": seed}
-    score_all, totals = (None, None) if by is None else _scorer(by, idm, normalise, run=_run_of(fdm))
+    score_all, totals = None, None
+    if by is not None:
+        siblings.need("rewards")
+        from rewards.choosing import scorer
 
+        score_all, totals = scorer(by, idm, normalise, run=_run_of(fdm))
     counts: list[Counts] = []
 
     def draw(step: int, ends: Sequence[Picture | Candidate]) -> list[list[Candidate]]:
@@ -265,22 +272,6 @@ def rollout(
     chosen_by = judge if score_all is not None else None
     steps = roll_out(draw, chosen_by, from_path(source), actions, beam=beam, **rules, totals=totals)
     return [replace(step, passes=c.passes, accepted=c.accepted) for step, c in zip(steps, counts, strict=True)]
-
-
-def check_normalise(
-    normalise: bool, *, min_score: float | None = None, good_enough: float | None = None, refine: int = 0
-) -> None:
-    """Refuse what holds a normalised total against something else than the candidates that it was made from.
-
-    Raises:
-        RewindError: `normalise` with a threshold of the total, or with refinement.
-    """
-    given = {"min_score": min_score is not None, "good_enough": good_enough is not None, "refine": refine > 0}
-    for name in [name for name, is_given in given.items() if normalise and is_given]:
-        raise RewindError(
-            f"a normalised total says how a candidate stands among those drawn with it, so it cannot be held against "
-            f"anything else: leave out {name}, or the normalisation"
-        )
 
 
 def _targets(given: Any, count: int, single: bool) -> list[Picture | None]:
@@ -302,35 +293,3 @@ def _default(run: str | None, temperature: float) -> list[str]:
     from rewards.mix import default_rewards
 
     return default_rewards(run, temperature)
-
-
-def _scorer(
-    rewards: Rewards,
-    idm: InverseDynamics | None,
-    normalise: bool = False,
-    further: Sequence[str] = (),
-    run: str | None = None,
-) -> tuple[Callable[..., list[Scored]], Totals | None]:
-    """`f(candidates, sources, actions, tasks, targets, more)`: a `Scored` each, by rewards that are loaded once for
-    data with these further columns; and what normalises the totals of candidates that are compared, or None.
-    """
-    siblings.need("rewards")
-    from rewards import Batch, load_rewards, score
-    from rewards.mix import check_scale
-    from rewards.totals import normalised
-
-    named = [rewards] if isinstance(rewards, str) or callable(rewards) else list(rewards)
-    check_scale(named, normalise, "normalise=True")
-    loaded = load_rewards(named, idm, columns=further, run=run)
-
-    def score_all(
-        candidates: Sequence[Candidate],
-        sources: Sequence[Picture],
-        actions: Sequence[str],
-        tasks: Sequence[str | None],
-        targets: Sequence[Picture | None],
-        more: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[Scored]:
-        return score(loaded, Batch(actions, candidates, sources, targets, tasks, more=more))
-
-    return score_all, (lambda group: normalised(loaded, group)) if normalise else None

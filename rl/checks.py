@@ -1,4 +1,4 @@
-"""Numbers at the public doors: one sentence where one is missing, of another kind or too small."""
+"""Numbers at the public doors: one sentence where one is missing, of another kind, too small, or fits to no other."""
 
 from __future__ import annotations
 
@@ -28,3 +28,19 @@ def check_thresholds(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is not None:
             check_real(name, value)
+
+
+def check_normalise(
+    normalise: bool, *, min_score: float | None = None, good_enough: float | None = None, refine: int = 0
+) -> None:
+    """Refuse what holds a normalised total against something else than the candidates that it was made from.
+
+    Raises:
+        RewindError: `normalise` with a threshold of the total, or with refinement.
+    """
+    given = {"min_score": min_score is not None, "good_enough": good_enough is not None, "refine": refine > 0}
+    for name in [name for name, is_given in given.items() if normalise and is_given]:
+        raise RewindError(
+            f"a normalised total says how a candidate stands among those drawn with it, so it cannot be held against "
+            f"anything else: leave out {name}, or the normalisation"
+        )

@@ -64,7 +64,7 @@ def main() -> None:
     from rewards import load_rewards, scorers
     from rewards.mix import default_rewards, resolve
     from rl import RewindError, Triplet, load_fdm, rerank
-    from rl.api import check_normalise
+    from rl.checks import check_normalise
     from rl.data.candidates.store import CandidateStore, scorer_key
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.tokens.encoding import read_from

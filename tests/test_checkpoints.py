@@ -21,14 +21,13 @@ from rl.models.known import LINEAR_LAYERS
 from rl.running.files import full_disk
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.checkpoints import (
-    OrderOfEpoch,
-    TellsTheEpoch,
     _checkpoint_to_go_on_from,
     damage,
     fit,
     last_checkpoint,
     seal,
 )
+from trainers.common.epochs import OrderOfEpoch, TellsTheEpoch
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.rows import role_rows
 from trainers.sft.trainer import RoleSFTTrainer

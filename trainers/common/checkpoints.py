@@ -5,8 +5,7 @@ used. transformers keeps the older checkpoints until the new one is sealed.
 
 Seams of transformers 5.23 that it touches: `Trainer._save_checkpoint`, which writes a checkpoint and deletes old ones,
 `Trainer._save` and `Trainer._load_from_checkpoint`, which write and read its weights, and
-`Trainer._load_callback_state`, which gives callbacks back what a checkpoint holds of them. Of TRL 1.16: its
-`RepeatSampler`, which cannot be told the epoch, as transformers tells a sampler that has `set_epoch`.
+`Trainer._load_callback_state`, which gives callbacks back what a checkpoint holds of them.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from safetensors.torch import load_file
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -40,6 +37,7 @@ from trl.trainer.utils import RepeatSampler
 from rl.errors import RewindError
 from rl.models.roles import JUDGE_ADAPTER
 from rl.running import seals
+from trainers.common.epochs import OrderOfEpoch, StepsAsAsked, TellsTheEpoch
 from trainers.common.sharding import gathered_adapter, on_main
 
 logger = logging.getLogger("rl")
@@ -134,44 +132,6 @@ class WholeCheckpoints:
                 found = kept.setdefault(type(callback).__name__, callback.state())
                 for name, value in found["attributes"].items():
                     setattr(callback, name, value)
-
-
-class OrderOfEpoch(RepeatSampler):  # type: ignore[misc]
-    """TRL's sampler draws an order after the other, from one generator; this one can go to any epoch's."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let the next order be the one that so many orders have gone before."""
-        self.generator.manual_seed(self.seed)
-        for _ in range(epoch):
-            torch.randperm(self.num_samples, generator=self.generator)
-
-
-class TellsTheEpoch(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler of a resumed run which epoch it is in.
-
-    transformers 5.23 does so too, but where several processes share the batches and some are skipped it reaches no
-    sampler of another kind than its own, and `OrderOfEpoch` would begin with the order of the first epoch.
-    """
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **passed: Any
-    ) -> None:
-        batches: Any = passed["train_dataloader"].batch_sampler
-        while hasattr(batches, "batch_sampler"):
-            batches = batches.batch_sampler
-        sampler: Any = getattr(batches, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(int(state.epoch or 0))
-
-
-class StepsAsAsked(TrainerCallback):  # type: ignore[misc]
-    """Lets a resumed run log, evaluate and save as often as it is asked to now.
-
-    transformers 5.23 takes the numbers that the checkpoint holds.
-    """
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        state.compute_steps(args, state.max_steps)
 
 
 def seal(folder: Path) -> None:
