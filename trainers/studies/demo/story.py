@@ -32,8 +32,8 @@ class Budget:
     selected: int = 1000
     test: int = 400
     validation: int = 100
-    idm_steps: int = 350
-    fdm_steps: int = 600
+    idm_steps: int = 300
+    fdm_steps: int = 500
     grpo_steps: int = 12
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
