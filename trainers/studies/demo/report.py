@@ -21,7 +21,7 @@ MEANINGS = {
     "base": "the base as it is: it knows pictures and words, not what actions do",
     "sft": "fine-tuned on labelled data only",
     "sft_twice_as_long": "the same with twice the steps, so that extra steps are not mistaken for extra data",
-    "sft_equal_compute": "the same for about as long as `bootstrapped` and GRPO take together",
+    "sft_equal_compute": "the same for at least as long as `bootstrapped` and GRPO take together",
     "bootstrapped_greedy": "labelled data and video with the inverse model's likeliest words, as in the paper",
     "bootstrapped": "labelled data and video with its words that `sft` verified; tokens that change weigh more",
     "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the fitted mix",
