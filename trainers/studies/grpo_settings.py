@@ -24,7 +24,7 @@ from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.models.bases import base_of_adapter
 from rl.models.inputs import token_ids
 from rl.models.opening import load_base
-from rl.models.roles import ForwardDynamics
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.report import markdown
 from rl.running.files import read_json
 from rl.triplets import Triplet
@@ -52,9 +52,9 @@ STEPS = 3
 """Actions of a chain of the world."""
 
 
-def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
+def rewards_of(story: Story, background: float | None = None, idm: InverseDynamics | None = None) -> list[Reward]:
     """The studies' reward, `idm_margin` and `keep_unchanged` (the main job fits a mix): as much change as is usual in
-    labelled data of the task is free.
+    labelled data of the task is free. `idm` is another inverse model than the one that labelled.
 
     The usual amount is the median. Most candidates that carry out the action and still are wrong change one token too
     many, which a higher quantile lets pass and no inverse model minds: `docs/findings/grpo.md` has the figures.
@@ -69,7 +69,7 @@ def rewards_of(story: Story, background: float | None = None) -> list[Reward]:
     keep = Reward.of(KeepUnchanged(free, max(free.values())), "keep_unchanged", KEEP_WEIGHT)
     actions = [t.action for t in story.labelled]
     arguments = {"idm_margin": {"background": background, "rivals": RIVALS}}
-    return [*load_rewards(["idm_margin=1.0"], story.idm, actions, arguments=arguments), keep]
+    return [*load_rewards(["idm_margin=1.0"], idm or story.idm, actions, arguments=arguments), keep]
 
 
 def check(run: Path, settings: dict[str, Any], cases: int) -> None:

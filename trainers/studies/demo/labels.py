@@ -26,7 +26,7 @@ def mine_and_label(story: Story) -> None:
     of whose words the IDM is surest are selected. With `greedy_labels` also as in the paper: by the likeliest words.
     """
     budget = story.budget
-    pairs, truths = _mine(story)
+    pairs, truths = mine(story)
     how: dict[str, Any] = {}
     if budget.sentences > 1:
         how = {"temperature": 1.0, "num_samples": budget.sentences, "fdm": story.fdm("sft")}
@@ -45,7 +45,7 @@ def mine_and_label(story: Story) -> None:
             story.data["greedy_label_accuracy"] = right["label_accuracy"]
 
 
-def _mine(story: Story) -> tuple[list[Triplet], dict[int, set[tuple[Any, Any]]]]:
+def mine(story: Story) -> tuple[list[Triplet], dict[int, set[tuple[Any, Any]]]]:
     """Pairs without words, and the scenes that each leads from and to, by the identity of its first picture."""
     world, budget = story.world, story.budget
     rng = np.random.default_rng((story.seed, 1))

@@ -68,6 +68,11 @@ class Cases:
             self._drawn[name, temperature] = known = self.sample(name, len(self.tasks), count, temperature)
         return [group[:count] for group in known]
 
+    def forget(self, name: str) -> None:
+        """Let go what a system drew: another one is to have its name."""
+        self._drawn = {key: drawn for key, drawn in self._drawn.items() if key[0] != name}
+        self._searched.pop(name, None)
+
     def search(self, name: str) -> list[list[Candidate]]:
         """The candidates of the first cases that best of N is measured on, drawn once."""
         if name not in self._searched:

@@ -1,0 +1,59 @@
+"""Whether GRPO of both roles in turns beats GRPO of the forward role alone, from runs of the main job, by the oracle.
+
+python scripts/study_alternation.py --runs runs/reproduce/chameleon-0 runs/reproduce/chameleon-1 \
+    --output runs/study/alternation
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
+from rl.running.command_line import parse_with_config, plain, run
+from rl.running.files import write_whole
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/demo")], help="of demo.py or reproduce.py")
+    p.add_argument("--arms", nargs="+", help="which of them; all if not given")
+    p.add_argument("--rounds", type=int, default=3, help="each on a shard of its own of the run's pairs")
+    p.add_argument("--fdm_steps", type=int, default=64, help="of GRPO of the forward model, a round, 16 x 8 candidates")
+    p.add_argument("--idm_steps", type=int, default=64, help="of GRPO of the inverse model, a round, 32 x 8 sentences")
+    p.add_argument("--cases", type=int, default=1000, help="test cases")
+    p.add_argument("--validation", type=int, default=200, help="validation cases, which choose the temperatures")
+    p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
+    p.add_argument(
+        "--page", type=Path, help="also write the page here, its JSON beside it: docs/results/alternation.md"
+    )
+    return p
+
+
+def main() -> None:
+    a = parse_with_config(parser())
+    from rl.running.run_folder import claim
+    from trainers.studies.alternation import ARMS, Amounts, check, study
+    from trainers.studies.alternation_page import page
+    from trainers.studies.reproduce import versions
+
+    arms = a.arms or list(ARMS)
+    amounts = Amounts(a.rounds, a.fdm_steps, a.idm_steps, a.cases, a.validation)
+    check(a.runs, arms)
+    told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
+    output = claim(a.output, "study_alternation.py", told, inputs=a.runs, resume=True)
+    found = {str(folder): study(folder, arms, amounts, output / folder.name) for folder in a.runs}
+    told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
+    text = page(told)
+    for file in (output / "results.md", a.page):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file.with_suffix(".json"), json.dumps(told) + "\n")
+            write_whole(file, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    run(main)

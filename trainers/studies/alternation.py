@@ -1,0 +1,266 @@
+"""Whether both roles improve each other: rounds of GRPO from the `bootstrapped` of runs of the main job, on video.
+
+SWIRL (arXiv 2602.06130) alternates GRPO of the forward and of the inverse role on pairs without words. Arms that differ
+in what the inverse model does between the rounds are held against each other, by the world's oracle, after every round.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from transformers import set_seed
+
+from rewards import load_rewards
+from rl.data.labels.labelling import label_pairs
+from rl.errors import RewindError
+from rl.evaluation import oracle
+from rl.models.roles import ForwardDynamics, InverseDynamics, Role
+from rl.running.files import read_json, write_whole
+from rl.triplets import Triplet
+from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.metrics import MetricsFile, show_quietly
+from trainers.grpo.arguments import RewindGRPOConfig
+from trainers.grpo.trainer import WorldModelGRPOTrainer
+from trainers.sft.rows import role_rows
+from trainers.studies.demo.fitting import fit_adapter
+from trainers.studies.demo.labels import mine
+from trainers.studies.demo.results import Cases, of_system
+from trainers.studies.demo.story import Story
+from trainers.studies.grpo_settings import rewards_of, start_of
+
+logger = logging.getLogger("rl")
+START = "bootstrapped"
+GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
+"""Candidates of a group, and groups a step of either role."""
+BACKGROUND = -1.0
+SENTENCE_TOKENS = 24
+IDM_RATE = 3e-4
+SFT_RATE = 5e-4
+"""Of the inverse role, by GRPO and by SFT: it goes on from an adapter that is trained already."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What the rounds of an arm are: how the inverse model learns between them, and whether another one rewards.
+
+    `fdm_share` of the forward model's steps are taken, so that arms may draw as many candidates in all.
+    """
+
+    told: str
+    inverse: Literal["stays", "grpo", "sft"] = "stays"
+    rewarded_by: str = ""
+    fdm_share: float = 1.0
+
+
+ARMS = {
+    "fdm_alone": Arm("the FDM alone, every shard named by the unchanged IDM"),
+    "alternating": Arm("GRPO of both in turns", "grpo"),
+    "alternating_at_equal_candidates": Arm("the same, the FDM with fewer steps", "grpo", fdm_share=0.5),
+    "idm_by_sft": Arm("the IDM by SFT on its own verified words", "sft"),
+    "better_idm": Arm("the FDM alone, named and rewarded by the judge", rewarded_by="judge_idm"),
+}
+"""SWIRL's question is `alternating` minus `fdm_alone`; `better_idm` is what a far better inverse model could give."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much a round trains, and on how much it is measured; `validation` cases choose the temperatures."""
+
+    rounds: int = 3
+    fdm_steps: int = 64
+    idm_steps: int = 64
+    cases: int = 1000
+    validation: int = 200
+
+    def __post_init__(self) -> None:
+        if min(vars(self).values()) < 1:
+            raise RewindError("rounds, steps and cases must be at least 1")
+
+
+@dataclass
+class Start:
+    """What all arms of a run start from, and what they are measured on."""
+
+    story: Story
+    amounts: Amounts
+    idm: Path
+    test: Cases
+    validation: Cases
+
+    @cached_property
+    def shards(self) -> list[list[Triplet]]:
+        """The run's pairs from video, without words, in a fixed random order, a part a round."""
+        pairs, _ = mine(self.story)
+        order = np.random.default_rng(self.story.seed).permutation(len(pairs))
+        return [[pairs[n] for n in part] for part in np.array_split(order, self.amounts.rounds)]
+
+
+def begin(run: Path, amounts: Amounts) -> Start:
+    """Open a run of the main job that has got as far as `bootstrapped`."""
+    story = start_of(run, amounts.validation)
+    story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")
+    test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
+    learned = run / "idm_on_video"
+    return Start(story, amounts, learned if learned.is_dir() else run / "idm", test, validation)
+
+
+def check(runs: Sequence[Path], arms: Sequence[str]) -> None:
+    """Look at the input before any work.
+
+    Raises:
+        RewindError: a folder without what is needed, two of one name, an unknown arm.
+    """
+    if unknown := sorted(set(arms) - set(ARMS)):
+        raise RewindError(f"no arm {', '.join(unknown)}: there are {', '.join(ARMS)}")
+    for run in runs:
+        if missing := [name for name in ("idm", "judge_idm", START) if not (run / name / "run.json").is_file()]:
+            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
+    if len({run.name for run in runs}) < len(runs):
+        raise RewindError("two of --runs have the same name, which their results would share: rename one")
+
+
+def study(run: Path, arms: Sequence[str], amounts: Amounts, output: Path) -> dict[str, list[dict[str, Any]]]:
+    """All rounds of each arm; what an earlier call with the same amounts did is kept.
+
+    Returns:
+        'start', a list of one, and each arm -> a round each: `seconds` of training, `metrics` (M of `results.json`),
+        `reward` of either role at the begin and end, and `by_case`, where `named` is whether the inverse model,
+        greedily, names the true outcome of the case's true pair.
+    """
+    start = begin(run, amounts)
+    found = {"start": [_kept(output / "start", partial(_measured, start, run / START, start.idm))]}
+    for name in arms:
+        fdm, idm, rounds = run / START, start.idm, []
+        for number in range(amounts.rounds):
+            folder = output / name / f"round-{number + 1}"
+            rounds.append(_kept(folder, partial(_round, start, ARMS[name], number, fdm, idm, folder)))
+            fdm, idm = folder / "fdm", folder / "idm" if ARMS[name].inverse != "stays" else idm
+        found[name] = rounds
+    return found
+
+
+def _kept(folder: Path, work: Any) -> dict[str, Any]:
+    """What an earlier call measured in a folder, or do the work and keep it."""
+    file = folder / "measured.json"
+    if not file.is_file():
+        logger.warning("--- %s", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(work()) + "\n")
+    return read_json(file)
+
+
+def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Path) -> dict[str, Any]:
+    """Name a shard, improve the forward model by the inverse one, then that by the new forward model; and measure."""
+    shard, story, began = start.shards[number], start.story, time.monotonic()
+    steps = max(1, round(start.amounts.fdm_steps * arm.fdm_share))
+    count = steps * PROMPTS["fdm"]
+    rewarding = story.judge if arm.rewarded_by else _attached(story, idm, "namer")
+    tried = label_pairs(rewarding, shard[:count])
+    rewards = rewards_of(story, BACKGROUND, rewarding)
+    reward = {"fdm": _grpo(story, "fdm", fdm, tried, rewards, steps, number, folder / "fdm")}
+    pairs = shard[-start.amounts.idm_steps * PROMPTS["idm"] :]
+    if arm.inverse == "grpo":
+        judging = load_rewards("fdm_likelihood", fdm=_foreseeing(story, folder / "fdm"), role="idm")
+        reward["idm"] = _grpo(story, "idm", idm, pairs, judging, start.amounts.idm_steps, number, folder / "idm")
+    elif arm.inverse == "sft":
+        _sft(start, idm, pairs, number, folder)
+    seconds = time.monotonic() - began
+    learned = idm if arm.inverse == "stays" else folder / "idm"
+    return {"seconds": seconds, "reward": reward, **_measured(start, folder / "fdm", learned)}
+
+
+def _attached(story: Story, run: Path, name: str) -> InverseDynamics:
+    """A run's adapter under a name, in the place of the one that had it."""
+    model: Any = story.vlm.model
+    if name in model.peft_config:
+        model.delete_adapter(name)
+    story.vlm.attach_adapter(run / "adapter", name)
+    return InverseDynamics(story.vlm, name)
+
+
+def _foreseeing(story: Story, run: Path) -> ForwardDynamics:
+    _attached(story, run, "foresees")
+    return ForwardDynamics(story.vlm, "foresees")
+
+
+def _grpo(
+    story: Story,
+    role: Role,
+    begin: Path,
+    triplets: Sequence[Triplet],
+    rewards: Sequence[Any],
+    steps: int,
+    number: int,
+    folder: Path,
+) -> list[float]:
+    """GRPO of a role on so many groups a step, its rate falling to 0; returns its reward, as the mean of four parts.
+
+    For the inverse role the objective is the ELBO of log p(target | source): rewards are sums, undivided, and the KL
+    term to its own start has the weight 1.
+    """
+    vlm = story.vlm
+    vlm.attach_adapter(begin / "adapter", "default")
+    only_policy_trains(vlm)
+    set_seed(story.seed * 1000 + number)
+    how: dict[str, Any] = {"learning_rate": story.budget.rl_learning_rate}
+    if role == "idm":
+        how = {"learning_rate": IDM_RATE, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 1.0}
+    config = RewindGRPOConfig(
+        output_dir=str(folder),
+        max_steps=steps,
+        lr_scheduler_type="linear",
+        warmup_steps=2,
+        num_generations=GROUP,
+        per_device_train_batch_size=PROMPTS[role] * GROUP,
+        save_strategy="no",
+        activation_checkpointing=False,
+        logging_steps=1,
+        report_to="none",
+        seed=story.seed * 1000 + number,
+        **how,
+    )
+    log = [MetricsFile(folder / "metrics.jsonl")]
+    more: dict[str, Any] = {"role": role}
+    more |= {"max_sentence_tokens": SENTENCE_TOKENS, "dead_group_retries": 2} if role == "idm" else {}
+    trainer = WorldModelGRPOTrainer(vlm, triplets, rewards, config, callbacks=log, **more)
+    show_quietly(trainer)
+    trainer.train()
+    save_adapter(vlm, folder, role=role)
+    model: Any = vlm.model
+    for name in {"default", "ref"} & set(model.peft_config):  # TRL's copy of the start is the KL term's reference
+        model.delete_adapter(name)
+    told = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    return [float(np.mean(part)) for part in np.array_split(told, min(4, len(told)))]
+
+
+def _sft(start: Start, idm: Path, pairs: Sequence[Triplet], number: int, folder: Path) -> None:
+    """The inverse model goes on by SFT on labelled triplets and its own words, verified by the new forward model."""
+    story = start.story
+    namer, seed = _attached(story, idm, "namer"), story.seed * 1000 + number
+    judge = _foreseeing(story, folder / "fdm")
+    named = label_pairs(namer, pairs, temperature=1.0, num_samples=GROUP, seed=seed, fdm=judge)
+    set_seed(seed)
+    _attached(story, idm, "learner")
+    (folder / "idm").mkdir(exist_ok=True)
+    rows = role_rows(story.vlm, "idm", [*story.labelled, *named])
+    fit_adapter(story, str(folder / "idm"), "learner", "idm", rows, start.amounts.idm_steps * 4, SFT_RATE)
+
+
+def _measured(start: Start, fdm: Path, idm: Path) -> dict[str, Any]:
+    """M of the forward model, what the inverse one names, and both case by case."""
+    story, test = start.story, start.test
+    _foreseeing(story, fdm)
+    metrics, each = of_system("foresees", test, start.validation)
+    for cases in (test, start.validation):
+        cases.forget("foresees")
+    named = oracle.describe_pairs(_attached(story, idm, "namer"), test.world, test.tasks)[1]
+    by_case = {**{key: np.asarray(one).tolist() for key, one in each.items()}, "named": [float(x) for x in named]}
+    return {"metrics": {**metrics, "named": float(np.mean(named))}, "by_case": by_case}
