@@ -37,11 +37,15 @@ reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (about an
 bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json
 	$(BIN)/python scripts/bench.py --preset full --output runs/bench
 
-test: $(STAMP)  ## the test-suite
-	$(BIN)/python -m pytest -m 'not slow'
+# A worker a core, each in one thread; files stay whole, since their fixtures take longer than their tests.
+WORKERS ?= logical
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+
+test: $(STAMP)  ## the test-suite, on up to four cores (WORKERS=0: in one process)
+	$(PYTEST) -m 'not slow'
 
 test-slow: $(STAMP)  ## the tests marked slow too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -208,6 +208,39 @@ def test_ways_to_improve_from_the_same_start(demo: Path, tmp_path: Path) -> None
     assert not (tmp_path / "other").exists()
 
 
+def test_both_roles_in_turns_from_the_same_start(demo: Path, tmp_path: Path) -> None:
+    # Two steps, for the rate is 0 at the first one.
+    short = ["--arms", "fdm_alone", "alternating", "idm_by_sft", "better_idm", "--rounds", 1, "--fdm_steps", 2]
+    short += ["--idm_steps", 2, "--cases", 3, "--validation", 2]
+    call = ["scripts/study_alternation.py", "--runs", demo, *short, "--output", tmp_path / "study"]
+    shown = succeed(*call, "--page", tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() in shown
+    made = tmp_path / "study" / demo.name
+    assert "- `alternating` - `fdm_alone`, success, T 1: " in shown
+
+    def weights(run: Path) -> dict[str, np.ndarray]:
+        return load_file(run / "adapter" / "adapter_model.safetensors")
+
+    def same(first: Path, second: Path) -> bool:
+        a, b = weights(first), weights(second)
+        return all((a[key] == b[key]).all() for key in a)
+
+    rounds = {name: made / name / "round-1" for name in ("fdm_alone", "alternating", "idm_by_sft", "better_idm")}
+    assert same(rounds["alternating"] / "fdm", rounds["fdm_alone"] / "fdm")  # in the first round the IDM is the same
+    assert not same(rounds["better_idm"] / "fdm", rounds["fdm_alone"] / "fdm")
+    assert not same(rounds["fdm_alone"] / "fdm", demo / "bootstrapped")
+    assert not (rounds["fdm_alone"] / "idm").exists()
+    for name in ("alternating", "idm_by_sft"):
+        assert not same(rounds[name] / "idm", demo / "idm"), name
+        assert load_idm(rounds[name] / "idm").adapter is not None
+    kept = (made / "alternating" / "round-1" / "measured.json").stat().st_mtime_ns
+    succeed(*call)
+    assert (made / "alternating" / "round-1" / "measured.json").stat().st_mtime_ns == kept
+    wrong = start(*call[:3], *short[:1], "turns", "--output", tmp_path / "other")
+    assert (wrong.returncode, (tmp_path / "other").exists()) == (2, False)
+    assert "no arm turns: there are fdm_alone" in wrong.stderr
+
+
 BARE_WORLD = '''
 import numpy as np
 from rl.world import Judgement
