@@ -16,7 +16,7 @@ from rl.running.data_flags import add_data_flags, reading
 from rl.running.files import write_whole
 from rl.running.model_flags import add_model_flags, check_max_rows, opening
 
-TERMS = ("idm_margin", "keep_unchanged", "fdm_confidence")
+TERMS = ("idm_likelihood", "keep_unchanged", "fdm_confidence")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -36,7 +36,6 @@ from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.improvement import grpo_prompts
 from trainers.studies.demo.job import splits_of
 from trainers.studies.demo.labels import labelled_by_idm
-from trainers.studies.demo.mixes import RIVALS
 from trainers.studies.demo.results import Cases
 from trainers.studies.demo.story import Budget, Story
 
@@ -44,6 +43,8 @@ logger = logging.getLogger("rl")
 TEMPERATURES = (1.0, 0.5, 0.3, 0.0)
 OURS = ("dead_group_retries", "spread_floor", "importance_advantages", "guidance", "rollout_steps", "rollout_credit")
 """Settings of `WorldModelGRPOTrainer` beside TRL's."""
+RIVALS = "first"
+"""Of `idm_margin`: the tabletop's own words are in the smaller table, and the committed figures were made with it."""
 KEEP_WEIGHT = 1.0
 """Weight of `keep_unchanged` beside an `idm_margin` of 1."""
 SAMPLES = {1.0: 4}

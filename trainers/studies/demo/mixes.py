@@ -22,11 +22,9 @@ from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_chang
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
-TERMS = ("idm_margin", "keep_unchanged", CONFIDENCE)
-WITHOUT_FIT = ("idm_margin=1", "keep_unchanged=1")
+TERMS = ("idm_likelihood", "keep_unchanged", CONFIDENCE)
+WITHOUT_FIT = ("idm_likelihood=1", "keep_unchanged=1")
 """Where there are too few triplets to fit weights on."""
-RIVALS = "first"
-"""Of `idm_margin`: the tabletop's own words are in the smaller table, and the committed figures were made with it."""
 
 
 def validation_triplets(story: Story) -> list[Triplet]:
@@ -42,7 +40,7 @@ def fit_mix(story: Story, name: str) -> list[Group]:
         What the weights were fitted on: the triplets and their candidates with every term's score.
     """
     budget = story.budget
-    arguments = {"keep_unchanged": usual_change(story.vlm, story.labelled), "idm_margin": {"rivals": RIVALS}}
+    arguments = {"keep_unchanged": usual_change(story.vlm, story.labelled)}
     rewards = load_rewards(TERMS, story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
     drawn = scored_groups(
         story.fdm(name), rewards, validation_triplets(story), budget.fitted_candidates, seed=story.seed
@@ -62,20 +60,17 @@ def fit_mix(story: Story, name: str) -> list[Group]:
     return groups
 
 
-def mixed_rewards(story: Story, name: str, frozen: str | None = None, background: float | None = None) -> list[Reward]:
+def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Reward]:
     """The mix that was fitted for a system.
 
     Args:
         story: of the system.
         name: of the system.
         frozen: the system whose likelihood counts, where candidates are a policy's in training; else each one's own.
-        background: of `idm_margin`.
     """
     mix = read_json(story.output / name / MIX_FILE)
     names = [item.partition("=")[0] for item in mix["rewards"]]
     given = {**mix.get("reward_arguments", {}), **({} if frozen is None else {CONFIDENCE: {"fdm": story.fdm(frozen)}})}
-    if background is not None:
-        given["idm_margin"] = {**given.get("idm_margin", {}), "background": background}
     arguments = {key: value for key, value in given.items() if key in names}
     return load_rewards(mix["rewards"], story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
 
