@@ -72,16 +72,15 @@ def test_the_value_of_a_mix_is_the_unbiased_estimate_of_best_of_n() -> None:
 
 def test_a_term_that_alone_chooses_better_is_taken_alone() -> None:
     """What all terms together give on triplets of their own may be less, where there are few."""
-    found = Fit(
-        [2.0, 1.0], {1: 0.3, 2: 0.5}, {1: 0.3, 2: 0.4}, [{1: 0.3, 2: 0.35}, {1: 0.3, 2: 0.45}], {1: 0.3, 2: 0.6}
-    )
+    values = ({1: 0.3, 2: 0.5}, {1: 0.3, 2: 0.4}, [{1: 0.3, 2: 0.35}, {1: 0.3, 2: 0.45}], {1: 0.3, 2: 0.6})
+    found = Fit([2.0, 1.0], *values, [(-0.05, 0.01), (0.05, 0.02)])
     assert better_alone(found) == 1
     mix = mix_of_fit(
         found, ["a.py:f", "keep_unchanged"], ["f", "keep_unchanged"], {"keep_unchanged": {"default": 2}}, {}
     )
     assert mix["rewards"] == ["keep_unchanged=1"]
     assert mix["reward_arguments"] == {"keep_unchanged": {"default": 2}}
-    better = replace(found, held_out={1: 0.3, 2: 0.46})
+    better = replace(found, leads=[(-0.05, 0.01), (0.05, 0.03)])  # within its noise
     assert better_alone(better) is None
     assert mix_of_fit(better, ["a.py:f", "keep_unchanged"], ["f", "keep_unchanged"], {}, {})["rewards"] == [
         "a.py:f=1",

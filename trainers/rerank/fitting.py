@@ -113,7 +113,7 @@ def mix_of_fit(
 ) -> dict[str, Any]:
     """What `reward.json` holds: terms with a weight, in units of the first of them, and their arguments.
 
-    Where one term alone chooses better than the mix does on triplets that it was not fitted on, that term alone.
+    Where one term alone clearly chooses better than the mix on triplets that it was not fitted on, that term alone.
     """
     best, weights = better_alone(found), found.weights
     if best is not None:
@@ -128,13 +128,14 @@ def mix_of_fit(
 
 
 def better_alone(found: Fit) -> int | None:
-    """The number of the term that alone chooses better than the mix, in the mean over n; None if none does."""
+    """The number of the term that alone chooses better than the mix on triplets that the mix was not fitted on, by more
+    than two standard errors; None if none does.
 
-    def mean(by_n: Mapping[int, float]) -> float:
-        return float(np.mean([value for n, value in by_n.items() if n > 1]))
-
-    best = max(range(len(found.alone)), key=lambda number: mean(found.alone[number]))
-    return best if mean(found.alone[best]) > mean(found.held_out) else None
+    Where the two are alike the mix is the better bet: it goes on rising with more candidates.
+    """
+    leads = [lead - 2 * error for lead, error in found.leads]
+    best = int(np.argmax(leads))
+    return best if leads[best] > 0 else None
 
 
 def write_mix(mix: Mapping[str, Any], folders: Sequence[Path]) -> None:
