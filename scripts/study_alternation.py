@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--validation", type=int, default=200, help="validation cases, which choose the temperatures")
     p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
     p.add_argument(
-        "--page", type=Path, help="also write the page here, its JSON beside it: docs/results/alternation.md"
+        "--page", type=Path, help="also write the page here, its JSON beside it: docs/findings/alternation.md"
     )
     return p
 

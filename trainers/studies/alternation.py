@@ -262,5 +262,10 @@ def _measured(start: Start, fdm: Path, idm: Path) -> dict[str, Any]:
     for cases in (test, start.validation):
         cases.forget("foresees")
     named = oracle.describe_pairs(_attached(story, idm, "namer"), test.world, test.tasks)[1]
-    by_case = {**{key: np.asarray(one).tolist() for key, one in each.items()}, "named": [float(x) for x in named]}
+    by_case = {key: _short(values) for key, values in {**each, "named": named}.items()}
     return {"metrics": {**metrics, "named": float(np.mean(named))}, "by_case": by_case}
+
+
+def _short(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Numbers case by case as a file of thousands of them holds them: most are 0 or 1."""
+    return [int(value) if value == int(value) else round(float(value), 3) for value in values]

@@ -47,7 +47,7 @@ def page(told: dict[str, Any]) -> str:
     )
     arms = [f"- `{name}`: {ARMS[name].told}" for name in _arms(runs)]
     last = [
-        f"- `{ours}` - `{theirs}`, {MEASURES[key][0]}: {how_sure(_difference(runs, ours, theirs, key))}"
+        f"- `{ours}` - `{theirs}`, {MEASURES[key][0]}: {_in_words(runs, ours, theirs, key)}"
         for ours, theirs in COMPARED
         for key in ("success", "success_at_best_temperature", "named")
         if ours in runs[0] and theirs in runs[0] and (key != "named" or ARMS[ours].inverse != "stays")
@@ -103,5 +103,6 @@ def _mean(runs: Sequence[Run], arm: str, number: int, key: str) -> float:
     return float(np.mean([_case(run, arm, number, key).mean() for run in runs]))
 
 
-def _difference(runs: Sequence[Run], ours: str, theirs: str, key: str) -> tuple[float, float, float]:
-    return mean_of_runs([_case(run, ours, -1, key) - _case(run, theirs, -1, key) for run in runs])
+def _in_words(runs: Sequence[Run], ours: str, theirs: str, key: str) -> str:
+    difference = mean_of_runs([_case(run, ours, -1, key) - _case(run, theirs, -1, key) for run in runs])
+    return how_sure(difference).replace(" of success", "")
