@@ -29,10 +29,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--idm_config", type=Path, help="YAML of train_grpo.py for the inverse model")
     p.add_argument(
         "--reward",
-        choices=["margin", "swirl", "config"],
-        default="margin",
-        help="margin: against rivals, and keep_unchanged; swirl: mean log-probabilities divided by their group's "
-        "spread, nothing else; config: what the two configs say",
+        choices=["elbo", "margin", "swirl", "config"],
+        default="elbo",
+        help="elbo: the forward model against rivals, with keep_unchanged, the inverse one by fdm_likelihood with beta "
+        "1; margin: both against rivals; swirl: mean log-probabilities divided by their group's spread, nothing else; "
+        "config: what the two configs say",
     )
     p.add_argument(
         "--relabel_only",

@@ -175,7 +175,7 @@ def _what_a_round_reads(output: Path, world: Path) -> None:
         ("idm", str(output / STAGES[4]), idm),
     ]
     assert [one["training"]["seed"] for one in config] == [1, 1, 2, 2]
-    assert [one["rewards"] for one in config[:2]] == [["idm_margin=1.0", "keep_unchanged=1.0"], ["fdm_margin=1.0"]]
+    assert [one["rewards"] for one in config[:2]] == [["idm_margin=1.0", "keep_unchanged=1.0"], ["fdm_likelihood=1.0"]]
     shards = [json.loads((output / "shards" / f"shard-{n}" / "pairs.json").read_text()) for n in (1, 2)]
     assert sorted(Path(pair["input"]).name for shard in shards for pair in shard) == sorted(
         f"{2 * n}.png" for n in range(8)

@@ -48,7 +48,8 @@ def test_results_have_the_promised_keys(demo: Path) -> None:
         *("world", "seed", "seconds", "data", "idm", "ceiling", "fdm", "paired"),
         *("best_of_n", "best_of_n_mix", "best_of_n_oracle", "grpo"),
     ]
-    systems = ["base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo", "trained_and_reranked"]
+    systems = ["base", "sft", "sft_twice_as_long", "bootstrapped", "best_of_n_training", "grpo"]
+    systems += ["bootstrapped_and_reranked", "trained_and_reranked"]
     assert list(found["fdm"]) == systems
     assert all(set(m) == M for m in found["fdm"].values())
     assert {"success", "editing", "minimality", "judge", "n", "ci95"} <= set(found["ceiling"]["tokenizer"])

@@ -16,9 +16,17 @@ from rewards.table import weight_of
 from rl.errors import RewindError
 from rl.running.command_line import read_yaml
 
+_PRESERVING = ["--rewards", "idm_margin=1.0", "keep_unchanged=1.0"]
 REWARDS: dict[str, dict[str, list[str]]] = {
+    "elbo": {
+        "fdm": _PRESERVING,
+        "idm": [
+            *("--rewards", "fdm_likelihood=1.0", "--beta", "1.0"),
+            *("--loss_type", "dr_grpo", "--scale_rewards", "none"),
+        ],
+    },
     "margin": {
-        "fdm": ["--rewards", "idm_margin=1.0", "keep_unchanged=1.0"],
+        "fdm": _PRESERVING,
         "idm": ["--rewards", "fdm_margin=1.0"],
     },
     "swirl": {
@@ -30,8 +38,9 @@ REWARDS: dict[str, dict[str, list[str]]] = {
     },
     "config": {"fdm": [], "idm": []},
 }
-"""What rewards each role, by `--reward`: held against rivals and with preservation; SWIRL's own, mean log-probabilities
-divided by their group's spread; or what the configs of the two trainings say."""
+"""What rewards each role, by `--reward`: the forward one is held against rivals, with preservation, and the inverse one
+maximises the ELBO of log p(target | source), its start the prior; both are held against rivals; SWIRL's own, mean
+log-probabilities divided by their group's spread; or what the configs of the two trainings say."""
 CONTROLS = ("alternate", "fdm_only", "relabel_only")
 
 
@@ -73,7 +82,7 @@ class Settings:
     idm_steps: int = 32
     fdm_config: Path | None = None
     idm_config: Path | None = None
-    reward: str = "margin"
+    reward: str = "elbo"
     control: str = "alternate"
     temperature: float = 0.0
     judge_idm: str | None = None

@@ -66,7 +66,7 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
     named = ", ".join(f"{100 * one['idm']['exact_match']:.1f} %" for one in each)
     note = (
         "Success, judge, minimality and copies are of one sample at temperature 1; 'best T' is success at the "
-        "temperature that was best on validation cases, of `trained_and_reranked` at temperature 1, as it is drawn; "
+        "temperature that was best on validation cases, of what is reranked at temperature 1, as it is drawn; "
         "seconds are those of the system's own training. "
         f"The IDM names {100 * mean['idm']['exact_match']:.1f} % of the test actions ({named}); of the labels that it "
         f"gave to video {100 * mean['data']['label_accuracy']:.0f} % of the selected ones were right; the tokenizer's "

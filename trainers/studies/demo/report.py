@@ -26,7 +26,8 @@ MEANINGS = {
     "bootstrapped": "labelled data and video with its words that `sft` verified; tokens that change weigh more",
     "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the fitted mix",
     "grpo": "bootstrapped, then GRPO with the fitted mix as reward",
-    "trained_and_reranked": "the better one of the last two, and the best of 8 of its candidates by its fitted mix",
+    "bootstrapped_and_reranked": "the best of 8 of the candidates of `bootstrapped` by its fitted mix",
+    "trained_and_reranked": "the better one of those trained by reward, and the best of 8 of its candidates by its mix",
 }
 COMPARISONS = {
     "idm-sft": "naming the action (exact match) against drawing its outcome (success), same labels",
@@ -38,6 +39,7 @@ COMPARISONS = {
     "best_of_n_training-grpo": "which of the two ways to train by reward draws better, from as many candidates",
     "trained_and_reranked-sft": "all of it together over labelled data alone",
     "trained_and_reranked-sft_equal_compute": "the same over `sft` trained as long as `bootstrapped` and GRPO",
+    "trained_and_reranked-bootstrapped_and_reranked": "of that, what training by reward adds where both are reranked",
     "best_of_8-best_of_1": "what the best of 8 by `idm_likelihood`, as in the paper, adds to `sft` without training",
     "best_of_8_mix-best_of_1": "the same by the fitted mix",
 }

@@ -30,6 +30,8 @@ OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy")
 SYSTEMS = ("base", "sft", "sft_twice_as_long", *OPTIONAL, "bootstrapped", "best_of_n_training", "grpo")
 RERANKED = "trained_and_reranked"
 """The better one of the two that are trained by reward, and the best of `RERANKED_OF` of its candidates by its mix."""
+UNTRAINED_RERANKED = "bootstrapped_and_reranked"
+"""The same of `START`: what training by reward has to beat."""
 RERANKED_OF = 8
 COMPARED = (
     ("bootstrapped", "sft"),
@@ -39,6 +41,7 @@ COMPARED = (
     ("best_of_n_training", "grpo"),
     (RERANKED, "sft"),
     (RERANKED, "sft_equal_compute"),
+    (RERANKED, UNTRAINED_RERANKED),
 )
 SEARCHED = ("sft", "grpo")
 """Systems for which best of N is measured."""
@@ -129,7 +132,8 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     found["fdm"], each = {}, {}
     for name in systems_of(story):
         found["fdm"][name], each[name] = of_system(name, test, validation)
-    found["fdm"][RERANKED], each[RERANKED] = _reranked(story, test)
+    for row, name in ((UNTRAINED_RERANKED, START), (RERANKED, better_trained(story))):
+        found["fdm"][row], each[row] = _reranked(story, test, name)
     differences: Differences = {"idm-sft": {"success": np.array(named, dtype=float) - each["sft"]["success"]}}
     if "idm_on_video" in found:
         differences["idm_on_video-idm"] = {"success": again - np.array(named, dtype=float)}
@@ -161,9 +165,11 @@ def better_trained(story: Story) -> str:
     return max(IMPROVED, key=lambda name: story.data.get("likeness", {}).get(name, 0.0))
 
 
-def _reranked(story: Story, test: Cases) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """M of `RERANKED` and its values case by case. Its candidates are drawn at temperature 1, its best one or not."""
-    name = better_trained(story)
+def _reranked(story: Story, test: Cases, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """M of the best of `RERANKED_OF` of a system's candidates by its mix, and its values case by case.
+
+    They are drawn at temperature 1, its best one or not.
+    """
     groups = test.sample(name, len(test.tasks), RERANKED_OF)
     scores = _mixed(story, name, test, groups)
     chosen = [[group[int(np.argmax(of))]] for group, of in zip(groups, scores, strict=True)]
