@@ -262,7 +262,7 @@ def _measured(start: Start, fdm: Path, idm: Path) -> dict[str, Any]:
     for cases in (test, start.validation):
         cases.forget("foresees")
     named = oracle.describe_pairs(_attached(story, idm, "namer"), test.world, test.tasks)[1]
-    by_case = {key: _short(values) for key, values in {**each, "named": named}.items()}
+    by_case = {**{key: _short(values) for key, values in each.items()}, "named": _short(named)}
     return {"metrics": {**metrics, "named": float(np.mean(named))}, "by_case": by_case}
 
 
