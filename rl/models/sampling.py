@@ -81,10 +81,10 @@ def sample_tokens(
         assert unconditional is not None, "a guided distribution needs unconditional prompts"
     read = [prompts, *(unconditional if distribution.guided and unconditional else [])]
     every = [prompt for stream in read for prompt in stream]
-    can_draft = draft_PT is not None and not plain and stop is None and not any(after or ())
-    window = window_of(vlm, len(prompts) * num_samples, max_tokens) if can_draft else 0
-    shared = shares_prompts(vlm, every) or window > 0
+    can_draft = draft_PT is not None and not plain and stop is None
     room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
+    window = window_of(vlm, len(prompts) * num_samples, room) if can_draft else 0
+    shared = shares_prompts(vlm, every) or window > 0
     allowed = len(distribution.allowed_ids_V)
     cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read), window)
     portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
