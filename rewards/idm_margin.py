@@ -18,6 +18,7 @@ import numpy as np
 from rewards.rivals import Rivals
 from rl.errors import RewindError
 from rl.models.roles import InverseDynamics
+from rl.models.streams import prefix_cache
 from rl.pictures import Picture
 from rl.triplets import Candidate
 
@@ -68,14 +69,29 @@ class IDMMargin:
         for number, (source, action) in enumerate(zip(source_image, prompts, strict=True)):
             alike = groups.setdefault((id(source), action), {})
             alike.setdefault(candidates[number].ids.tobytes(), []).append(number)
-        firsts = {key: [numbers[0] for numbers in alike.values()] for key, alike in groups.items()}
-        rivals = self._rivals_of(firsts, source_image, candidates)
-        rows = [(n, words) for key, numbers in firsts.items() for n in numbers for words in (key[1], *rivals[key])]
-        found = self.idm.log_probs(
-            [source_image[n] for n, _ in rows], [candidates[n] for n, _ in rows], [words for _, words in rows]
-        )
-        totals = iter([float(x.sum()) for x in found])
         scores: list[float | None] = [None] * len(candidates)
+        cache = prefix_cache(self.idm.backbone) if isinstance(self.idm, InverseDynamics) else None
+        # Long pairs are named and then scored group by group: what was read for the one serves the other.
+        parts = [groups] if cache is None else [{key: alike} for key, alike in groups.items()]
+        for part in parts:
+            self._score(part, source_image, candidates, scores, **({} if cache is None else {"prefixes": cache}))
+        return scores
+
+    def _score(
+        self,
+        groups: dict[tuple[int, str], dict[bytes, list[int]]],
+        source_image: Sequence[Picture],
+        candidates: Sequence[Candidate],
+        scores: list[float | None],
+        **reading: Any,
+    ) -> None:
+        """Write down the scores of some groups."""
+        firsts = {key: [numbers[0] for numbers in alike.values()] for key, alike in groups.items()}
+        rivals = self._rivals_of(firsts, source_image, candidates, **reading)
+        rows = [(n, words) for key, numbers in firsts.items() for n in numbers for words in (key[1], *rivals[key])]
+        pairs = [source_image[n] for n, _ in rows], [candidates[n] for n, _ in rows]
+        found = self.idm.log_probs(*pairs, [words for _, words in rows], **reading)
+        totals = iter([float(x.sum()) for x in found])
         for key, alike in groups.items():
             for numbers in alike.values():
                 block = np.array([*(next(totals) for _ in range(1 + len(rivals[key]))), *self.background])
@@ -83,7 +99,6 @@ class IDMMargin:
                 margin = self._levelled(float(block[0] - np.logaddexp.reduce(block))) if len(block) > 1 else None
                 for number in numbers:
                     scores[number] = margin
-        return scores
 
     def _levelled(self, margin: float) -> float:
         return float(np.logaddexp(margin, self.floor) - np.logaddexp(0.0, self.floor))
@@ -93,10 +108,11 @@ class IDMMargin:
         firsts: dict[tuple[int, str], list[int]],
         source_image: Sequence[Picture],
         candidates: Sequence[Candidate],
+        **reading: Any,
     ) -> dict[tuple[int, str], list[str]]:
         """The rivals of each source and action."""
         every = [n for numbers in firsts.values() for n in numbers]
-        words = self.idm.describe([source_image[n] for n in every], [candidates[n] for n in every])
+        words = self.idm.describe([source_image[n] for n in every], [candidates[n] for n in every], **reading)
         said = dict(zip(every, words, strict=True))
         return {
             key: self._rivals(source_image[numbers[0]], key[1], [said[n] for n in numbers])

@@ -59,7 +59,6 @@ PAIRS = (
 VERBS = (
     ("open", "close"),
     ("add", "remove"),
-    ("put", "take"),
     ("pick up", "put down"),
     ("turn on", "turn off"),
     ("switch on", "switch off"),
@@ -93,6 +92,21 @@ VERBS = (
     ("wear", "take off"),
 )
 """The same of verbs, in each of their forms."""
+
+MOVES = (
+    ("put", "on top of", "take", "off"),
+    ("put", "into", "take", "out of"),
+    ("put", "onto", "take", "off"),
+    ("put", "in", "take", "out of"),
+    ("put", "on", "take", "off"),
+    ("take", "out of", "put", "into"),
+    ("take", "off", "put", "onto"),
+    ("take", "from", "put", "onto"),
+)
+"""A verb and the place that it leads to, exchanged together: keys that are taken *into* a bowl are in it, too."""
+
+CHANGES = ("turn", "change", "transform", "convert")
+"""Verbs whose outcome is what stands behind 'into' or 'to'; what stands before it only says what they are done to."""
 
 RINGS = (
     ("red", "blue", "yellow", "purple", "green", "orange", "black", "pink", "white", "brown", "grey"),

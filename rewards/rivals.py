@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import zip_longest
 from math import log
 
-from rewards.opposites import SAME, exchanges
+from rewards.opposites import CHANGES, MOVES, SAME, exchanges, forms
 from rl.errors import RewindError
 from rl.pictures import Picture
 from rl.words import words_of
@@ -49,16 +49,40 @@ def word_edits(action: str) -> list[str]:
 
 def open_edits(action: str) -> list[str]:
     """The action with one phrase exchanged, for each in the table (`rewards.opposites`): directions, states, verbs,
-    colours, numbers. Longer phrases first; capitals and punctuation stay.
+    colours, numbers; before those, put somewhere for taken from there. Longer phrases first; capitals and punctuation
+    stay, and so does what only says to what something is done.
     """
     pieces, places = _pieces(action)
     words, table = [pieces[number].lower() for number in places], exchanges()
-    found = []
+    found = _moved_back(pieces, places, words)
     for length in (3, 2, 1):
-        for start in range(len(words) - length + 1):
+        for start in range(_outcome_from(words), len(words) - length + 1):
             for other in table.get(tuple(words[start : start + length]), ()):
                 found.append(_exchanged(pieces, places[start], places[start + length - 1], " ".join(other)))
     return list(dict.fromkeys(found))
+
+
+def _moved_back(pieces: Sequence[str], places: Sequence[int], words: Sequence[str]) -> list[str]:
+    """What was put somewhere taken from there, and what was taken put back: verb and place are exchanged together."""
+    for verb, place, other_verb, other_place in MOVES:
+        length = len(place.split())
+        for one, other in zip(forms(verb), forms(other_verb), strict=True):
+            if one not in words:
+                continue
+            first = words.index(one)
+            for start in range(first + 1, len(words) - length + 1):
+                if list(words[start : start + length]) == place.split():
+                    text = _exchanged(pieces, places[start], places[start + length - 1], other_place)
+                    return [_exchanged(_pieces(text)[0], places[first], places[first], other)]
+    return []
+
+
+def _outcome_from(words: Sequence[str]) -> int:
+    """The first word that tells an outcome: in 'turn the blue shoe into a white one' the one behind 'into'. Another
+    shoe turned into it would be the same outcome.
+    """
+    marks = [words.index(mark) for mark in ("into", "to") if mark in words]
+    return min(marks) + 1 if marks and words[0] in CHANGES else 0
 
 
 def _pieces(text: str) -> tuple[list[str], list[int]]:
@@ -129,7 +153,7 @@ class DataRivals:
         pieces, places = _pieces(action)
         words = [pieces[place].lower() for place in places]
         by_place: list[list[str]] = []
-        for number in range(1, len(words)):
+        for number in range(max(1, _outcome_from(words)), len(words)):
             if words[number] in _EMPTY:
                 continue
             others = self._between.get((words[number - 1], [*words, ""][number + 1]), Counter())
@@ -190,7 +214,10 @@ class Rivals:
         if self.kind == "first":
             offered = (*said, *word_edits(action), *self.sentences[start:], *self.sentences[:start])
             return pick_rivals(source, action, offered, count, self.same_outcome, always=len(said))
-        offered = (*said, *word_edits(action), *open_edits(action))
+        words = words_of(action)
+        told = _outcome_from(words)
+        swapped = [edit for edit in word_edits(action) if words_of(edit)[:told] == words[:told]]
+        offered = (*said, *swapped, *open_edits(action))
         # Half of what is left for the data's own words, else a sentence of many known words has no near one.
         near, edits = self._data.nearest(action, count), self._data.edits(action)
         mixed = [x for pair in zip_longest(edits, near) for x in pair if x is not None]

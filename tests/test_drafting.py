@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opened_families import opened, pictures
 
 from rl import rollout
 from rl.models import drafting
@@ -63,6 +64,40 @@ def test_the_same_candidates_in_any_case(tiny: UnifiedVLM) -> None:
             assert_same(found, plain)
             assert 0 <= found.counts.accepted <= found.counts.drafted, name
             assert found.counts.drafted > 0
+
+
+@torch.no_grad()
+def test_tokens_that_stand_by_rule_come_true() -> None:
+    """Emu3 ends each row of a picture with a token that nobody draws: windows reach over it, what counts is drawn."""
+    vlm = opened("emu3")
+    layout = vlm.layout
+    source, other = vlm.codes(pictures(vlm, 2))
+    count, ends = layout.tokens_per_image, sum(map(bool, layout.grammar.after[:-1]))
+    assert ends == 2
+    kept = torch.full((2, count), -1)
+    kept[1, [2, 3]] = layout.image_ids_V[[5, 9]]
+    ids = layout.image_ids_V
+    cases: list[dict[str, Any]] = [
+        {},
+        {"kept_PT": kept},
+        {"distribution": TokenDistribution(ids, guidance=2.0), "unconditional": [vlm.free_prompts(source, 1) * 2]},
+    ]
+    for case in cases:
+        how: dict[str, Any] = {
+            "prompts": [vlm.fdm_prompt(source, "go left"), vlm.fdm_prompt(other, "open it")],
+            "max_tokens": count,
+            "after": layout.grammar.after,
+            **case,
+        }
+        plain = drawn(vlm, **how)
+        for draft in drafts(vlm, plain).values():
+            found = drawn(vlm, draft, **how)
+            assert_same(found, plain)
+            assert 0 <= found.counts.accepted <= found.counts.drafted > 0
+    one = {**how, "prompts": how["prompts"][:1], "num_samples": 1, "kept_PT": None}
+    one |= {"distribution": None, "unconditional": None}
+    true = drawn(vlm, drawn(vlm, **one).ids_PGT[:, 0], **one)
+    assert (true.counts.passes, true.counts.drafted, true.counts.accepted) == (1, count - 2, count - 2)
 
 
 @torch.no_grad()

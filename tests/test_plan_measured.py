@@ -115,9 +115,9 @@ def test_a_reward(opened: Opened, candidates: int, monkeypatch: pytest.MonkeyPat
     )
     described = InverseDynamics.describe
 
-    def few_words(self: InverseDynamics, *pairs: Any) -> list[str]:
+    def few_words(self: InverseDynamics, *pairs: Any, **reading: Any) -> list[str]:
         """A model with random weights would say 48 tokens of nonsense, other of each pair."""
-        return [ACTIONS[1]] * len(described(self, *pairs, max_tokens=3))
+        return [ACTIONS[1]] * len(described(self, *pairs, max_tokens=3, **reading))
 
     monkeypatch.setattr(InverseDynamics, "describe", few_words)
     rewards = load_rewards(["idm_margin"], InverseDynamics(vlm, "idm"), ACTIONS[1:])

@@ -15,7 +15,8 @@ from rl.models import streams
 from rl.models.attention import SharedPrefix
 from rl.models.memory import kv_bytes
 from rl.models.roles import InverseDynamics
-from rl.models.streams import CopiedRows, Stream
+from rl.models.streams import CopiedRows, PrefixCache, Stream
+from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate
 
 RIVALS = ["paint the blue star green", "remove all rings", "move the red star right", "paint the red circle blue"]
@@ -74,3 +75,42 @@ def test_eight_candidates_and_eight_rivals_keep_twelve_rows(
     assert totals[1] == pytest.approx(totals[0], abs=1e-5, rel=0)
     assert totals[1] == pytest.approx(totals[0], rel=1e-3)  # probabilities are small here
     assert len({round(total, 6) for total in totals[1]}) > 3
+
+
+@torch.no_grad()
+def test_a_pair_is_read_once_for_its_words_and_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`idm_margin` names and scores eight candidates of two sources: the same scores, each pair in one prefill."""
+    vlm = make_tiny(image_size=192)
+    codes = vlm.layout.image_ids_V.numpy()[np.random.default_rng(0).integers(0, 16, (10, 144))]
+    first, second, *drawn = [Candidate(ids, np.zeros(144, np.float32), vlm) for ids in codes]
+    made = load_rewards(["idm_margin"], InverseDynamics(vlm), RIVALS)
+    batch = Batch(["move the red circle left"] * 4 + ["remove all rings"] * 4, drawn, [first] * 4 + [second] * 4)
+    prompts: list[Any] = []
+    original = Stream.prefill
+
+    def prefill(vlm: Any, given: Any) -> Stream:
+        prompts.extend(map(tuple, given))
+        return original(vlm, given)
+
+    monkeypatch.setattr(Stream, "prefill", prefill)
+    once = [scored.total for scored in score(made, batch)]
+    assert len(prompts) == len(set(prompts)) == 8
+    monkeypatch.setattr("rewards.idm_margin.prefix_cache", lambda vlm: None)
+    assert [scored.total for scored in score(made, batch)] == pytest.approx(once, abs=1e-5, rel=0)
+    assert len(prompts) == 3 * 8
+
+
+@torch.no_grad()
+def test_prompts_at_hand_in_any_order(tiny: UnifiedVLM) -> None:
+    """Some of them, together or not, equal what is read anew; a prompt that is not at hand takes their place."""
+    prompts = [[0, *range(40 + n, 40 + 2 * n)] for n in (5, 6, 7, 8)]
+    cache = PrefixCache()
+    whole = cache.read(tiny, prompts)
+    for numbers in ([1, 2], [3, 0, 2], [0, 1, 2, 3]):
+        found = cache.read(tiny, [prompts[n] for n in numbers])
+        assert torch.equal(found.hidden, whole.hidden[numbers])
+        assert torch.equal(found.layers[1][0], whole.layers[1][0][numbers])
+        shared = found.layers[0][0].untyped_storage().data_ptr() == whole.layers[0][0].untyped_storage().data_ptr()
+        assert shared == (numbers == sorted(numbers))
+    assert len(cache.read(tiny, [[0, 41], prompts[0]]).hidden) == 2
+    assert len(cache._numbers) == 2

@@ -59,51 +59,73 @@ def decode_drafted(
     counts: Counts,
 ) -> tuple[Tensor, Tensor]:
     """What `decode` gives, ids int64 and log-probabilities float32 [rows, T], in fewer passes; see `sample_tokens`."""
-    end, size, before = how.max_tokens, window, counts.passes
-    ids, logprobs = torch.zeros_like(draft_RT), torch.zeros_like(draft_RT, dtype=torch.float32)
+    line = _Line(how, uniform, kept_RT, draft_RT)
+    end, size, before = line.end, window, counts.passes
+    guess = line.guess_RS
+    ids, logprobs = torch.zeros_like(guess), torch.zeros_like(guess, dtype=torch.float32)
     done = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
     hidden = [stream.hidden[:, None] for stream in streams]
     while True:
         at = done[:, None] + torch.arange(hidden[0].shape[1], device=ids.device)
         inside = at.clamp(max=end - 1)
-        token, logprob = _draw(hidden, streams[0].vlm, how, uniform, kept_RT, inside)
-        agrees = (token == draft_RT.gather(1, inside))[:, :-1]
+        token, logprob = line.draw(hidden, streams[0].vlm, inside)
+        agrees = (token == guess.gather(1, inside))[:, :-1]
         true = torch.minimum(agrees.long().cumprod(1).sum(1), (end - done - 1).clamp(min=0))
         new = torch.where(done < end, 1 + true, 0)  # what agrees, and the first that does not
-        here = torch.arange(at.shape[1], device=ids.device) < new[:, None]
-        row, column = here.nonzero(as_tuple=True)
-        ids[row, at[row, column]], logprobs[row, at[row, column]] = token[here], logprob[here]
+        column = torch.arange(at.shape[1], device=ids.device)
+        here = column < new[:, None]
+        row, place = here.nonzero(as_tuple=True)
+        ids[row, at[row, place]], logprobs[row, at[row, place]] = token[here], logprob[here]
         for stream in streams if counts.passes > before else ():  # the first token comes from the prompt alone
             stream.keep(new)
         running = done < end
-        counts.accepted += int(true[running].sum())
-        counts.drafted += int(running.sum()) * (at.shape[1] - 1)
+        asked = (line.free_S[inside] & (at < end) & running[:, None])[:, :-1]
+        counts.accepted += int((asked & (column[:-1] < true[:, None])).sum())
+        counts.drafted += int(asked.sum())
         done = done + new
         if int(done.min()) >= end:
-            return ids, logprobs
+            return ids[:, line.free_S], logprobs[:, line.free_S]
         if at.shape[1] > 1:  # where little comes true, little is guessed
             size = max(2, min(window, 2 + 2 * int(true[running].sum()) // int(running.sum())))
         few = min(size, end - int(done.min()))
         guessed = (done[:, None] + torch.arange(few - 1, device=ids.device)).clamp(max=end - 1)
         last = ids.gather(1, (done - 1)[:, None])
-        read = torch.cat([last, draft_RT.gather(1, guessed)], 1)
+        read = torch.cat([last, guess.gather(1, guessed)], 1)
         hidden = [stream.read_on(read) for stream in streams]
         counts.passes += 1
 
 
-def _draw(
-    hidden: Sequence[Tensor], vlm: UnifiedVLM, how: How, uniform: Any, kept_RT: Tensor | None, at_RW: Tensor
-) -> tuple[Tensor, ...]:
-    """Tokens and their log-probabilities [rows, window] at some positions, each with the noise of its own."""
-    distribution, head = how.distribution, vlm.head_weight()
-    flat = [states.transpose(0, 1).flatten(0, 1) for states in hidden]  # window by window: rows come last in the noise
-    log_probs = distribution.log_probs(flat[0], head, *flat[1:])
-    if how.truncation is not None:
-        log_probs = how.truncation.apply(log_probs)
-    chosen = invert(log_probs, uniform(at_RW.T).flatten())
-    allowed = distribution.allowed_ids_V.to(chosen.device)
-    if kept_RT is not None:
-        kept = kept_RT.gather(1, at_RW).T.flatten()
-        chosen = torch.where(kept < 0, chosen, distribution.positions(torch.where(kept < 0, allowed[0], kept)))
-    found = allowed[chosen], log_probs.gather(-1, chosen[:, None])[:, 0]
-    return tuple(x.view(at_RW.shape[::-1]).T for x in found)
+class _Line:
+    """What stands behind a prompt, S tokens: T that are drawn, and between them those that are there by rule.
+
+    `guess_RS` int64 [rows, S] holds guesses of all of them, `free_S` bool [S] says which are drawn. Those by rule
+    always come true.
+    """
+
+    def __init__(self, how: How, uniform: Any, kept_RT: Tensor | None, draft_RT: Tensor) -> None:
+        self.how, self.uniform, self.kept_RT = how, uniform, kept_RT
+        drawn, device = how.max_tokens, draft_RT.device
+        after: list[Sequence[int]] = [()] * drawn if how.after is None else [*how.after[: drawn - 1], ()]
+        rule = [token for ids in after for token in (-1, *ids)]  # -1: drawn
+        self.end, self.rule_S = len(rule), torch.tensor(rule, device=device)
+        self.free_S = self.rule_S < 0
+        self.number_S = self.free_S.long().cumsum(0) - 1
+        guess_RT = draft_RT if kept_RT is None else torch.where(kept_RT < 0, draft_RT, kept_RT)
+        self.guess_RS = torch.where(self.free_S, guess_RT[:, self.number_S], self.rule_S)
+
+    def draw(self, hidden: Sequence[Tensor], vlm: UnifiedVLM, at_RW: Tensor) -> tuple[Tensor, ...]:
+        """Tokens and their log-probabilities [rows, window] at some places, each with the noise of its own."""
+        how, numbers_RW = self.how, self.number_S[at_RW]
+        distribution, head = how.distribution, vlm.head_weight()
+        flat = [states.transpose(0, 1).flatten(0, 1) for states in hidden]  # window by window: rows come last in noise
+        log_probs = distribution.log_probs(flat[0], head, *flat[1:])
+        if how.truncation is not None:
+            log_probs = how.truncation.apply(log_probs)
+        chosen = invert(log_probs, self.uniform(numbers_RW.T).flatten())
+        allowed = distribution.allowed_ids_V.to(chosen.device)
+        if self.kept_RT is not None:
+            kept = self.kept_RT.gather(1, numbers_RW).T.flatten()
+            chosen = torch.where(kept < 0, chosen, distribution.positions(torch.where(kept < 0, allowed[0], kept)))
+        found = allowed[chosen], log_probs.gather(-1, chosen[:, None])[:, 0]
+        token_RW, logprob_RW = (x.view(at_RW.shape[::-1]).T for x in found)
+        return torch.where(self.free_S[at_RW], token_RW, self.rule_S[at_RW]), logprob_RW

@@ -14,6 +14,7 @@ from rl.models.drafting import Counts
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.scoring import span_log_probs
+from rl.models.streams import PrefixCache
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate
 
@@ -87,13 +88,16 @@ def drawn_sentences(
     noise: Noise,
     max_rows: int | None = None,
     scored: bool = True,
+    prefixes: PrefixCache | None = None,
 ) -> list[list[Said]]:
     """Actions named by the active adapter, `num_samples` a pair of pictures, with their log-likelihoods.
 
     Those are at temperature 1, whatever the sentences are drawn at: the sampler's own, which is what scoring the
     sentence gives, so that a pair is read once. Only where other tokens were drawn than those that the text is written
-    with (`action_ids`; also where its end was not reached) it is scored in a second pass; not `scored`, not at all.
+    with (`action_ids`; also where its end was not reached) it is scored by itself; not `scored`, not at all. Behind
+    long prompts that reads no pair again, and what is left in `prefixes` serves the caller's next question, too.
     """
+    prefixes = PrefixCache() if prefixes is None and scored else prefixes
     vectors = vlm.actions
     prompts = [vlm.idm_prompt(a, b) for a, b in zip(sources, targets, strict=True)]
     drawn = sample_tokens(
@@ -106,6 +110,7 @@ def drawn_sentences(
         stop=vlm.layout.end_text if vectors is None else vectors.stop,
         max_rows=max_rows,
         plain=scored,
+        prefixes=prefixes,
     )
     ids, sums = drawn.ids_PGT.tolist(), drawn.logprobs_PGT.sum(-1).tolist()
     texts = [[vlm.action(row) for row in rows] for rows in ids]
@@ -128,6 +133,7 @@ def drawn_sentences(
         spans,
         TokenDistribution(vlm.action_vocabulary),
         max_rows=max_rows,
+        prefixes=prefixes,
     )
     for (pair, number), log_probs in zip(again, found, strict=True):
         sums[pair][number] = float(log_probs.sum())

@@ -17,6 +17,7 @@ from rl.models.drawing import Said, drawn_sentences, sampled_pictures
 from rl.models.inputs import action_texts, as_list, check_actions, rows_of, token_ids
 from rl.models.noise import Noise
 from rl.models.scoring import span_log_probs
+from rl.models.streams import PrefixCache
 from rl.models.unified import UnifiedVLM
 from rl.pictures import PictureLike
 from rl.triplets import Candidate
@@ -225,14 +226,19 @@ class InverseDynamics(_Role):
         source: PictureLike | Sequence[PictureLike],
         targets: Sequence[PictureLike | Candidate],
         action: str | Sequence[str],
+        prefixes: PrefixCache | None = None,
     ) -> list[np.ndarray]:
-        """Log-probability of each token of the action and of its end, float32 [tokens], one array a target."""
+        """Log-probability of each token of the action and of its end, float32 [tokens], one array a target.
+
+        With `prefixes`, pairs that another call with it has just read are not read again.
+        """
         vlm = self.backbone
         source_ids, target_ids, actions = rows_of(vlm, source, targets, action)
         prompts = [vlm.idm_prompt(a, b) for a, b in zip(source_ids, target_ids, strict=True)]
         with vlm.using(self.adapter, merged=True):
             spans = [vlm.action_ids(words) for words in actions]
-            found = span_log_probs(vlm, prompts, spans, self.distribution(), max_rows=self.max_rows)
+            how: Any = {"max_rows": self.max_rows, "prefixes": prefixes}
+            found = span_log_probs(vlm, prompts, spans, self.distribution(), **how)
         return [x.cpu().numpy() for x in found]
 
     @overload
@@ -250,6 +256,7 @@ class InverseDynamics(_Role):
         max_tokens: int = 48,
         temperature: float = 0.0,
         seed: int = 0,
+        prefixes: PrefixCache | None = None,
     ) -> str | list[str]:
         """The action in words, for one pair of pictures or for lists of them.
 
@@ -259,7 +266,7 @@ class InverseDynamics(_Role):
         single = not isinstance(source, list | tuple)
         sources: Any = [source] if single else source
         targets: Any = [target] if single else as_list("targets", target)
-        said = self.name(sources, targets, 1, max_tokens, temperature, seed, scored=False)
+        said = self.name(sources, targets, 1, max_tokens, temperature, seed, scored=False, prefixes=prefixes)
         texts = [one.text for (one,) in said]
         return texts[0] if single else texts
 
@@ -272,6 +279,7 @@ class InverseDynamics(_Role):
         temperature: float = 0.0,
         seed: int = 0,
         scored: bool = True,
+        prefixes: PrefixCache | None = None,
     ) -> list[list[Said]]:
         """What `describe` says of each pair, `num_samples` times, with the log-likelihood of each sentence.
 
@@ -285,15 +293,7 @@ class InverseDynamics(_Role):
             raise RewindError(f"{len(sources)} sources and {len(targets)} targets: give one target a source")
         source_ids = token_ids(vlm, sources)
         target_ids = token_ids(vlm, targets, source_ids)
+        how: Any = {"num_samples": num_samples, "max_tokens": max_tokens, "temperature": temperature, "scored": scored}
+        how |= {"noise": Noise(seed), "max_rows": self.max_rows, "prefixes": prefixes}
         with vlm.using(self.adapter, merged=True), torch.no_grad():
-            return drawn_sentences(
-                vlm,
-                source_ids,
-                target_ids,
-                num_samples=num_samples,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                noise=Noise(seed),
-                max_rows=self.max_rows,
-                scored=scored,
-            )
+            return drawn_sentences(vlm, source_ids, target_ids, **how)

@@ -18,7 +18,7 @@ from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.drafting import Counts, decode_drafted, window_of
 from rl.models.memory import Portions, rows_that_fit, sampling_cost
 from rl.models.noise import Noise, prompt_key
-from rl.models.streams import Stream, shares_prompts
+from rl.models.streams import PrefixCache, Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
 
 
@@ -53,6 +53,7 @@ def sample_tokens(
     after: Sequence[Sequence[int]] | None = None,
     draft_PT: Tensor | None = None,
     plain: bool = False,
+    prefixes: PrefixCache | None = None,
 ) -> Drawn:
     """Draw `num_samples` continuations of each prompt under the active adapter.
 
@@ -76,15 +77,16 @@ def sample_tokens(
             in one pass and those that come true are kept (`rl.models.drafting`). The candidates are the same.
         plain: return log-probabilities at temperature 1 and without truncation, however the tokens are drawn: what
             scoring gives of the same tokens. Not with a draft.
+        prefixes: where long prompts are found that another call has read, and left for the next one; not with guidance.
     """
     if distribution.guided:
         assert unconditional is not None, "a guided distribution needs unconditional prompts"
     read = [prompts, *(unconditional if distribution.guided and unconditional else [])]
     every = [prompt for stream in read for prompt in stream]
-    can_draft = draft_PT is not None and not plain and stop is None and not any(after or ())
-    window = window_of(vlm, len(prompts) * num_samples, max_tokens) if can_draft else 0
-    shared = shares_prompts(vlm, every) or window > 0
+    can_draft = draft_PT is not None and not plain and stop is None
     room = max_tokens + (0 if after is None else sum(map(len, after[: max_tokens - 1])))
+    window = window_of(vlm, len(prompts) * num_samples, room) if can_draft else 0
+    shared = shares_prompts(vlm, every) or window > 0
     allowed = len(distribution.allowed_ids_V)
     cost = sampling_cost(vlm, max(map(len, every)), room, allowed, shared, len(read), window)
     portions = Portions(rows_that_fit(cost, num_samples, vlm.device, vlm.max_rows if max_rows is None else max_rows))
@@ -94,12 +96,14 @@ def sample_tokens(
     first_P = torch.tensor(firsts, device=vlm.device)
     whole = _nothing((len(prompts), num_samples, max_tokens), vlm)
     prefilled: dict[range, list[Stream]] = {}
+    prefill = Stream.prefill_long if shared else Stream.prefill
+    if prefixes is not None and shared and not distribution.guided:
+        prefill = prefixes.read
     widths, counts = [0], Counts()
 
     def work(part: range, group: range) -> None:
         if part not in prefilled:
             prefilled.clear()
-            prefill = Stream.prefill_long if shared else Stream.prefill
             prefilled[part] = [prefill(vlm, stream[part.start : part.stop]) for stream in read]
         these, times = slice(part.start, part.stop), len(group)
         repeated = torch.arange(len(part), device=vlm.device).repeat_interleave(times)

@@ -13,7 +13,7 @@ from rl.models.attention import chunks
 from rl.models.costs import LOGITS_AT_ONCE, USUAL_ROWS
 from rl.models.distribution import TokenDistribution
 from rl.models.memory import Portions, rows_that_fit, scoring_cost
-from rl.models.streams import Stream, shares_prompts
+from rl.models.streams import PrefixCache, Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
 
 
@@ -26,6 +26,7 @@ def span_log_probs(
     unconditional: Sequence[Sequence[Sequence[int]]] | None = None,
     max_rows: int | None = None,
     free: Sequence[bool] | None = None,
+    prefixes: PrefixCache | None = None,
 ) -> list[Tensor]:
     """Log-probability of each token of span i after prompt i, float32 [len(span)] each, under the active adapter.
 
@@ -35,7 +36,8 @@ def span_log_probs(
     Token t of a span is predicted at the position before it: the first one by the last token of the prompt.
     Gradients flow unless the caller disables them. Without gradients, a prompt that stands there several times (many
     actions for one pair of pictures, many targets of one source) is read once, and equal pairs of prompt and span are
-    scored once. At most `max_rows` rows are read at once, or as many as fit.
+    scored once; long ones that another call has read are found in `prefixes`. At most `max_rows` rows are read at once,
+    or as many as fit.
     """
     max_rows = vlm.max_rows if max_rows is None else max_rows
     if max_rows is not None:
@@ -47,18 +49,19 @@ def span_log_probs(
         pairs = [(tuple(prompt), tuple(span)) for prompt, span in zip(prompts, spans, strict=True)]
         distinct = list(dict.fromkeys(pairs))
         if len(distinct) < len(pairs):  # a group's equal pictures
-            once = span_log_probs(
+            scored = span_log_probs(
                 vlm,
                 [prompt for prompt, _ in distinct],
                 [span for _, span in distinct],
                 distribution,
                 max_rows=max_rows,
                 free=free,
+                prefixes=prefixes,
             )
-            scores = dict(zip(distinct, once, strict=True))
+            scores = dict(zip(distinct, scored, strict=True))
             return [scores[pair] for pair in pairs]
     places = [[t for t in range(len(span)) if free is None or free[t]] for span in spans]
-    reading = _Reading(vlm, distribution, prompts, spans, places, unconditional or (), max_rows)
+    reading = _Reading(vlm, distribution, prompts, spans, places, unconditional or (), max_rows, prefixes)
     found: dict[int, Tensor] = {}
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -68,7 +71,8 @@ def span_log_probs(
         for numbers in rows_of.values():  # prompts with equally many spans make a rectangle
             by_count.setdefault(len(numbers), []).append(numbers)
         for count, groups in by_count.items():
-            found |= reading.shared(groups) if count > 1 else reading.whole([n for (n,) in groups])
+            once = count > 1 or prefixes is not None
+            found |= reading.shared(groups) if once else reading.whole([n for (n,) in groups])
     elif alone and 2 * len(rows_of) <= len(prompts):
         found = reading.copied([n for numbers in rows_of.values() for n in numbers])
     else:
@@ -87,6 +91,7 @@ class _Reading:
     places: Sequence[Sequence[int]]
     unconditional: Sequence[Sequence[Sequence[int]]]
     max_rows: int | None
+    prefixes: PrefixCache | None = None
 
     def whole(self, numbers: Sequence[int]) -> dict[int, Tensor]:
         """Log-probabilities by number: prompt and span are read as a row of their own."""
@@ -120,11 +125,12 @@ class _Reading:
         """The same of groups of equally many spans, a prompt a group: each is read once and kept once."""
         found: dict[int, Tensor] = {}
         prefilled: dict[range, Stream] = {}
+        prefill = Stream.prefill_long if self.prefixes is None else self.prefixes.read
 
         def work(part: range, few: range) -> None:
             if part not in prefilled:
                 prefilled.clear()
-                prefilled[part] = Stream.prefill_long(self.vlm, [self.prompts[groups[n][0]] for n in part])
+                prefilled[part] = prefill(self.vlm, [self.prompts[groups[n][0]] for n in part])
             these = [groups[n][number] for n in part for number in few]
             rows = prefilled[part].shared_rows(len(few))
             found.update(self._scores(these, [rows.read(self._ids(these))[self._here(these)]]))

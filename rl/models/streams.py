@@ -75,6 +75,14 @@ class Stream:
             del read, new, some  # else they stand beside the next pass
         return cls(vlm, mask, torch.cat(hidden), layers)
 
+    def some(self, numbers: Sequence[int]) -> Stream:
+        """Some of the prompts, in that order; those that stand together are no copy."""
+        first = numbers[0]
+        together = list(numbers) == list(range(first, first + len(numbers)))
+        these: Any = slice(first, first + len(numbers)) if together else list(numbers)
+        layers = [(keys[these], values[these]) for keys, values in self._layers()]
+        return Stream(self.vlm, self.mask[these], self.hidden[these], layers)
+
     def rows(self, numbers_R: Tensor) -> CopiedRows:
         """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
         cache = DynamicCache()
@@ -103,6 +111,33 @@ class Stream:
             dtype = torch.get_autocast_dtype(kind)
             self.layers = [(keys.to(dtype), values.to(dtype)) for keys, values in self.layers]
         return self.layers
+
+
+class PrefixCache:
+    """The long prompts that were read last, for the next call about them: an inverse model names a pair of pictures and
+    then scores words about it. For calls under one adapter and one precision, one at a time.
+
+    A call that reads its prompts in several portions leaves the last one, so that no more is held than it held itself.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, ...], int] = {}
+        self._stream: Stream | None = None
+
+    def read(self, vlm: UnifiedVLM, prompts: Sequence[Sequence[int]]) -> Stream:
+        """The prompts, in their order: of those at hand, no copy where they stand together there; else read now."""
+        numbers = [self._numbers.get(tuple(prompt)) for prompt in prompts]
+        if self._stream is not None and self._stream.vlm is vlm and None not in numbers:
+            return self._stream.some([number for number in numbers if number is not None])
+        self._numbers, self._stream = {}, None  # else they stand beside the new ones
+        self._stream = Stream.prefill_long(vlm, prompts)
+        self._numbers = {tuple(prompt): number for number, prompt in enumerate(prompts)}
+        return self._stream
+
+
+def prefix_cache(vlm: UnifiedVLM) -> PrefixCache | None:
+    """A cache for pairs of pictures that are so long that rows share them; None where nothing would be found in it."""
+    return PrefixCache() if 2 * vlm.layout.tokens_per_image >= SHARED_FROM and can_share(vlm) else None
 
 
 class Rows:
