@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from conftest import ROOT
 from rl.errors import RewindError
 from rl.models.attention import SharedPrefix
 from rl.models.memory import kv_bytes
-from trainers.bench import kept, labels, logprobs, sampler, scorer, state
+from trainers.bench import kept, labels, logprobs, sampler, scorer, state, tokens
 from trainers.bench.arms import PARTS, measure
 from trainers.bench.figures import bench, figures, in_a_fresh_process
 from trainers.bench.measure import peak_bytes, seconds, state_bytes
@@ -165,16 +166,32 @@ def test_passes_are_counted_with_a_forward_model(tmp_path: Path) -> None:
     assert "logprobs" in written["raw"]
 
 
-def test_data_of_sft_and_of_a_store() -> None:
+class Here:
+    """A process that is none: what it is to run, runs here."""
+
+    def __init__(self, target: Any, args: Any) -> None:
+        self.start = lambda: target(*args)
+
+    def join(self) -> None:
+        pass
+
+
+def test_data_of_methods_and_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache's files are no pictures, so whoever decodes one fails; bytes are those of codes and distances."""
+    monkeypatch.setattr(tokens, "get_context", lambda _: SimpleNamespace(Process=Here))
     small = measure("sft_data_1000", "ours", "smoke")
     assert small["bytes_a_triplet"] == pytest.approx(
         2 * 144 * 2 + 144 * 4, rel=0.8
     )  # keys and headers of a small shard
-    assert small["bytes"] > small["grown_bytes"]
-    assert {*measure("encoding", "encoding", "smoke")} == {*measure("encoding", "encoder", "smoke")} == {"seconds"}
-    stored = measure("store", "ours", "smoke")
-    assert stored["disk_bytes_a_million"] > 1e6 * 144
-    assert figures({"store": {"ours": stored}})["store_bytes_a_million"] == stored["bytes_a_million"]
-    raw = {f"sft_data_{n}": {"ours": {"bytes": n}} for n in (1000, 1100)}
-    assert figures(raw)["sft_memory_growth"] == pytest.approx(1.1)
+    assert {"bytes", "grown_bytes", "batch_seconds"} <= {*measure("grpo_data_1000", "grpo", "smoke")}
+    for part in ("encoding", "epoch"):
+        assert all({*measure(part, arm, "smoke")} == {"seconds"} for arm in PARTS[part][1])
+    stored = {arm: measure("store", arm, "smoke") for arm in PARTS["store"][1]}
+    assert stored["ours"]["disk_bytes_a_million"] > 1e6 * 144
+    found = figures({"store": stored, "epoch": {"epoch": {"seconds": 2.0}, "epoch_of_pictures": {"seconds": 6.0}}})
+    assert found["store_bytes_a_million"] == stored["ours"]["bytes_a_million"]
+    assert found["store_dpo_bytes_a_million"] == stored["dpo"]["bytes_a_million"]
+    assert found["epoch_cache_speedup"] == 3.0
+    for method, arm in (("sft", "ours"), ("grpo", "grpo")):
+        raw = {f"{method}_data_{n}": {arm: {"bytes": n}} for n in (1000, 1100)}
+        assert figures(raw)[f"{method}_memory_growth"] == pytest.approx(1.1)

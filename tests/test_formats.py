@@ -121,12 +121,14 @@ def test_something_something_with_placeholders_filled_in(tmp_path: Path) -> None
             "template": "Holding [something] next to [something]",
             "placeholders": ["potato", "box"],
         },
-        {"id": "2", "label": "Opening something", "template": "Opening [something]", "placeholders": []},
+        {"id": "2", "label": "Opening something", "template": "Opening [something]", "placeholders": [], "lamp": "on"},
     ]
     found = read_triplets(write(tmp_path / "labels" / "train.json", labels))
     assert said(found) == [("Holding potato next to box", 10, 30), ("Opening something", 40, 50)]
     assert (found[0].label, found[0].provenance) == ("Holding something next to something", "78687")
     assert found[0].source.size == (16, 16)
+    assert found.columns == ["label", "placeholders", "lamp"]  # what the user has added reaches rewards
+    assert found[1].more["lamp"] == "on"
     gone = [{"id": "3", "label": "a", "template": "b", "placeholders": []}, *labels, {"id": "4"}, *labels]
     left: list[LeftOut] = []
     assert len(read_triplets(write(tmp_path / "labels" / "t.json", gone), left_out=left)) == 4
@@ -177,10 +179,11 @@ def test_instructpix2pix_folders_listed_and_walked(tmp_path: Path) -> None:
         save(folder / "7_0.jpg", 10, "PNG")
         save(folder / "7_1.jpg", 20, "PNG")
         save(folder / "9_0.jpg", 30, "PNG")
-        write(folder / "prompt.json", {"input": "a", "edit": words, "output": "b"})
+        write(folder / "prompt.json", {"input": "a", "edit": words, "output": "b", "url": name})
     left: list[LeftOut] = []
     found = read_triplets(tmp_path, left_out=left)
     assert said(found) == [("make it red", 10, 20), ("make it dark", 10, 20)]
+    assert [t.more for t in found] == [{"url": "0001"}, {"url": "0002"}]
     assert [(one.key, one.reason) for one in left] == [("output", "missing picture")] * 2
     write(tmp_path / "seeds.json", [["shard-00/0002", ["7"]]])
     assert said(read_triplets(tmp_path)) == [("make it dark", 10, 20)]
@@ -208,25 +211,26 @@ def test_pico_banana_single_edits_and_turns(tmp_path: Path) -> None:
             "text": "Remove the flag and",
             "edit_type": "Remove",
         },
-        **{"output_image": "images/positive-edit/1.png", "summarized_text": "Remove the flag"},
+        **{"output_image": "images/positive-edit/1.png", "summarized_text": "Remove the flag", "grade": 0.5},
     }
     found = read_triplets(
         write(tmp_path / "sft.jsonl", [single, {**single, "local_input_image": "images/positive-edit/1.png"}])
     )
     assert said(found) == [("Remove the flag", 1, 2), ("Remove the flag", 2, 2)]
     assert found[0].task == "Remove"
+    assert found[0].more == {"text": "Remove the flag and", "grade": 0.5}
     assert read_triplets(tmp_path / "sft.jsonl", columns=["instruction=text"])[0].action == "Remove the flag and"
     files = [
         {"id": "original_input_image", "url": "https://c1.example/8/cb1_o.jpg"},
         {"id": "edit_turn1", "url": "images/multi-turn/5_turn1.png"},
         {"id": "final_image", "url": "images/multi-turn/5_turn2.png"},
     ]
-    turns = {"files": files, "metadata_edit_turn_prompts": ["add a cat", "make it black"]}
+    turns = {"files": files, "metadata_edit_turn_prompts": ["add a cat", "make it black"], "grade": 1.0}
     left: list[LeftOut] = []
     short = {**turns, "metadata_edit_turn_prompts": ["add a cat"]}
     found = read_triplets(write(tmp_path / "multi-turn.jsonl", [turns, short]), left_out=left)
     assert said(found) == [("add a cat", 1, 10), ("make it black", 10, 20)]
-    assert [t.more["turn"] for t in found] == [1, 2]
+    assert [t.more for t in found] == [{"grade": 1.0, "turn": 1}, {"grade": 1.0, "turn": 2}]
     assert len(left) == 1
 
 

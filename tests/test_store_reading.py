@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import weakref
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +16,15 @@ from rewards import Reward
 from rl.data.candidates import store as store_module
 from rl.data.candidates.store import CandidateStore, candidate_key
 from rl.data.candidates.stored import KnownScores, Parts
-from rl.data.tokens.cache import TokenCache
-from rl.data.tokens.encoding import encode_missing
+from rl.errors import RewindError
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.best_of_n.arguments import BestOfNArguments
-from trainers.best_of_n.keep import Keep, keep_best, kept_rows
+from trainers.best_of_n.keep import Keep, Kept, keep_best, kept_rows
+from trainers.common import rows_on_disk as rows_module
 from trainers.common.candidates import groups_of_round, scored_groups, stored_groups
+from trainers.common.rows_on_disk import in_passing
 from trainers.dpo.trainer import Pairing, preference_rows
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -77,15 +81,57 @@ def test_ids_are_read_once_and_a_few_row_groups_at_a_time(
     assert (len(kept), len(totals)) == (48, 192)
     assert whole == sorted(set(whole))
     assert len(whole) == sum(groups.parts.groups) == 14
-    assert [one.scored.candidate.ids.dtype.itemsize for one in kept] == [2] * 48
-    cache = TokenCache(filled.folder.parent / "tokens", tiny)
-    encode_missing(tiny, cache, filled.triplets())  # the store's own pictures
-    for row, other in zip(kept_rows(tiny, kept[:7], cache), kept_rows(tiny, kept[:7]), strict=True):
-        assert all(np.array_equal(row[name], other[name]) for name in ("input_ids", "labels"))
-        assert row["labels"].dtype == np.int64
-    pairs, _ = Pairing(4).pairs(groups)
-    rows = preference_rows(tiny, pairs, filled.folder / "pairs.arrow")
-    assert rows[5] == preference_rows(tiny, pairs[5:6])[0]
+
+
+def test_what_is_learned_from_lies_on_disk(
+    tiny: ChameleonVLM, filled: CandidateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are the very ones that memory would hold, while some candidates at a time are alive, of however many."""
+    monkeypatch.setattr(rows_module, "AT_ONCE", 5)
+    rewards, alive, most = [Reward.of(lambda predicted_ids: [float(ids[1]) for ids in predicted_ids], "a")], [0], [0]
+
+    def watched(groups: Any) -> Any:
+        for triplet, group in groups:
+            for one in group:
+                alive[0] += 1
+                weakref.finalize(one, lambda: alive.__setitem__(0, alive[0] - 1))
+            most[0] = max(most[0], alive[0])
+            yield triplet, group
+
+    def groups() -> Any:
+        return watched(stored_groups([str(filled.folder)], tiny, rewards, None, chunk_size=3))
+
+    for keep in (Keep(4), Keep(4, top=2, reward_temperature=1.0)):
+        plain = kept_rows(tiny, keep_best(tiny, groups(), keep)[0])
+        most[0], totals = 0, array("d")
+        rows = kept_rows(tiny, keep.of(tiny, in_passing(groups(), totals)), filled.folder / "kept.arrow")
+        assert len(rows) == len(plain) == 48 * keep.top
+        assert len(totals) == 192
+        assert most[0] <= 3 * 4 + 2 * 5 + 4  # a chunk of groups, what waits to be written, the group at hand
+        for row, other in zip(rows, plain, strict=True):
+            assert row.keys() == other.keys()
+            assert all(np.array_equal(row[name], other[name]) for name in row)
+            assert all(row[name].dtype == other[name].dtype for name in row)
+        assert b"kept.arrow" in pickle.dumps(rows.format["format_kwargs"]["transform"])  # no worker gets the rows
+    most[0], pairing = 0, Pairing(4)
+    pairs = preference_rows(tiny, pairing.pairs(groups()), filled.folder / "pairs.arrow")
+    assert most[0] <= 3 * 4 + 2 * 2 * 5 + 4
+    assert [*pairs] == [*preference_rows(tiny, pairing.pairs(groups()))]
+    assert not list(filled.folder.glob("*.partial"))
+
+
+def test_rows_that_cannot_be_written_are_said(tiny: ChameleonVLM, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    kept = [Kept(TRIPLETS[0], group(tiny, 0)[0], 1.0)]
+    with pytest.raises(RewindError, match="cannot be written to"):
+        kept_rows(tiny, kept, tmp_path / "file" / "kept.arrow")
+    with pytest.raises(RewindError, match="lower --min_lead"):
+        kept_rows(tiny, [], tmp_path / "kept.arrow")
+    with pytest.raises(RewindError, match="lower --min_gap"):
+        preference_rows(tiny, [], tmp_path / "pairs.arrow")
+    nobody = [Scored(one.candidate, {"a": None}, None) for one in group(tiny, 0)]
+    with pytest.raises(RewindError, match="no candidate could be scored"):
+        kept_rows(tiny, Keep(4).of(tiny, in_passing([(TRIPLETS[0], nobody)], [])), tmp_path / "kept.arrow")
 
 
 def test_draws_of_one_prompt_are_scored_each_by_itself(tiny: ChameleonVLM, filled: CandidateStore) -> None:

@@ -40,14 +40,19 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
     "state": ("state", ("ours", "baseline"), STATE, {"hidden": 128, "layers": 2}),
     "state_of_shipped_base": ("state", ("ours", "baseline"), {**STATE, "hidden": 0}, {}),
     **{
-        f"sft_data_{triplets}": (
-            *("tokens", ("ours",), {"triplets": triplets, "image_tokens": 1024, "read": 1000}),
+        f"{method}_data_{triplets}": (
+            *("tokens", (arm,), {"triplets": triplets, "image_tokens": 1024, "read": 1000}),
             {"triplets": triplets // 100, "image_tokens": 144, "hidden": 64, "layers": 2, "read": 16},
         )
+        for method, arm in (("sft", "ours"), ("grpo", "grpo"))
         for triplets in (1_000, 10_000, 100_000)
     },
+    "epoch": (
+        *("tokens", ("epoch", "epoch_of_pictures"), {"triplets": 32, "image_tokens": 1024, "repeats": 2}),
+        {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
+    ),
     "store": (
-        *("stored", ("ours",), {"prompts": 32, "steps": 80, "candidates": 8, "image_tokens": 1024}),
+        *("stored", ("ours", "dpo"), {"prompts": 32, "steps": 80, "candidates": 8, "image_tokens": 1024}),
         {"prompts": 2, "steps": 3, "candidates": 4, "image_tokens": 144, "hidden": 64, "layers": 2},
     ),
     "encoding": (
@@ -61,7 +66,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
     },
 }
 
-NOT_IN_SMOKE = ("selection_1000000", "selection_10000000", "sft_data_100000")
+NOT_IN_SMOKE = ("selection_1000000", "selection_10000000", "sft_data_100000", "grpo_data_100000")
 
 
 def measure(part: str, arm: str, preset: str) -> dict[str, Any]:

@@ -121,11 +121,16 @@ def figures(raw: Raw) -> dict[str, Any]:
     if "encoding" in raw:  # 1 would be as fast as the image encoder alone
         arms = raw["encoding"]
         found["encoding_of_encoder"] = arms["encoder"]["seconds"] / arms["encoding"]["seconds"]
+    if "epoch" in raw:
+        arms = raw["epoch"]
+        found["epoch_cache_speedup"] = arms["epoch_of_pictures"]["seconds"] / arms["epoch"]["seconds"]
     if "store" in raw:
         found["store_bytes_a_million"] = raw["store"]["ours"]["bytes_a_million"]
-    data = {int(part.rpartition("_")[2]): arms["ours"] for part, arms in raw.items() if part.startswith("sft_data_")}
-    if len(data) > 1:  # 1 would be memory that does not grow with the number of triplets
-        found["sft_memory_growth"] = data[max(data)]["bytes"] / data[min(data)]["bytes"]
+        found["store_dpo_bytes_a_million"] = raw["store"]["dpo"]["bytes_a_million"]
+    for method, arm in (("sft", "ours"), ("grpo", "grpo")):
+        data = {int(part.rpartition("_")[2]): raw[part][arm] for part in raw if part.startswith(f"{method}_data_")}
+        if len(data) > 1:  # 1 would be memory that does not grow with the number of triplets
+            found[f"{method}_memory_growth"] = data[max(data)]["bytes"] / data[min(data)]["bytes"]
     if "margin" in raw:
         found["margin_rows"] = raw["margin"]["margin"]["rows"]
     if "state_of_shipped_base" in raw:

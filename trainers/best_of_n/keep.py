@@ -6,18 +6,25 @@ our SFT trainer on the kept candidates' own tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
-from rl.data.tokens.cache import TokenCache
 from rl.errors import RewindError
 from rl.models.inputs import token_ids
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Scored, Triplet
-from trainers.sft.rows import role_rows
+from trainers.common.rows_on_disk import in_passing, rows_on_disk
+from trainers.sft.codes import CodesOnDisk, as_columns, fields_of
+from trainers.sft.rows import role_rows, rows_of_codes
+
+KEPT_FILE = "kept.arrow"
+"""Where what a round has kept lies."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,13 @@ class Keep:
         changed_K = scored.candidate.backbone.changed(scored.candidate.ids, source_ids_K)
         return int(changed_K.sum()) >= self.min_changed
 
+    def of(self, vlm: UnifiedVLM, groups: Iterable[tuple[Triplet, Sequence[Scored]]]) -> Iterator[Kept]:
+        """What is kept of groups, which may come one at a time, from a store of any size."""
+        for triplet, group in groups:
+            source_ids_K = token_ids(vlm, [triplet.source])[0]
+            for scored, weight in self.chosen(group, source_ids_K):
+                yield Kept(triplet, scored, weight)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -96,35 +110,42 @@ class Kept:
 def keep_best(
     vlm: UnifiedVLM, groups: Iterable[tuple[Triplet, Sequence[Scored]]], keep: Keep
 ) -> tuple[list[Kept], list[float]]:
-    """What is kept of each group, and the total of every candidate that could be scored.
-
-    Groups may come one at a time, from a store of any size: of a kept candidate the tokens stay, in two bytes each
-    where the vocabulary allows, and its log-probabilities do not.
-    """
-    packed = np.min_scalar_type(int(vlm.layout.image_ids_V.max()))
-    kept: list[Kept] = []
+    """What is kept of groups that fit into memory, and the total of every candidate that could be scored."""
     totals: list[float] = []
-    for triplet, group in groups:
-        totals += [s.total for s in group if s.total is not None]
-        source_ids_K = token_ids(vlm, [triplet.source])[0]
-        for scored, weight in keep.chosen(group, source_ids_K):
-            one = scored.candidate
-            light = replace(one, ids=one.ids.astype(packed), logprobs=np.zeros(0, np.float32))
-            kept.append(Kept(triplet, replace(scored, candidate=light), weight))
-    return kept, totals
+    return [*keep.of(vlm, in_passing(groups, totals, needed=False))], totals
 
 
-def kept_rows(vlm: UnifiedVLM, kept: Sequence[Kept], cache: TokenCache | None = None) -> Dataset:
+def kept_rows(vlm: UnifiedVLM, kept: Iterable[Kept], file: Path | None = None) -> Dataset:
     """Kept candidates as rows for `RoleSFTTrainer`, with a column of weights if they do not all count alike.
 
-    With `cache`, which holds the sources, their codes stay there.
+    With `file` their codes lie there, and no more than some are in memory at once (`rows_on_disk`).
+
+    Raises:
+        RewindError: nothing is kept, or a file that cannot be written.
     """
-    weights = [one.weight for one in kept]
-    return role_rows(
-        vlm,
-        "fdm",
-        [one.triplet for one in kept],
-        candidates=[one.scored.candidate for one in kept],
-        row_weights=weights if len(set(weights)) > 1 else None,
-        cache=cache,
-    )
+    if file is None:
+        every = [*kept]
+        drawn, weights = [one.scored.candidate for one in every], [one.weight for one in every]
+        return role_rows(vlm, "fdm", [one.triplet for one in every], candidates=drawn, row_weights=_unequal(weights))
+
+    def columns(here: list[Kept]) -> dict[str, Any]:
+        sources = token_ids(vlm, [one.triplet.source for one in here])
+        targets = [one.scored.candidate.codes for one in here]
+        told = {"action": [one.triplet.action for one in here], "weight": [one.weight for one in here]}
+        return told | as_columns("source", sources) | as_columns("target", targets)
+
+    schema = pa.schema([*fields_of(vlm, "source", "target"), ("action", pa.string()), ("weight", pa.float64())])
+    rows = rows_on_disk(file, schema, kept, columns)
+    if not len(rows):
+        raise RewindError(
+            "no group had a best candidate that leads by enough and changes enough tokens: lower --min_lead or "
+            "--min_changed"
+        )
+    sources, targets = (CodesOnDisk(rows, name) for name in ("source", "target"))
+    actions = (action for part in rows.data.column("action").chunks for action in part.to_pylist())
+    return rows_of_codes(vlm, "fdm", sources, targets, actions, _unequal(rows.data.column("weight").to_numpy()))
+
+
+def _unequal(weights: Any) -> np.ndarray | None:
+    """Weights as the rows have them, float32 [N]; None if all are alike."""
+    return np.array(weights, np.float32) if len(np.unique(weights)) > 1 else None

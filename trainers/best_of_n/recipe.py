@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,9 +11,8 @@ from transformers import set_seed
 from rewards import scorers
 from rl.data.candidates.store import CandidateStore
 from rl.data.left_out import LeftOut
-from rl.errors import RewindError
 from trainers.best_of_n.arguments import BestOfNArguments
-from trainers.best_of_n.keep import Keep, keep_best, kept_rows
+from trainers.best_of_n.keep import KEPT_FILE, Keep, kept_rows
 from trainers.common.adapters import save_adapter
 from trainers.common.candidates import groups_of_round, make_few, stored_triplets
 from trainers.common.checkpoints import fit
@@ -20,6 +20,7 @@ from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import check_no_validation, check_training
 from trainers.common.refusals import SFT
+from trainers.common.rows_on_disk import in_passing
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
 from trainers.common.sharding import tell
 from trainers.common.tokens import OWN, drop_own, use_cache
@@ -42,25 +43,19 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
     output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     own = output / OWN if arguments.candidates else None  # of a store of any size no list of codes is kept
-    cache = use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets)
+    use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
-        kept, totals = keep_best(vlm, groups, keep)
-        drawn = asdict(fdm.counts.since(before))
-        if not kept:
-            raise RewindError(
-                f"round {number}: no group had a best candidate that leads by {keep.min_lead} and changes "
-                f"{keep.min_changed} tokens: lower --min_lead or --min_changed"
-            )
-        mean = sum(totals) / len(totals)
-        tell("round %d: mean total %.4f, %d kept of %d candidates", number, mean, len(kept), len(totals))
+        totals = array("d")
+        rows = kept_rows(vlm, keep.of(vlm, in_passing(groups, totals)), folder / KEPT_FILE)
+        drawn, mean = asdict(fdm.counts.since(before)), sum(totals) / len(totals)
+        tell("round %d: mean total %.4f, %d kept of %d candidates", number, mean, len(rows), len(totals))
         config.output_dir = str(folder)
-        rows = kept_rows(vlm, kept, cache)
         weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
         trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
         fit(trainer, folder, arguments.resume)
-        finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(kept), **drawn}, config.report_to)
+        finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(rows), **drawn}, config.report_to)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     drop_own(vlm, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from trl import DPOConfig
 from rewards import Reward, scorers
 from rl.data.candidates.store import CandidateStore
 from rl.data.left_out import LeftOut
-from rl.errors import RewindError
 from rl.models.roles import ForwardDynamics
 from rl.triplets import Triplet
 from trainers.common.adapters import only_policy_trains, save_adapter
@@ -23,6 +23,7 @@ from trainers.common.improvement import open_for_improvement
 from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import check_training, check_validation
 from trainers.common.refusals import DPO
+from trainers.common.rows_on_disk import in_passing
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
 from trainers.common.sharding import tell
 from trainers.common.tokens import OWN, drop_own, use_cache
@@ -30,6 +31,8 @@ from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
 from trainers.dpo.checks import METRICS, check_options
 from trainers.dpo.trainer import REFERENCE, ROWS_FILE, Pairing, WorldModelDPOTrainer, preference_rows
+
+VALIDATION_FILE = "validation_pairs.arrow"
 
 
 def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
@@ -49,23 +52,21 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     own = output / OWN if arguments.candidates else None  # of a store of any size no list of codes is kept
     use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets, held_out)
-    eval_rows = _validation_rows(arguments, fdm, rewards, held_out, pairing, config.seed) if held_out else None
+    known = (arguments, fdm, rewards, held_out, pairing, config.seed, output)
+    eval_rows = _validation_rows(*known) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
-        pairs, totals = pairing.pairs(groups)
-        drawn = asdict(fdm.counts.since(before))
-        if not totals:
-            raise RewindError(f"round {number}: no candidate could be scored")
-        mean = sum(totals) / len(totals)
-        tell("round %d: mean total %.4f, %d pairs of %d candidates", number, mean, len(pairs), len(totals))
-        rows = preference_rows(vlm, pairs, folder / ROWS_FILE)
+        totals = array("d")
+        rows = preference_rows(vlm, pairing.pairs(in_passing(groups, totals)), folder / ROWS_FILE)
+        drawn, mean = asdict(fdm.counts.since(before)), sum(totals) / len(totals)
+        tell("round %d: mean total %.4f, %d pairs of %d candidates", number, mean, len(rows), len(totals))
         config.output_dir = str(folder)
         only_policy_trains(vlm)
         log = MetricsFile(folder / "metrics.jsonl")
         trainer = WorldModelDPOTrainer(vlm, config, rows, eval_dataset=eval_rows, callbacks=[log])
         fit(trainer, folder, arguments.resume)
-        finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(pairs), **drawn}, config.report_to)
+        finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(rows), **drawn}, config.report_to)
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
     drop_own(vlm, output)
@@ -82,6 +83,7 @@ def _validation_rows(
     triplets: Sequence[Triplet],
     pairing: Pairing,
     seed: int,
+    output: Path,
 ) -> Dataset:
     """Pairs of the starting policy's candidates for held-out triplets, always with the same noise, so that all rounds,
     and a resumed run, are measured on the same ones. They are kept out of the store, which is there to train on.
@@ -97,11 +99,10 @@ def _validation_rows(
         max_rows=arguments.max_rows,
         normalise=arguments.normalise_rewards,
     )
-    pairs, _ = pairing.pairs(groups)
-    if not pairs:
-        raise RewindError(
-            f"no group of --validation has candidates whose totals differ by {pairing.min_gap:g}: lower --min_gap, or "
-            "give more triplets"
-        )
-    tell("validation: %d pairs of %d groups", len(pairs), len(triplets))
-    return preference_rows(fdm.backbone, pairs)
+    none = (
+        f"no group of --validation has candidates whose totals differ by {pairing.min_gap:g}: lower --min_gap, or give "
+        "more triplets"
+    )
+    rows = preference_rows(fdm.backbone, pairing.pairs(groups), output / VALIDATION_FILE, none)
+    tell("validation: %d pairs of %d groups", len(rows), len(triplets))
+    return rows

@@ -10,34 +10,34 @@ they are; the model's forward with `fused_lm_head=True` (`trainers.common.log_pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, Features, Sequence, Value
-from datasets.arrow_writer import ArrowWriter
+import pyarrow as pa
+from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from rl.errors import RewindError
-from rl.models.attention import chunks
 from rl.models.distribution import TokenDistribution
 from rl.models.inputs import token_ids
 from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
 from rl.models.unified import UnifiedVLM
-from rl.running.files import partial
 from rl.triplets import Scored, Triplet
 from trainers.common.checkpoints import WholeCheckpoints
 from trainers.common.log_probs import score_under
 from trainers.common.refusals import DPO, refuse_ignored
-from trainers.common.sharding import ShardingCheck, keep_head_whole, on_main
+from trainers.common.rows_on_disk import rows_on_disk
+from trainers.common.sharding import ShardingCheck, keep_head_whole
 
 REFERENCE = "ref"
 """The adapter in which TRL keeps a copy of the policy's start."""
-ROWS_FILE, AT_ONCE = "pairs.arrow", 256
-"""Where the rows of a round lie, and how many are made at once."""
+ROWS_FILE = "pairs.arrow"
+"""Where the rows of a round lie."""
+NO_PAIR = "there is no preference pair to train on: lower --min_gap or draw more candidates"
+SCHEMA = pa.schema({name: pa.list_(pa.int32()) for name in ("prompt_ids", "chosen_ids", "rejected_ids")})
 
 
 @dataclass(frozen=True)
@@ -77,35 +77,25 @@ class Pairing:
             return None
         return Preference(triplet, chosen, rejected)
 
-    def pairs(self, groups: Iterable[tuple[Triplet, Iterable[Scored]]]) -> tuple[list[Preference], list[float]]:
-        """The pairs of groups, which may come one at a time, and the total of every candidate that could be scored."""
-        found, totals = list[Preference](), list[float]()
+    def pairs(self, groups: Iterable[tuple[Triplet, Iterable[Scored]]]) -> Iterator[Preference]:
+        """The pairs of groups, one at a time."""
         for triplet, group in groups:
-            scored = list(group)
-            totals += [s.total for s in scored if s.total is not None]
-            if (pair := self.pair(triplet, scored)) is not None:
-                found.append(replace(pair, chosen=_light(pair.chosen), rejected=_light(pair.rejected)))
-        return found, totals
+            if (pair := self.pair(triplet, group)) is not None:
+                yield pair
 
 
-def _light(scored: Scored) -> Scored:
-    """A candidate without its log-probabilities, its tokens in as few bytes as they need: thousands are kept."""
-    one = scored.candidate
-    packed = np.min_scalar_type(int(one.ids.max()))
-    return replace(scored, candidate=replace(one, ids=one.ids.astype(packed), logprobs=np.zeros(0, np.float32)))
+def preference_rows(
+    vlm: UnifiedVLM, preferences: Iterable[Preference], file: Path | None = None, none: str = NO_PAIR
+) -> Dataset:
+    """Pairs as TRL's tokenised columns `prompt_ids`, `chosen_ids`, `rejected_ids`.
 
-
-def preference_rows(vlm: UnifiedVLM, preferences: list[Preference], file: Path | None = None) -> Dataset:
-    """Pairs as TRL's tokenised columns `prompt_ids`, `chosen_ids`, `rejected_ids`; with `file`, kept there.
+    With `file` they lie there, and no more than some are in memory at once (`rows_on_disk`).
 
     Raises:
-        RewindError: no pair, or a file that cannot be written.
+        RewindError: no pair, in the words of `none`, or a file that cannot be written.
     """
-    if not preferences:
-        raise RewindError("there is no preference pair to train on: lower --min_gap or draw more candidates")
 
-    def rows(part: slice) -> dict[str, list[list[int]]]:
-        here = preferences[part]
+    def rows(here: list[Preference]) -> dict[str, list[list[int]]]:
         sources = token_ids(vlm, [preference.triplet.source for preference in here])
         return {
             "prompt_ids": [vlm.fdm_prompt(ids, p.triplet.action) for ids, p in zip(sources, here, strict=True)],
@@ -113,23 +103,10 @@ def preference_rows(vlm: UnifiedVLM, preferences: list[Preference], file: Path |
             "rejected_ids": [vlm.target_span(p.rejected.candidate.codes) for p in here],
         }
 
-    if file is None:
-        return Dataset.from_dict(rows(slice(None)))
-    ids = Sequence(Value("int32"))
-    features = Features(dict.fromkeys(("prompt_ids", "chosen_ids", "rejected_ids"), ids))
-
-    def write() -> None:
-        try:
-            with ArrowWriter(path=str(partial(file)), features=features) as writer:
-                for part in chunks(len(preferences), AT_ONCE):
-                    writer.write_batch(rows(part))
-                writer.finalize()
-            partial(file).replace(file)
-        except OSError as error:
-            raise RewindError(f"the preference pairs cannot be written to {file} ({error.strerror})") from error
-
-    on_main(write)
-    return Dataset.from_file(str(file))
+    found = Dataset.from_dict(rows([*preferences])) if file is None else rows_on_disk(file, SCHEMA, preferences, rows)
+    if not len(found):
+        raise RewindError(none)
+    return found
 
 
 class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rl.codes import Codes, Grid
 from rl.data.candidates.store import CandidateStore
+from rl.models.attention import chunks
 from rl.models.distribution import TokenDistribution
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids
@@ -29,6 +30,8 @@ from trainers.grpo.role import Part
 
 STEP_NOISE = 2**32
 """What a step of a trajectory adds to the noise's step, beyond any step of training or of evaluation."""
+AT_ONCE = 256
+"""Sources that are encoded at once where there is no token cache."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +62,38 @@ class ScoredRow(Row):
 
 
 class SourceCodes(Sequence[Codes]):
-    """Codes of pictures by number: looked up in the backbone's token cache each time, or encoded now and kept."""
+    """Codes of each chain's first source: looked up in the backbone's token cache each time, or encoded now and kept.
 
-    def __init__(self, vlm: UnifiedVLM, pictures: Sequence[Picture]) -> None:
-        self._vlm, self._pictures = vlm, pictures
-        self._packed = [(np.array(ids, np.int32), ids.grid) for ids in vlm.codes(pictures)] if not vlm.cache else None
+    The pictures themselves are nobody's to keep: there may be hundreds of thousands.
+    """
+
+    def __init__(self, vlm: UnifiedVLM, chains: Sequence[Sequence[Triplet]]) -> None:
+        self._vlm, self._chains = vlm, chains
+        self._packed: list[tuple[np.ndarray, Grid]] | None = None
+        if not vlm.cache:
+            ids = np.min_scalar_type(int(vlm.layout.image_ids_V.max()))
+            self._packed = []
+            for part in chunks(len(chains), AT_ONCE):
+                codes = vlm.codes([self._picture(number) for number in range(len(chains))[part]])
+                self._packed += [(np.array(one, ids), one.grid) for one in codes]
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._chains)
 
     def __getitem__(self, number: Any) -> Any:
         if self._packed is None:
-            return self._vlm.codes([self._pictures[number]])[0]
+            return self._vlm.codes([self._picture(number)])[0]
         ids, grid = self._packed[number]
         return Codes(ids.tolist(), grid)
 
     def grids(self) -> set[Grid]:
         """The grids that occur."""
         if self._packed is None:
-            return {self._vlm.grid_of(picture) for picture in self._pictures}
+            return {self._vlm.grid_of(self._picture(number)) for number in range(len(self))}
         return {grid for _, grid in self._packed}
+
+    def _picture(self, number: int) -> Picture:
+        return self._chains[number][0].source
 
 
 class Trajectories:
@@ -94,7 +109,7 @@ class Trajectories:
     def __init__(self, vlm: UnifiedVLM, distribution: TokenDistribution, chains: Sequence[Sequence[Triplet]]) -> None:
         self.vlm, self.distribution, self.chains = vlm, distribution, chains
         self.steps = len(chains[0])
-        self.source_ids = SourceCodes(vlm, [chain[0].source for chain in chains])
+        self.source_ids = SourceCodes(vlm, chains)
 
     def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """Every prediction of the parts, ordered by part, trajectory and step."""

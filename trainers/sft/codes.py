@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import Dataset
 from torch import Tensor
 
-from rl.codes import Grid
+from rl.codes import Codes, Grid
 from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import BLOCK, pairs_of
 from rl.errors import RewindError
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Triplet
+
+_GRID = "_grid"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class CachedCodes:
 
 @dataclass(frozen=True)
 class CodesInMemory:
-    """The same of pictures whose codes are at hand, in whatever integers they are kept."""
+    """The same of pictures whose codes are at hand."""
 
     pictures: Sequence[tuple[np.ndarray, Grid]]
 
@@ -45,12 +51,45 @@ class CodesInMemory:
         return len(self.pictures)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, Grid]:
-        ids, grid = self.pictures[number]
-        return ids.astype(np.int64), grid  # labels are below 0, too
+        return self.pictures[number]
 
     def grids(self) -> set[Grid]:
         """The grids that occur."""
         return {grid for _, grid in self.pictures}
+
+
+@dataclass(frozen=True)
+class CodesOnDisk:
+    """The same of pictures in two columns of rows in a file (`fields_of`)."""
+
+    rows: Dataset
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, Grid]:
+        ids, grid = (self.rows.data.column(field)[number] for field in (self.name, self.name + _GRID))
+        return ids.values.to_numpy().astype(np.int64), _grid(grid.as_py())
+
+    def grids(self) -> set[Grid]:
+        """The grids that occur."""
+        return {_grid(text) for text in self.rows.data.column(self.name + _GRID).unique().to_pylist()}
+
+
+def fields_of(vlm: UnifiedVLM, *names: str) -> list[pa.Field]:
+    """The columns of pictures in a file: vocabulary ids, in as few bytes as they need, and the grid as JSON."""
+    ids = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(int(vlm.layout.image_ids_V.max()))))
+    return [field for name in names for field in (pa.field(name, ids), pa.field(name + _GRID, pa.string()))]
+
+
+def as_columns(name: str, pictures: Sequence[Codes]) -> dict[str, Any]:
+    """Pictures as `fields_of` has them."""
+    return {name: pictures, name + _GRID: [json.dumps(codes.grid.numbers) for codes in pictures]}
+
+
+def _grid(text: str) -> Grid:
+    return Grid(*json.loads(text))
 
 
 @dataclass(frozen=True)

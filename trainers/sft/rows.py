@@ -7,7 +7,7 @@ token cache of any size. What a data set holds of a triplet are three numbers an
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,10 +28,10 @@ from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
 from rl.triplets import Candidate, Triplet
 from trainers.common.log_probs import IGNORED
-from trainers.sft.codes import CachedCodes, CachedDistances, CodesInMemory, places_of
+from trainers.sft.codes import CachedCodes, CachedDistances, CodesInMemory, CodesOnDisk, places_of
 
 Piece = np.ndarray | str
-Pictures = CachedCodes | CodesInMemory
+Pictures = CachedCodes | CodesInMemory | CodesOnDisk
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def role_rows(
     triplets: Sequence[Triplet],
     importance: Importance | None = None,
     candidates: Sequence[Candidate] | None = None,
-    row_weights: Sequence[float] | None = None,
+    row_weights: Sequence[float] | np.ndarray | None = None,
     cache: TokenCache | None = None,
 ) -> Dataset:
     """Triplets as rows of `input_ids`, `labels` (-100 in the prompt) and, where asked for, `weights` (0 there).
@@ -124,20 +124,34 @@ def role_rows(
     weights: Any = None if row_weights is None else np.array(row_weights, np.float32)
     if importance is not None:
         weights = importance.fitted(distances), distances
+    return rows_of_codes(vlm, role, sources, targets, (triplet.action for triplet in triplets), weights)
+
+
+def rows_of_codes(
+    vlm: UnifiedVLM, role: Role, sources: Pictures, targets: Pictures, actions: Iterable[str], weights: Any = None
+) -> Dataset:
+    """The same from codes wherever they lie, and actions, one each; `weights` as `Rows` has them."""
     grids = sources.grids() | targets.grids()
     of = vlm.action_segment if role == "fdm" else vlm.action_ids
-    vectors = np.fromiter((vector_of(triplet.action) is not None for triplet in triplets), bool)
+    is_vector = array("b")
+
+    def noted() -> Iterator[Sequence[int]]:
+        for action in actions:
+            is_vector.append(vector_of(action) is not None)
+            yield of(action)
+
+    tokens, vectors = _joined(noted()), np.array(is_vector, bool)
     rows = Rows(
         role,
         sources,
         targets,
-        _joined(of(triplet.action) for triplet in triplets),
+        tokens,
         vectors,
         {(grid, vector): _prompt(vlm, role, grid, vector) for grid in grids for vector in {*vectors.tolist()}},
         {grid: replace(vlm.layout.grammar.of(grid), header_of=None) for grid in grids},
         weights,
     )
-    return dataset_of(rows, len(triplets), rows.columns)
+    return dataset_of(rows, len(vectors), rows.columns)
 
 
 def dataset_of(rows: Any, count: int, columns: Sequence[str]) -> Dataset:
@@ -156,10 +170,6 @@ def _pictures(
     if cache is not None and candidates is None:
         places = places_of(vlm, cache, triplets, far)
         return CachedCodes(cache, places[0]), CachedCodes(cache, places[1]), CachedDistances(cache, places[2])
-    if cache is not None and candidates is not None and not far:
-        usual, sources_of = vlm.layout.grammar.grid, [replace(triplet, target=None) for triplet in triplets]
-        drawn = CodesInMemory([(candidate.ids, candidate.grid or usual) for candidate in candidates])
-        return CachedCodes(cache, places_of(vlm, cache, sources_of, False)[0]), drawn, []
     sources = [triplet.source for triplet in triplets]
     given: list[Picture] = [triplet.target for triplet in triplets if triplet.target is not None]
     source_ids = token_ids(vlm, sources)

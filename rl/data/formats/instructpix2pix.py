@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.data.entries import read_text
+from rl.data.entry import KNOWN
 from rl.errors import RewindError
 
 PROMPT, SEEDS = "prompt.json", "seeds.json"
@@ -27,20 +28,20 @@ def is_instructpix2pix(folder: Path) -> bool:
 
 
 def instructpix2pix_entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """An entry a pair, in the order of the names; `output` is left out where the second picture is not there.
+    """An entry a pair, in the order of the names, with what else `prompt.json` says; a picture may not be there.
 
     Raises:
         RewindError: a `seeds.json` of another form.
     """
     for one, seeds in _listed(folder) if (folder / SEEDS).is_file() else _walked(folder):
-        words = _words(one / PROMPT)
+        words, rest = _words(one / PROMPT)
         name = one.relative_to(folder).as_posix()
         files = {file for file in os.listdir(one) if file.endswith(_ENDINGS)} if one.is_dir() else set()  # noqa: PTH208
         for seed in seeds if seeds is not None else sorted({f.rpartition("_0.")[0] for f in files if "_0." in f}):
             pair = [next((f"{seed}_{n}{e}" for e in _ENDINGS if f"{seed}_{n}{e}" in files), None) for n in (0, 1)]
             paths = [None if file is None else f"{name}/{file}" for file in pair]
             found: dict[str, Any] = {"instruction": words, "input": paths[0] or f"{name}/{seed}_0.jpg"}
-            yield found | {"output": paths[1] or f"{name}/{seed}_1.jpg", "source": f"{name}/{seed}"}
+            yield rest | found | {"output": paths[1] or f"{name}/{seed}_1.jpg", "source": f"{name}/{seed}"}
 
 
 def _listed(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
@@ -61,13 +62,15 @@ def _walked(folder: Path) -> Iterator[tuple[Path, list[str] | None]]:
             yield Path(top), None
 
 
-def _words(file: Path) -> Any:
-    """The words of the edit; None where they cannot be read."""
+def _words(file: Path) -> tuple[Any, dict[str, Any]]:
+    """The words of the edit, None where they cannot be read, and what else stands there under a name of its own."""
     try:
         found = json.loads(read_text(file))
     except (RewindError, ValueError):
-        return None
-    return found.get("edit") if isinstance(found, dict) else None
+        found = None
+    if not isinstance(found, dict):
+        return None, {}
+    return found.get("edit"), {key: value for key, value in found.items() if key not in (*KNOWN, "edit", "prompt")}
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -14,6 +14,10 @@ from rl.data.formats.dialect import Dialect, Entries, Raw
 
 _SOURCES = ("", "images/openimages/", "openimages/", "openimage_source_images/", "source_images/")
 _PACKED = ("openimage_source_images/train_0/", "openimage_source_images/train_1/")
+_USED = {
+    *("open_image_input_url", "open_image_input_file", "original_input_image_file", "local_input_image", "url"),
+    *("output_image", "summarized_text", "edit_type", "files", "metadata_edit_turn_prompts"),
+}
 _EDITED = ("", "images/sft/", "images/", "images/multi-turn/")
 
 
@@ -60,13 +64,14 @@ def _facts(entry: Raw) -> dict[str, Any]:
 
 def _convert(entry: Raw, places: Mapping[str, str]) -> Entries:
     name, is_path = _source(entry)
+    rest = {key: value for key, value in entry.items() if key not in _USED}
     source = name if is_path else places["source"].format(source=name) if name else None
     if "files" not in entry:
         words = entry.get("summarized_text") or entry.get("text")
         output = entry.get("output_image")
         found = {"instruction": words, "input": source, "task": entry.get("edit_type")}
         found["output"] = None if output is None else places["edited"].format(edited=output)
-        yield found | {key: value for key, value in entry.items() if key == "text"}
+        yield rest | found
         return
     prompts, turns = entry["metadata_edit_turn_prompts"], _turns(entry)
     if not turns or len(turns) != len(prompts):
@@ -74,7 +79,7 @@ def _convert(entry: Raw, places: Mapping[str, str]) -> Entries:
         return
     pictures = [source, *(places["edited"].format(edited=turn) for turn in turns)]
     for turn, words in enumerate(prompts):
-        yield {"instruction": words, "input": pictures[turn], "output": pictures[turn + 1], "turn": turn + 1}
+        yield rest | {"instruction": words, "input": pictures[turn], "output": pictures[turn + 1], "turn": turn + 1}
 
 
 PICO_BANANA = Dialect(

@@ -38,7 +38,7 @@ def _convert(entry: Raw, places: Mapping[str, str]) -> Entries:
     found |= {"output": {"video": video, "at": "last"}, "source": str(entry["id"])}
     if isinstance(entry.get("template"), str):
         found["class"] = re.sub(r"[\[\]]", "", entry["template"])
-    yield found | {key: value for key, value in entry.items() if key in ("label", "placeholders")}
+    yield {key: value for key, value in entry.items() if key not in ("id", "template")} | found
 
 
 SOMETHING = Dialect(
