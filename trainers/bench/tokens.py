@@ -92,7 +92,7 @@ def grpo(size: Size) -> dict[str, Any]:
         return {"seconds": start, "batch_seconds": read, "bytes": after, "grown_bytes": after - before}
 
 
-def _unasked(predicted_ids: list[list[int]]) -> list[float]:
+def _unasked(predicted_ids: list[list[int]]) -> list[float | None]:
     raise AssertionError("nothing is drawn")
 
 
