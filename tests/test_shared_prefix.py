@@ -133,6 +133,38 @@ def test_spans_behind_shared_prompts(
 
 
 @torch.no_grad()
+def test_different_prompts_that_begin_alike_are_read_from_where_they_differ(
+    tiny: UnifiedVLM, share: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs of a source with many targets read it once; a lone prompt and one that is the beginning of others, too."""
+    distribution = TokenDistribution(tiny.layout.text_ids_V)
+    words = [int(token) for token in tiny.layout.text_ids_V[:9]]
+    begin = [0, 40, 41, 42, 43, 44, 45, 46]
+    prompts = [[*begin, *range(50 + i, 52 + i + i % 3)] for i in range(5)]
+    prompts = [prompts[0], [0, 60, 61, 62, 63], *prompts[1:], begin, [0, 70]]
+    spans = [words[: 1 + i % 4] for i in range(len(prompts))]
+    read: list[int] = []
+    original = UnifiedVLM.hidden_states
+
+    def counting(self: UnifiedVLM, ids: torch.Tensor, **more: Any) -> Any:
+        read.append(ids.numel())
+        return original(self, ids, **more)
+
+    monkeypatch.setattr(UnifiedVLM, "hidden_states", counting)
+    monkeypatch.setattr(scoring, "SHARED_FROM", 4)
+    share(COPIED)
+    whole = span_log_probs(tiny, prompts, spans, distribution)
+    tokens_of_rows = sum(read)
+    share(SHARED)
+    for max_rows in (None, 1, 4):
+        read.clear()
+        found = span_log_probs(tiny, prompts, spans, distribution, max_rows=max_rows)
+        assert [len(x) for x in found] == [len(span) for span in spans]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, found, strict=True))
+        assert max_rows == 1 or sum(read) < 0.75 * tokens_of_rows
+
+
+@torch.no_grad()
 def test_a_prompt_is_kept_once_and_nothing_grows(tiny: UnifiedVLM, share: Any, monkeypatch: Any) -> None:
     """The cache of 3 prompts x 4 rows x 8 tokens: 3 prompts and 12 x 8 tokens from the first pass to the last."""
     made: list[SharedPrefix] = []

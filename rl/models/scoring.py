@@ -10,11 +10,13 @@ from torch import Tensor
 
 from rl.checks import check_whole
 from rl.models.attention import chunks
-from rl.models.costs import LOGITS_AT_ONCE, USUAL_ROWS
+from rl.models.costs import LOGITS_AT_ONCE, SHARED_FROM, USUAL_ROWS
 from rl.models.distribution import TokenDistribution
 from rl.models.memory import Portions, rows_that_fit, scoring_cost
 from rl.models.streams import PrefixCache, Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
+
+Ids = Sequence[Sequence[int]]
 
 
 def span_log_probs(
@@ -36,8 +38,9 @@ def span_log_probs(
     Token t of a span is predicted at the position before it: the first one by the last token of the prompt.
     Gradients flow unless the caller disables them. Without gradients, a prompt that stands there several times (many
     actions for one pair of pictures, many targets of one source) is read once, and equal pairs of prompt and span are
-    scored once; long ones that another call has read are found in `prefixes`. At most `max_rows` rows are read at once,
-    or as many as fit.
+    scored once; long ones that another call has read are found in `prefixes`; without it, what long prompts that differ
+    begin with alike (the source of several targets) is read once. At most `max_rows` rows are read at once, or as many
+    as fit.
     """
     max_rows = vlm.max_rows if max_rows is None else max_rows
     if max_rows is not None:
@@ -61,12 +64,15 @@ def span_log_probs(
             scores = dict(zip(distinct, scored, strict=True))
             return [scores[pair] for pair in pairs]
     places = [[t for t in range(len(span)) if free is None or free[t]] for span in spans]
+    share = alone and shares_prompts(vlm, prompts)
+    if share and prefixes is None:
+        prompts, spans, places = _behind_what_is_alike(prompts, spans, places)
     reading = _Reading(vlm, distribution, prompts, spans, places, unconditional or (), max_rows, prefixes)
     found: dict[int, Tensor] = {}
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
         rows_of.setdefault(tuple(prompt), []).append(number)
-    if alone and shares_prompts(vlm, prompts):
+    if share:
         by_count: dict[int, list[list[int]]] = {}
         for numbers in rows_of.values():  # prompts with equally many spans make a rectangle
             by_count.setdefault(len(numbers), []).append(numbers)
@@ -80,16 +86,40 @@ def span_log_probs(
     return [found[number] for number in range(len(prompts))]
 
 
+def _behind_what_is_alike(prompts: Ids, spans: Ids, places: Ids) -> tuple[Ids, Ids, Ids]:
+    """Prompts, spans and scored places; of different prompts, what differs is put before their spans.
+
+    So pairs of one source with many targets share the source as equal prompts share all. Prompts of which some stand
+    there several times are left as they are: a pair is then read once for all its actions.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt[:SHARED_FROM]), []).append(number)
+    if len(groups) == len(prompts) or len({tuple(prompt) for prompt in prompts}) < len(prompts):
+        return prompts, spans, places
+    begins, rests, shifted = list(prompts), list(spans), list(places)
+    for begin, numbers in groups.items():
+        if len(begin) < SHARED_FROM or len(numbers) == 1:
+            continue
+        each = [list(prompts[n]) for n in numbers]
+        first, last = min(each), max(each)  # in the order of words in a dictionary: all begin as these two do
+        alike = next((t for t, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        for n, prompt in zip(numbers, each, strict=True):
+            begins[n], rests[n] = prompt[:alike], [*prompt[alike:], *spans[n]]
+            shifted[n] = [len(prompt) - alike + t for t in places[n]]
+    return begins, rests, shifted
+
+
 @dataclass(frozen=True)
 class _Reading:
     """Prompts, spans after them and the `places` in each span that are scored."""
 
     vlm: UnifiedVLM
     distribution: TokenDistribution
-    prompts: Sequence[Sequence[int]]
-    spans: Sequence[Sequence[int]]
-    places: Sequence[Sequence[int]]
-    unconditional: Sequence[Sequence[Sequence[int]]]
+    prompts: Ids
+    spans: Ids
+    places: Ids
+    unconditional: Sequence[Ids]
     max_rows: int | None
     prefixes: PrefixCache | None = None
 
@@ -142,7 +172,7 @@ class _Reading:
     def _portions(self, numbers: Sequence[int], each: int, shared: bool | None) -> Portions:
         prompt, span = (max(len(x[n]) for n in numbers) for x in (self.prompts, self.spans))
         cost = scoring_cost(self.vlm, prompt, span, shared)
-        usual = USUAL_ROWS if shared is None else 4 * USUAL_ROWS
+        usual = USUAL_ROWS if shared is None or span >= SHARED_FROM else 4 * USUAL_ROWS
         return Portions(rows_that_fit(cost, each, self.vlm.device, self.max_rows, usual))
 
     def _ids(self, these: Sequence[int]) -> Tensor:
