@@ -63,7 +63,7 @@ def span_log_probs(
             )
             scores = dict(zip(distinct, scored, strict=True))
             return [scores[pair] for pair in pairs]
-    places = [[t for t in range(len(span)) if free is None or free[t]] for span in spans]
+    places: Ids = [[t for t in range(len(span)) if free is None or free[t]] for span in spans]
     share = alone and shares_prompts(vlm, prompts)
     if share and prefixes is None:
         prompts, spans, places = _behind_what_is_alike(prompts, spans, places)
