@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from rl.running.command_line import run
 from rl.running.run_folder import claim
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts with & ignore it
 def main():
     if sys.argv[2] != "no claim":
         claim(Path(sys.argv[1]), "x.py", {}, resume=None if sys.argv[2] == "none" else False, resume_flag=sys.argv[2])

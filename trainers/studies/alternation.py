@@ -39,7 +39,7 @@ from trainers.studies.grpo_settings import rewards_of, start_of
 logger = logging.getLogger("rl")
 START = "bootstrapped"
 GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
-"""Candidates of a group, and groups a step of either role."""
+"""Candidates of a group, and groups a step of either role (fewer where there are fewer pairs)."""
 BACKGROUND = -1.0
 SENTENCE_TOKENS = 24
 IDM_RATE = 3e-4
@@ -219,7 +219,7 @@ def _grpo(
         lr_scheduler_type="linear",
         warmup_steps=2,
         num_generations=GROUP,
-        per_device_train_batch_size=PROMPTS[role] * GROUP,
+        per_device_train_batch_size=min(PROMPTS[role], len(triplets)) * GROUP,
         save_strategy="no",
         activation_checkpointing=False,
         logging_steps=1,
