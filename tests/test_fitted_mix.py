@@ -61,6 +61,14 @@ def test_terms_that_help_are_weighed_in_their_own_units_and_beat_each_alone() ->
     assert found.best[8] == pytest.approx(likeness_SN.max(1).mean(), abs=1e-4)
 
 
+def test_a_term_that_says_nothing_or_the_opposite_has_no_weight() -> None:
+    terms_SNR, likeness_SN = two_terms_and_noise()
+    useless = np.stack([np.full_like(likeness_SN, 3.0), -likeness_SN], -1)
+    found = fit(np.concatenate([terms_SNR[..., :2], useless], -1), likeness_SN)
+    assert found.weights[2:] == [0.0, 0.0]
+    assert min(found.weights[:2]) > 0
+
+
 def test_the_value_of_a_mix_is_the_unbiased_estimate_of_best_of_n() -> None:
     terms_SNR, likeness_SN = two_terms_and_noise(40, 6)
     found = fit(terms_SNR[..., :1], likeness_SN)
