@@ -35,13 +35,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     a = parse_with_config(parser())
     from rl.running.run_folder import claim
-    from trainers.studies.alternation import ARMS, Amounts, check, study
+    from trainers.studies.alternation import ARMS, Amounts, study
     from trainers.studies.alternation_page import page
+    from trainers.studies.methods import check
     from trainers.studies.reproduce import versions
 
     arms = a.arms or list(ARMS)
     amounts = Amounts(a.rounds, a.fdm_steps, a.idm_steps, a.cases, a.validation)
-    check(a.runs, arms)
+    check(a.runs, arms, ARMS, "arm")
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
     output = claim(a.output, "study_alternation.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, arms, amounts, output / folder.name) for folder in a.runs}

@@ -112,21 +112,6 @@ def begin(run: Path, amounts: Amounts) -> Start:
     return Start(story, amounts, learned if learned.is_dir() else run / "idm", test, validation)
 
 
-def check(runs: Sequence[Path], arms: Sequence[str]) -> None:
-    """Look at the input before any work.
-
-    Raises:
-        RewindError: a folder without what is needed, two of one name, an unknown arm.
-    """
-    if unknown := sorted(set(arms) - set(ARMS)):
-        raise RewindError(f"no arm {', '.join(unknown)}: there are {', '.join(ARMS)}")
-    for run in runs:
-        if missing := [name for name in ("idm", "judge_idm", START) if not (run / name / "run.json").is_file()]:
-            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
-    if len({run.name for run in runs}) < len(runs):
-        raise RewindError("two of --runs have the same name, which their results would share: rename one")
-
-
 def study(run: Path, arms: Sequence[str], amounts: Amounts, output: Path) -> dict[str, list[dict[str, Any]]]:
     """All rounds of each arm; what an earlier call with the same amounts did is kept.
 

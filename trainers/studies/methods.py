@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,14 +174,14 @@ def _groups(story: Story, amounts: Amounts) -> Any:
     )
 
 
-def check(runs: Sequence[Path], methods: Sequence[str]) -> None:
+def check(runs: Sequence[Path], asked: Sequence[str], known: Iterable[str] = METHODS, kind: str = "method") -> None:
     """Look at the input before any work.
 
     Raises:
-        RewindError: a folder without what is needed, two of one name, an unknown method.
+        RewindError: a folder without what is needed, two of one name, something asked for that is not known.
     """
-    if unknown := sorted(set(methods) - set(METHODS)):
-        raise RewindError(f"no method {', '.join(unknown)}: there are {', '.join(METHODS)}")
+    if unknown := sorted(set(asked) - set(known)):
+        raise RewindError(f"no {kind} {', '.join(unknown)}: there are {', '.join(known)}")
     for run in runs:
         if missing := [name for name in ("idm", "judge_idm", START) if not (run / name / "run.json").is_file()]:
             raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
