@@ -10,8 +10,8 @@ import torch
 from conftest import make_tiny
 from opened_families import opened, trainable
 
-from rl.models import attention, scoring, streams
-from rl.models.attention import SHARED_PREFIX, SharedPrefix, partial_attention, two_parts
+from rl.models import attention, partial_attention, scoring, streams
+from rl.models.attention import SHARED_PREFIX, SharedPrefix, two_parts
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
 from rl.models.sampling import Drawn, sample_tokens
@@ -235,12 +235,12 @@ def test_both_ways_to_attend_to_a_part(causal: bool, masked: str) -> None:
     if masked and not causal:
         mask = torch.zeros(3, 1, 1, keys) if masked == "batch" else torch.zeros(queries, keys)
         mask[..., 0, :2] = float("-inf")
-    found, lse = partial_attention(q, k, v, 0.25, mask, causal)
-    seen = attention._additive(torch.ones(7, 7).tril() > 0, q.dtype) if causal else mask
+    found, lse = partial_attention.partial_attention(q, k, v, 0.25, mask, causal)
+    seen = partial_attention.additive(torch.ones(7, 7).tril() > 0, q.dtype) if causal else mask
     for scores_at_once in (2**27, 60):
-        attention.SCORES_AT_ONCE, before = scores_at_once, attention.SCORES_AT_ONCE
-        other, other_lse = attention._by_hand(q, k, v, 0.25, seen)
-        attention.SCORES_AT_ONCE = before
+        partial_attention.SCORES_AT_ONCE, before = scores_at_once, partial_attention.SCORES_AT_ONCE
+        other, other_lse = partial_attention._by_hand(q, k, v, 0.25, seen)
+        partial_attention.SCORES_AT_ONCE = before
         assert torch.allclose(found, other, atol=1e-6)
         assert torch.allclose(lse, other_lse, atol=1e-6)
     scores = q.double() @ k.double().transpose(-1, -2) * 0.25 + (0 if seen is None else seen)

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from rl.models.partial_attention import Attend, additive, partial_attention, single_kernel
 from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")
@@ -28,6 +29,35 @@ ABLE = ("sdpa", "eager", SHARED_PREFIX)
 """Attention that two-part attention may stand in for; others (flash_attention_2, ...) were asked for by name."""
 BLOCK = 64
 """On a GPU a row's own part is read in steps of so many tokens, so that shapes and kernels seldom change."""
+
+
+class Spans:
+    """Where the two parts of a row's keys begin and end, on the device: the host's numbers would be part of a graph.
+
+    A prompt's part is [begin_P, end_P), a row's own [0, behind). `place` int64 [1] is where its next token is written.
+    """
+
+    def __init__(self, attend: Attend, mask_PT: Tensor, times: int, device: torch.device) -> None:
+        self.attend = attend
+        self.end_P = torch.full((len(mask_PT),), mask_PT.shape[1], device=device)
+        self.begin_P = self.end_P - mask_PT.sum(-1)
+        self.zero_R = torch.zeros(len(mask_PT) * times, dtype=torch.long, device=device)
+        self.place = torch.zeros(1, dtype=torch.long, device=device)
+        self.behind = self.place + 1
+
+    def at(self, length: int) -> None:
+        """Say how many tokens the rows have read."""
+        self.place.fill_(length)
+        self.behind.fill_(length + 1)
+
+    def attention(
+        self, query: Tensor, prompts: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], scaling: float
+    ) -> Tensor:
+        """[R, 1, H, D] of a query [R, H, 1, D] to both parts."""
+        packed = query.reshape(len(query), -1, query.shape[-1])
+        before = self.attend(packed, *prompts, self.begin_P, self.end_P, scaling)
+        behind = self.behind.expand(len(query))
+        return self.attend(packed, *own, self.zero_R, behind, scaling, before)[0][:, None]
 
 
 class SharedPrefix:
@@ -50,18 +80,24 @@ class SharedPrefix:
         shape = (first.shape[0] * times, first.shape[1], room, first.shape[3])
         # Zeros, since what is not written yet is read with weight 0.
         self.own = [(k.new_zeros(shape), v.new_zeros(shape)) for k, v in layers] if room else []
-        self.prompt_mask = None if bool(mask_PT.all()) else _additive(mask_PT.bool(), first.dtype)[:, None, None]
+        self.prompt_mask = None if bool(mask_PT.all()) else additive(mask_PT.bool(), first.dtype)[:, None, None]
         self.own_mask: Tensor | None = None
-        self.causal = False
+        self.causal = self.single = False
+        attend = single_kernel(first.device) if room else None
+        self.spans = None if attend is None else Spans(attend, mask_PT, times, first.device)
 
     def begin(self, tokens: int) -> None:
         """Say that each row reads so many tokens next: the mask of their own part is made once for all layers."""
+        self.single = tokens == 1 and self.spans is not None
+        if self.single and self.spans is not None:
+            self.spans.at(self.length)
+            return
         shown, first = self._shown(self.length + tokens), self.layers_of_prompts[0][0]
         self.causal = tokens > 1 and tokens == shown
         self.own_mask = None
         if not self.causal and not tokens == shown - self.length == 1:
             at = self.length + torch.arange(tokens, device=first.device)
-            self.own_mask = _additive(torch.arange(shown, device=first.device) <= at[:, None], first.dtype)
+            self.own_mask = additive(torch.arange(shown, device=first.device) <= at[:, None], first.dtype)
 
     def end(self, tokens: int) -> None:
         """Say that all layers have read them."""
@@ -78,6 +114,11 @@ class SharedPrefix:
         """What transformers' attention calls: write new keys and values, get all of the rows' own part."""
         if not self.room:
             return keys, values
+        if self.single and self.spans is not None:
+            whole = self.own[layer_idx]
+            for own, new in zip(whole, (keys, values), strict=True):
+                own.index_copy_(2, self.spans.place, new.to(own.dtype))
+            return whole
         end = self.length + keys.shape[2]
         own_keys, own_values = self.own[layer_idx]
         own_keys[:, :, self.length : end] = keys
@@ -117,7 +158,7 @@ class DraftedPrefix(SharedPrefix):
         self.at = self.length + torch.arange(tokens, device=device)
         self.shown = self._shown(int(self.at.max()) + 1)
         visible = torch.arange(self.shown, device=device) <= self.at[..., None]
-        self.own_mask = _additive(visible, self.layers_of_prompts[0][0].dtype)[:, None]
+        self.own_mask = additive(visible, self.layers_of_prompts[0][0].dtype)[:, None]
 
     def end(self, tokens: int) -> None:
         pass
@@ -131,10 +172,6 @@ class DraftedPrefix(SharedPrefix):
         own_keys[self.rows, :, self.at] = keys.transpose(1, 2).to(own_keys.dtype)
         own_values[self.rows, :, self.at] = values.transpose(1, 2).to(own_values.dtype)
         return own_keys[:, :, : self.shown], own_values[:, :, : self.shown]
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, float("-inf"))
 
 
 def two_part_attention(
@@ -156,6 +193,9 @@ def two_part_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     kind, (query, key, value) = query.dtype, shared_prefix.in_its_precision(query, key, value)
     prompt_keys, prompt_values = shared_prefix.layers_of_prompts[module.layer_idx]
+    if shared_prefix.single and shared_prefix.spans is not None:
+        found = shared_prefix.spans.attention(query, (prompt_keys, prompt_values), (key, value), scaling)
+        return found.to(kind), None
     (prompts, kv_heads, _, _), (rows, heads, tokens, size) = prompt_keys.shape, query.shape
     groups = heads // kv_heads  # queries that share a head of keys
     times = shared_prefix.times
@@ -174,70 +214,8 @@ def two_part_attention(
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         own, own_lse = partial_attention(query, key, value, scaling, shared_prefix.own_mask, shared_prefix.causal)
     share = torch.sigmoid(before_lse - own_lse)[..., None]  # of the prompt in the sum of exponentials
-    found = torch.lerp(own.float(), before.float(), share).to(kind)
-    return found.transpose(1, 2).contiguous(), None
-
-
-def partial_attention(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Attention over a part of the keys, [B, H, L, D], and the log of its sum of exponentials, float32 [B, H, L].
-
-    `mask` is added to the scores, [L or 1, T] or [B, 1, L or 1, T]; `causal`, of L = T: a query sees what is before it.
-    """
-    if query.device.type == "cpu":
-        return _on_cpu(query, key, value, scaling, mask, causal)
-    if causal:
-        ones = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
-        mask = _additive(ones.tril(), query.dtype)
-    return _by_hand(query, key, value, scaling, mask)
-
-
-def _on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, causal: bool
-) -> tuple[Tensor, Tensor]:
-    """By the kernel behind torch's sdpa, which holds no matrix of scores and knows the sum anyway."""
-    if mask is not None:
-        mask = mask.expand(query.shape[0] if mask.dim() == 4 else 1, 1, query.shape[2], key.shape[2])
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    found, lse = kernel(query, key, value, 0.0, causal, attn_mask=mask, scale=scaling)
-    return found, lse
-
-
-def _by_hand(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """By two matrix products with scores in float32, for so many queries at once as keep those small."""
-    batch, heads, length, size = query.shape
-    keys, values = key.reshape(batch * heads, -1, size), value.reshape(batch * heads, -1, size)
-    few = max(1, SCORES_AT_ONCE // (batch * heads * keys.shape[1]))
-    found, sums = [], []
-    for part in chunks(length, few):
-        scores = _float_product(query[:, :, part].reshape(batch * heads, -1, size), keys.transpose(1, 2)) * scaling
-        if mask is not None:
-            here = mask if mask.shape[-2] == 1 else mask[..., part, :]
-            scores = (scores.view(batch, heads, *scores.shape[1:]) + here).flatten(0, 1)
-        sums.append(scores.logsumexp(-1))
-        weights = (scores - sums[-1][..., None]).exp()
-        found.append(torch.bmm(weights.to(values.dtype), values))
-    return torch.cat(found, 1).view(query.shape), torch.cat(sums, 1).view(batch, heads, length)
-
-
-def chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices that cover range(total), at most `size` each."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
-
-
-SCORES_AT_ONCE = 2**27
-"""Scores that `_by_hand` holds at once: half a GiB."""
-
-
-def _float_product(a: Tensor, b: Tensor) -> Tensor:
-    """A matrix product in float32 of operands that may be in half precision."""
-    if a.dtype == torch.float32:
-        return torch.bmm(a, b)
-    if a.device.type == "cuda":
-        return torch.bmm(a, b, out_dtype=torch.float32)  # type: ignore[call-overload]
-    return torch.bmm(a.float(), b.float())
+    merged = torch.lerp(own.float(), before.float(), share).to(kind)
+    return merged.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(SHARED_PREFIX, two_part_attention)

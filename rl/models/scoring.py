@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rl.checks import check_whole
-from rl.models.attention import chunks
 from rl.models.costs import LOGITS_AT_ONCE, SHARED_FROM, USUAL_ROWS
 from rl.models.distribution import TokenDistribution
 from rl.models.memory import Portions, rows_that_fit, scoring_cost
+from rl.models.partial_attention import chunks
 from rl.models.streams import PrefixCache, Stream, shares_prompts
 from rl.models.unified import UnifiedVLM
 

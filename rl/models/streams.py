@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rl.models.attention import DraftedPrefix, SharedPrefix, can_share, chunks, two_parts
+from rl.models.attention import DraftedPrefix, SharedPrefix, can_share, two_parts
 from rl.models.costs import SHARED_FROM, TOKENS_A_PASS
+from rl.models.graphs import LEAST_STEPS, Recorded, can_record
+from rl.models.partial_attention import chunks
 from rl.models.unified import UnifiedVLM
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -188,20 +190,33 @@ class SharedRows(Rows):
         self.vlm, self.before, self.hidden, self.prefix = vlm, before_R1, hidden_RD, prefix
         # A mask of four axes is taken as it is: two-part attention has masks of its own.
         self.no_mask = torch.zeros(1, 1, 1, 1, device=hidden_RD.device)
+        pays = prefix.spans is not None and prefix.room >= LEAST_STEPS
+        self.recorded = Recorded() if pays and can_record(vlm) else None
 
     def _pass(self, ids_RT: Tensor) -> Tensor:
         tokens = ids_RT.shape[1]
         self.prefix.begin(tokens)
+        if self.prefix.single:
+            hidden = self._single(ids_RT) if self.recorded is None else self.recorded(self._single, ids_RT)
+        else:
+            hidden = self._read(ids_RT, self.prefix.length + torch.arange(tokens, device=ids_RT.device))
+        self.prefix.end(tokens)
+        return hidden
+
+    def _single(self, ids_R1: Tensor) -> Tensor:
+        assert self.prefix.spans is not None
+        return self._read(ids_R1, self.prefix.spans.place)
+
+    def _read(self, ids_RT: Tensor, at_T: Tensor) -> Tensor:
         with two_parts(self.vlm):
             output = self.vlm.hidden_states(
                 ids_RT,
                 attention_mask=self.no_mask,
-                position_ids=self.before + self.prefix.length + torch.arange(tokens, device=ids_RT.device),
+                position_ids=self.before + at_T,
                 past_key_values=self.prefix,
                 use_cache=True,
                 shared_prefix=self.prefix,
             )
-        self.prefix.end(tokens)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def read_on(self, ids_RT: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from peft import LoraConfig
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rl.errors import RewindError
+from rl.models.compiling import compiled_step
 from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS
@@ -41,7 +42,7 @@ SIZES: dict[str, Size] = {
     | {"prompts": 2, "candidates": 2, "targets": 2, "pictures": 2, "rows": 1, "r": 4, "repeats": 1},
 }
 WARM_TOKENS = 8
-"""Tokens that `generate` draws before it is measured, so that nothing is compiled meanwhile."""
+"""Tokens that are drawn before something is measured, so that nothing is compiled meanwhile."""
 Found = dict[str, Any]
 
 
@@ -77,13 +78,10 @@ def floor_bytes(vlm: ChameleonVLM, prompt: int, size: Size) -> int:
 
 def measure_sampler(vlm: ChameleonVLM, size: Size) -> Found:
     """Ours against `generate` with its caches, as many prompts at once as fit; and against the floor."""
-    sources = random_pictures(vlm, size["prompts"])
-    prompts = [vlm.fdm_prompt(ids, ACTIONS[n % len(ACTIONS)]) for n, ids in enumerate(sources)]
-    (ours,) = seconds(lambda: sampler.draw(vlm, prompts, size), 1)
-    floor = floor_bytes(vlm, max(map(len, prompts)), size) / bandwidth(1024 if torch.cuda.is_available() else 64)
-    kind = type(vlm.model)
-    raw: Found = {"ours_seconds": ours, "floor_seconds": floor}
-    for cache in ("dynamic", "static"):
+    prompts = _prompts(vlm, size)
+    raw = _drawn(vlm, prompts, size)
+    ours, kind = raw["ours_seconds"], type(vlm.model)
+    for cache in ("static", "dynamic"):
         try:
             raw |= _generate(vlm, prompts, size, cache)
         except RuntimeError as error:  # the static one is compiled, which not every machine can
@@ -91,10 +89,43 @@ def measure_sampler(vlm: ChameleonVLM, size: Size) -> Found:
         finally:
             vlm.model.__class__ = kind
     theirs = [value for name, value in raw.items() if name.startswith("generate_") and name.endswith("_seconds")]
-    drawn = size["prompts"] * size["candidates"] * size["image_tokens"]
     figures = {"sampler_1024_speedup": min(theirs) / ours} if theirs else {}
-    figures["sampler_of_bandwidth_floor"] = floor / ours
-    return {**figures, "sampler_tokens_a_second": drawn / ours, "raw": raw}
+    return {**figures, **_rates(raw, size, "sampler"), "raw": raw}
+
+
+def measure_compiled(vlm: ChameleonVLM, size: Size) -> Found:
+    """Ours with `--compile`, and how long the first picture waits for that."""
+    prompts = _prompts(vlm, size)
+    vlm.step = compiled_step(vlm.transformer(), vlm.device, vlm.name)
+    start = time.perf_counter()
+    try:
+        sampler.draw(vlm, prompts, size, WARM_TOKENS)
+        waited = time.perf_counter() - start
+        raw = {"compile_seconds": waited, **_drawn(vlm, prompts, size)}
+    finally:
+        vlm.step = None
+    return {"compile_seconds": waited, **_rates(raw, size, "sampler_compiled"), "raw": raw}
+
+
+def _prompts(vlm: ChameleonVLM, size: Size) -> list[list[int]]:
+    sources = random_pictures(vlm, size["prompts"])
+    return [vlm.fdm_prompt(ids, ACTIONS[n % len(ACTIONS)]) for n, ids in enumerate(sources)]
+
+
+def _drawn(vlm: ChameleonVLM, prompts: list[list[int]], size: Size) -> Found:
+    """Seconds of our sampler, after a few tokens, and those of the floor."""
+    sampler.draw(vlm, prompts, size, WARM_TOKENS)
+    (ours,) = seconds(lambda: sampler.draw(vlm, prompts, size), 1, warm=0)
+    floor = floor_bytes(vlm, max(map(len, prompts)), size) / bandwidth(1024 if torch.cuda.is_available() else 64)
+    return {"ours_seconds": ours, "floor_seconds": floor}
+
+
+def _rates(raw: Found, size: Size, name: str) -> dict[str, float]:
+    drawn = size["prompts"] * size["candidates"] * size["image_tokens"]
+    return {
+        f"{name}_of_bandwidth_floor": raw["floor_seconds"] / raw["ours_seconds"],
+        f"{name}_tokens_a_second": drawn / raw["ours_seconds"],
+    }
 
 
 def _generate(vlm: ChameleonVLM, prompts: list[list[int]], size: Size, cache: str) -> Found:
@@ -160,7 +191,9 @@ def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
     held = state_bytes([vlm.model])
     rollout = held + rollout_bytes(vlm, prompts, size)
     add_adapter(vlm, LoraConfig(r=size["r"], target_modules=list(LINEAR_LAYERS)))
-    training = held + peak_bytes(_training_step(vlm, size))
+    step = _training_step(vlm, size)
+    training = held + peak_bytes(step)
+    spent = min(seconds(step, size["repeats"], warm=0))
     job = Job(
         lora_r=size["r"],
         frozen_adapters=0,
@@ -171,7 +204,8 @@ def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
     planned = memory(shape_of(size), job, "ddp", 1)
     raw = {"rollout": rollout, "training": training, "planned": planned}
     figures = {f"peak_{name}_of_plan": raw[name] / planned[name] for name in ("rollout", "training")}  # type: ignore[operator]
-    return {**figures, "peak_rollout_gib": rollout / GIB, "peak_training_gib": training / GIB, "raw": raw}
+    sizes = {"peak_rollout_gib": rollout / GIB, "peak_training_gib": training / GIB}
+    return {**figures, **sizes, "trained_tokens_a_second": size["rows"] * size["image_tokens"] / spent, "raw": raw}
 
 
 def _training_step(vlm: ChameleonVLM, size: Size) -> Callable[[], None]:
@@ -200,6 +234,7 @@ def _training_step(vlm: ChameleonVLM, size: Size) -> Callable[[], None]:
 
 SECTIONS: dict[str, Callable[[ChameleonVLM, Size], Found]] = {
     "sampler": measure_sampler,
+    "compiled": measure_compiled,
     "scorer": measure_scorer,
     "logprobs": measure_logprobs,
     "vq": measure_vq,

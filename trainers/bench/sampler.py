@@ -47,10 +47,10 @@ def setting(size: Size) -> tuple[UnifiedVLM, list[list[int]]]:
     return vlm, [vlm.fdm_prompt(ids, ACTIONS[n % len(ACTIONS)]) for n, ids in enumerate(sources)]
 
 
-def draw(vlm: UnifiedVLM, prompts: list[list[int]], size: Size) -> Tensor:
-    """Image ids int64 [prompts, candidates, K] by our sampler."""
+def draw(vlm: UnifiedVLM, prompts: list[list[int]], size: Size, tokens: int | None = None) -> Tensor:
+    """Image ids int64 [prompts, candidates, K] by our sampler, or only the first so many."""
     distribution = TokenDistribution(vlm.layout.image_ids_V)
-    count, length = size["candidates"], vlm.layout.tokens_per_image
+    count, length = size["candidates"], tokens or vlm.layout.tokens_per_image
     return sample_tokens(vlm, prompts, distribution, num_samples=count, max_tokens=length, noise=Noise(0)).ids_PGT
 
 

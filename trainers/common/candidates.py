@@ -15,7 +15,7 @@ from rl.data.candidates.part_folder import PartFolder
 from rl.data.candidates.store import CandidateStore, Group, Known, candidate_key, picture_key, scorer_key, store_of
 from rl.data.columns import columns_text
 from rl.errors import RewindError
-from rl.models.attention import chunks
+from rl.models.partial_attention import chunks
 from rl.models.roles import ForwardDynamics
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Candidate, Scored, Triplet, columns_of

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from rl.codes import Codes, Grid
 from rl.data.candidates.store import CandidateStore
-from rl.models.attention import chunks
 from rl.models.distribution import TokenDistribution
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids
 from rl.models.noise import Noise
+from rl.models.partial_attention import chunks
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
 from rl.triplets import Candidate, Scored, Triplet

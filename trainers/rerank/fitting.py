@@ -16,8 +16,8 @@ from rewards.mix import MIX_FILE
 from rl.data.candidates.store import Group
 from rl.errors import RewindError
 from rl.evaluation.premise import likeness
-from rl.models.attention import chunks
 from rl.models.inputs import token_ids
+from rl.models.partial_attention import chunks
 from rl.models.unified import UnifiedVLM
 from rl.report.markdown import table
 from rl.running.files import write_whole

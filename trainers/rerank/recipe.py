@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from rl.codes import Grid
 from rl.errors import RewindError
-from rl.models.attention import chunks
+from rl.models.partial_attention import chunks
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
 from rl.report.grids import sheet

@@ -1,0 +1,150 @@
+"""What a GPU does otherwise: one kernel for a step's attention, CUDA graphs, the kernels behind torch's sdpa.
+
+Without a GPU the first test shows by torch alone that a step with its place on the device is the same step; the others
+are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from opened_families import opened
+from test_shared_prefix import assert_same, both, share  # noqa: F401
+
+from rl.models import attention, graphs, partial_attention, streams
+from rl.models.distribution import TokenDistribution
+from rl.models.noise import Noise
+from rl.models.sampling import sample_tokens
+from rl.models.unified import UnifiedVLM
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]
+
+
+def spans_by_torch(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    begin: torch.Tensor,
+    end: torch.Tensor,
+    scaling: float,
+    before: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rl.models.gpu_attention.attend` computes, which `test_gpu.py` compares with it."""
+    (rows, heads, size), (spans, kv_heads, length, _) = query.shape, keys.shape
+    packed = query.view(spans, rows // spans, kv_heads, -1, size).float()
+    scores = torch.einsum("btkgd,bknd->btkgn", packed, keys.float()) * scaling
+    at = torch.arange(length, device=query.device)
+    inside = (at >= begin[:, None]) & (at < end[:, None])
+    scores = scores.masked_fill(~inside[:, None, None, None], float("-inf"))
+    sums = scores.logsumexp(-1)
+    found = torch.einsum("btkgn,bknd->btkgd", (scores - sums[..., None]).exp(), values.float())
+    found, sums = found.reshape(rows, heads, size), sums.reshape(rows, heads)
+    if before is None:
+        return found, sums
+    both = torch.logaddexp(sums, before[1])
+    parts = ((found, sums), before)
+    return sum(mean * (part - both).exp()[..., None] for mean, part in parts), both  # type: ignore[return-value]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["chameleon", "liquid", "emu3"])
+def test_a_step_with_its_place_on_the_device(
+    family: str,
+    share: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The same candidates by spans in place of masks; where no graph can be recorded, that is said."""
+    vlm = opened(family)
+    caplog.set_level(logging.WARNING, "rl")
+    copied, _ = both(share, vlm, PROMPTS, num_samples=3)
+    monkeypatch.setattr(attention, "single_kernel", lambda device: spans_by_torch)
+    monkeypatch.setattr(streams, "LEAST_STEPS", 4)
+    monkeypatch.setattr(graphs, "EAGER_STEPS", 1)
+    assert_same(copied, both(share, vlm, PROMPTS, num_samples=3)[1])
+    if not torch.cuda.is_available():
+        assert "a step of the sampler is no CUDA graph" in caplog.text
+
+
+@needs_gpu
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("prompts", "times", "heads", "groups", "size"), [(3, 5, 2, 1, 64), (2, 1, 3, 4, 48), (1, 40, 1, 2, 128)]
+)
+def test_the_kernel_of_a_step(dtype: torch.dtype, prompts: int, times: int, heads: int, groups: int, size: int) -> None:
+    from rl.models.gpu_attention import attend
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device="cuda", dtype=dtype)
+
+    torch.manual_seed(0)
+    rows = prompts * times
+    query = random(rows, heads * groups, size)
+    ours = theirs = None
+    for spans, length in ((prompts, 131), (rows, 77)):
+        keys, values = (random(spans, heads, length + 30, size)[:, :, :length] for _ in range(2))
+        begin = torch.randint(0, 9, (spans,), device="cuda")
+        end = torch.tensor([length - 5], device="cuda").expand(spans)
+        ours = attend(query, keys, values, begin, end, 0.2, ours)
+        theirs = spans_by_torch(query, keys, values, begin, end, 0.2, theirs)
+        far = 1e-5 if dtype == torch.float32 else 2e-2
+        assert torch.allclose(ours[0].float(), theirs[0], atol=far)
+        assert torch.allclose(ours[1], theirs[1], atol=far)
+
+
+@needs_gpu
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("way", ["free", "masked", "causal"])
+def test_the_kernels_behind_sdpa(dtype: torch.dtype, way: str) -> None:
+    torch.manual_seed(0)
+    queries, keys = (37, 37) if way == "causal" else (5, 37)
+    q, k, v = (torch.randn(3, 2, n, 64, device="cuda", dtype=dtype) for n in (queries, keys, keys))
+    mask = torch.zeros(3, 1, 1, keys, device="cuda", dtype=dtype)
+    mask[..., :2] = float("-inf")
+    given = mask if way == "masked" else None
+    found, sums = partial_attention.partial_attention(q, k, v, 0.2, given, way == "causal")
+    seen = partial_attention.additive(torch.ones(37, 37, device="cuda").tril() > 0, dtype) if way == "causal" else given
+    other, other_sums = partial_attention._by_hand(q, k, v, 0.2, seen)
+    far = 1e-5 if dtype == torch.float32 else 2e-2
+    assert torch.allclose(found.float(), other.float(), atol=far)
+    assert torch.allclose(sums, other_sums, atol=far)
+
+
+@needs_gpu
+@torch.no_grad()
+def test_a_recorded_step_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graph, kernel by kernel, masks in place of the kernel, a copy of the prompt for each row: the same ids."""
+    from trainers.bench.mid import ACTIONS, mid_base, random_pictures
+
+    size = {"image_tokens": 256, "hidden": 128, "layers": 2}
+    vlm: UnifiedVLM = mid_base(size)
+    prompts = [vlm.fdm_prompt(ids, action) for ids, action in zip(random_pictures(vlm, 3), ACTIONS, strict=True)]
+    recorded: list[bool] = []
+    record = graphs.Recorded._record
+    monkeypatch.setattr(
+        graphs.Recorded, "_record", lambda self, *a: (record(self, *a), recorded.append(self.recording is not None))[0]
+    )
+
+    def drawn() -> list[Any]:
+        distribution = TokenDistribution(vlm.layout.image_ids_V)
+        found = sample_tokens(vlm, prompts, distribution, num_samples=3, max_tokens=256, noise=Noise(0))
+        return found.ids_PGT.tolist()  # type: ignore[no-any-return]
+
+    first = drawn()
+    assert recorded == [True]
+    held = torch.cuda.memory_allocated()
+    assert drawn() == first
+    assert torch.cuda.memory_allocated() == held  # neither caches nor graphs stay behind
+    monkeypatch.setattr(streams, "can_record", lambda vlm: False)
+    assert drawn() == first
+    monkeypatch.setattr(attention, "single_kernel", lambda device: None)
+    assert drawn() == first
+    monkeypatch.setattr(streams, "SHARED_FROM", 10_000)
+    assert drawn() == first
+    assert recorded == [True, True]
