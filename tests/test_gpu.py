@@ -15,7 +15,7 @@ from opened_families import opened
 from test_shared_prefix import assert_same, both, share  # noqa: F401
 
 from rl.models import attention, graphs, partial_attention, streams
-from rl.models.distribution import TokenDistribution
+from rl.models.distribution import TokenDistribution, head_product
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.unified import UnifiedVLM
@@ -148,3 +148,20 @@ def test_a_recorded_step_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(streams, "SHARED_FROM", 10_000)
     assert drawn() == first
     assert recorded == [True, True]
+
+
+@needs_gpu
+def test_the_head_in_half_precision() -> None:
+    """Not rounded after the product, forwards; backwards the gradient of that."""
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 3, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    head = torch.randn(5000, 64, device="cuda", dtype=torch.bfloat16)
+    weights = torch.randn(2, 3, 5000, device="cuda")
+    (head_product(hidden, head) * weights).sum().backward()
+    wide = hidden.detach().float().requires_grad_()
+    logits = torch.nn.functional.linear(wide, head.float())
+    (logits * weights).sum().backward()
+    assert torch.allclose(head_product(hidden, head), logits, atol=1e-4)
+    assert wide.grad is not None
+    assert hidden.grad is not None
+    assert torch.allclose(hidden.grad.float(), wide.grad, rtol=1e-2, atol=1e-2)

@@ -15,8 +15,8 @@ WARPS = 4
 KEYS_AND_STAGES = {1: (64, 3), 2: (32, 4)}
 """Keys that a program reads at once, and how deep Triton pipelines that: for one query a span, and for several. Of six
 settings the quickest on an H200 (own tokens: 64 rows x 1,024 keys x 32 heads of 128; prompts: 8 x 1,040 x 8 rows)."""
-LEAST_QUERIES, MOST_QUERIES = 16, 64
-"""Rows of a program's matrix products: the fewest that tensor cores take, the most that registers hold."""
+LEAST, MOST_QUERIES = 16, 64
+"""Sides of a program's matrix products: the least that tensor cores take, the most queries that registers hold."""
 
 
 LOG2_E = 1.4426950408889634
@@ -97,11 +97,11 @@ def attend(
     found = torch.empty(rows, heads, size, dtype=query_RHD.dtype if before else torch.float32, device=keys.device)
     sums = torch.empty(rows, heads, dtype=torch.float32, device=keys.device)
     at_once, stages = KEYS_AND_STAGES[min(times, 2)]
-    queries = min(max(LEAST_QUERIES, triton.next_power_of_2(times * groups)), MOST_QUERIES)
+    queries = min(max(LEAST, triton.next_power_of_2(times * groups)), MOST_QUERIES)
     _attend[(spans, kv_heads, triton.cdiv(times * groups, queries))](
         query_RHD, keys, values, begin_B, end_B, *(before or (found, sums)), found, sums, kv_heads, size,
         query_RHD.stride(0), *keys.stride()[:3], *values.stride()[:3], end_B.stride(0),
-        TIMES=times, GROUPS=groups, SIZE=triton.next_power_of_2(size),
+        TIMES=times, GROUPS=groups, SIZE=max(LEAST, triton.next_power_of_2(size)),
         QUERIES=queries, KEYS=at_once, MERGES=before is not None, SCALE=scaling * LOG2_E,
         PRECISION="ieee" if keys.dtype == torch.float32 else "tf32", num_warps=WARPS, num_stages=stages,
     )  # fmt: skip
