@@ -11,7 +11,7 @@ import torch
 
 from rl.errors import RewindError
 from rl.models.memory import kv_bytes
-from trainers.bench import gpu
+from trainers.bench import gpu, gpu_generate
 from trainers.bench.big import SEVEN, big_base, shape_of
 from trainers.plan.shapes import KNOWN
 
@@ -44,17 +44,25 @@ def test_all_of_it_at_a_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise torch.OutOfMemoryError("on purpose")
 
     monkeypatch.setitem(gpu.SECTIONS, "scorer", out_of_memory)
+    monkeypatch.setattr(gpu, "compiled_step", lambda transformer, *_: transformer)  # half a minute; see test_compiling
     found = gpu.bench_gpu("gpu-smoke", tmp_path)
     assert found == json.loads((tmp_path / "bench.json").read_text())
     assert found["failed"] == {"scorer": "on purpose"}
     figures = {name: value for name, value in found.items() if isinstance(value, float)}
     assert set(figures) == {
         *("sampler_1024_speedup", "sampler_of_bandwidth_floor", "sampler_tokens_a_second"),
+        "sampler_compiled_first_seconds",
+        *(
+            f"sampler_{name}"
+            for name in ("1024_compiled_speedup", "compiled_of_bandwidth_floor", "compiled_tokens_a_second")
+        ),
+        "trained_tokens_a_second",
         *("logprob_memory_ratio", "logprob_time_ratio", "vq_encoded_a_second", "vq_decoded_a_second"),
         *("peak_rollout_of_plan", "peak_training_of_plan", "peak_rollout_gib", "peak_training_gib"),
     }
     assert min(figures.values()) > 0
-    assert {"generate_dynamic_seconds", "generate_static_seconds"} <= set(found["raw"]["sampler"])
+    best = min(found["raw"][cache]["seconds"] for cache in ("static", "dynamic"))
+    assert found["sampler_1024_speedup"] == best / found["raw"]["sampler"]["ours_seconds"]
     page = (tmp_path / "gpu.md").read_text()
     assert f"`python scripts/bench.py --preset gpu-smoke --output {tmp_path}` on cpu" in page
     assert all(f"| `{name}` |" in page for name in figures)
@@ -69,15 +77,15 @@ def test_generate_takes_fewer_prompts_where_memory_is_short(monkeypatch: pytest.
         if len(prompts) > 2:
             raise torch.OutOfMemoryError("too many")
 
-    monkeypatch.setattr(gpu.sampler, "generate", generate)
+    monkeypatch.setattr(gpu_generate.sampler, "generate", generate)
     vlm = big_base(TINY, "meta")
-    found = gpu._generate(vlm, [[1, 2]] * 8, TINY, "dynamic")
-    assert found["generate_dynamic_prompts_at_once"] == 2
+    found = gpu_generate.generate(vlm, [[1, 2]] * 8, TINY, "dynamic")
+    assert found["prompts_at_once"] == 2
     assert asked == [8, 4, 2, 2, 2, 2, 2]  # two that fail, a warm one, and all of them
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(RewindError, match="the preset gpu-smoke has no part 'speed': choose of sampler, scorer"):
+    with pytest.raises(RewindError, match="the preset gpu-smoke has no part 'speed': choose of sampler, static"):
         gpu.bench_gpu("gpu-smoke", tmp_path, ["speed"])
     if not torch.cuda.is_available():
         with pytest.raises(RewindError, match="gpu-7b needs a GPU of 80 GB: gpu-smoke shows"):

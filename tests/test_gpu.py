@@ -70,11 +70,24 @@ def test_a_step_with_its_place_on_the_device(
         assert "a step of the sampler is no CUDA graph" in caplog.text
 
 
+def test_the_kernel_fits_into_a_card() -> None:
+    h200, consumer = 232_448, 101_376
+    assert partial_attention.keys_and_stages(False, 256, h200) == (64, 3)  # heads of 128 in half precision
+    assert partial_attention.keys_and_stages(True, 256, h200) == (32, 4)
+    assert partial_attention.keys_and_stages(False, 256, consumer) == (64, 2)
+    for key_bytes in (512, 1024, 2048):  # up to heads of 512 in float32
+        for several in (False, True):
+            keys, stages = partial_attention.keys_and_stages(several, key_bytes, consumer)
+            assert 2 * keys * key_bytes * stages < consumer
+            assert keys >= 16
+
+
 @needs_gpu
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("prompts", "times", "heads", "groups", "size"), [(3, 5, 2, 1, 64), (2, 1, 3, 4, 48), (1, 40, 1, 2, 128)]
+    ("prompts", "times", "heads", "groups", "size"),
+    [(3, 5, 2, 1, 64), (2, 1, 3, 4, 48), (1, 40, 1, 2, 128), (1, 2, 1, 2, 256)],
 )
 def test_the_kernel_of_a_step(dtype: torch.dtype, prompts: int, times: int, heads: int, groups: int, size: int) -> None:
     from rl.models.gpu_attention import attend

@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rl.models.partial_attention import keys_and_stages
+
 WARPS = 4
-KEYS_AND_STAGES = {1: (64, 3), 2: (32, 4)}
-"""Keys that a program reads at once, and how deep Triton pipelines that: for one query a span, and for several. Of six
-settings the quickest on an H200 (own tokens: 64 rows x 1,024 keys x 32 heads of 128; prompts: 8 x 1,040 x 8 rows)."""
+_CARDS = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
+ROOM = min((card.shared_memory_per_block_optin for card in _CARDS), default=101_376)
+"""Bytes of shared memory that a program may take."""
 LEAST, MOST_QUERIES = 16, 64
 """Sides of a program's matrix products: the least that tensor cores take, the most queries that registers hold."""
 
@@ -96,12 +98,13 @@ def attend(
     times, groups = rows // spans, heads // kv_heads
     found = torch.empty(rows, heads, size, dtype=query_RHD.dtype if before else torch.float32, device=keys.device)
     sums = torch.empty(rows, heads, dtype=torch.float32, device=keys.device)
-    at_once, stages = KEYS_AND_STAGES[min(times, 2)]
+    width = max(LEAST, triton.next_power_of_2(size))
+    at_once, stages = keys_and_stages(times > 1, width * keys.element_size(), ROOM)
     queries = min(max(LEAST, triton.next_power_of_2(times * groups)), MOST_QUERIES)
     _attend[(spans, kv_heads, triton.cdiv(times * groups, queries))](
         query_RHD, keys, values, begin_B, end_B, *(before or (found, sums)), found, sums, kv_heads, size,
         query_RHD.stride(0), *keys.stride()[:3], *values.stride()[:3], end_B.stride(0),
-        TIMES=times, GROUPS=groups, SIZE=max(LEAST, triton.next_power_of_2(size)),
+        TIMES=times, GROUPS=groups, SIZE=width,
         QUERIES=queries, KEYS=at_once, MERGES=before is not None, SCALE=scaling * LOG2_E,
         PRECISION="ieee" if keys.dtype == torch.float32 else "tf32", num_warps=WARPS, num_stages=stages,
     )  # fmt: skip

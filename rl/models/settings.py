@@ -28,7 +28,7 @@ class Settings:
             modules ({"model.layers.0": 0, ..., "lm_head": 1}). What is put on 'disk', or on 'cpu' beside a GPU, is read
             anew at every step, and takes no adapter; the head cannot lie there.
         compile: let `torch.compile` make one program of a pass of one token (`compiling`); not for divided or quantised
-            weights. Slow to begin; not run on a GPU yet.
+            weights. Slow to begin: it pays in long runs on a GPU.
         image_size: of pictures, as `sizes.PictureSize.of` reads it, for families that know several; None is the usual.
 
     Raises:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from rl.errors import RewindError
 from rl.models.compiling import compiled_step
@@ -28,6 +27,7 @@ from rl.running.files import write_whole
 from trainers.bench import logprobs, sampler, scorer
 from trainers.bench.big import SEVEN, big_base, shape_of
 from trainers.bench.figures import machine, versions
+from trainers.bench.gpu_generate import WARM_TOKENS, Found, measure_generate, prompts_of
 from trainers.bench.kept import rollout_bytes
 from trainers.bench.measure import Size, peak_bytes, seconds, state_bytes
 from trainers.bench.mid import ACTIONS, random_pictures
@@ -42,20 +42,6 @@ SIZES: dict[str, Size] = {
     | {"vq_channels": 32, "vq_blocks": 1}
     | {"prompts": 2, "candidates": 2, "targets": 2, "pictures": 2, "rows": 1, "r": 4, "repeats": 1},
 }
-WARM_TOKENS = 8
-"""Tokens that are drawn before something is measured, so that nothing is compiled meanwhile."""
-Found = dict[str, Any]
-
-
-class Enough(StoppingCriteria):
-    """Ends `generate` at a length."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        done = input_ids.shape[1] >= self.length
-        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
 
 def bandwidth(mebibytes: int = 1024) -> float:
@@ -79,36 +65,22 @@ def floor_bytes(vlm: ChameleonVLM, prompt: int, size: Size) -> int:
 
 def measure_sampler(vlm: ChameleonVLM, size: Size) -> Found:
     """Ours, and how near it comes to the floor."""
-    raw = _drawn(vlm, _prompts(vlm, size), size)
+    raw = _drawn(vlm, prompts_of(vlm, size), size)
     return {**_rates(raw, size, "sampler"), "raw": raw}
-
-
-def measure_generate(vlm: ChameleonVLM, size: Size, cache: str) -> Found:
-    """`generate` with one of its caches, as many prompts at once as fit."""
-    kind = type(vlm.model)
-    try:
-        return {"raw": _generate(vlm, _prompts(vlm, size), size, cache)}
-    finally:
-        vlm.model.__class__ = kind
 
 
 def measure_compiled(vlm: ChameleonVLM, size: Size) -> Found:
     """Ours with `--compile`, and how long the first picture waits for that."""
-    prompts = _prompts(vlm, size)
+    prompts = prompts_of(vlm, size)
     vlm.step = compiled_step(vlm.transformer(), vlm.device, vlm.name)
     start = time.perf_counter()
     try:
         sampler.draw(vlm, prompts, size)  # in full, for the room of a row is part of the shapes
         first = time.perf_counter() - start
-        raw = {"first_seconds": first, **_drawn(vlm, prompts, size)}
+        raw = _drawn(vlm, prompts, size)
     finally:
         vlm.step = None
-    return {"compile_seconds": first - raw["ours_seconds"], **_rates(raw, size, "sampler_compiled"), "raw": raw}
-
-
-def _prompts(vlm: ChameleonVLM, size: Size) -> list[list[int]]:
-    sources = random_pictures(vlm, size["prompts"])
-    return [vlm.fdm_prompt(ids, ACTIONS[n % len(ACTIONS)]) for n, ids in enumerate(sources)]
+    return {"sampler_compiled_first_seconds": first, **_rates(raw, size, "sampler_compiled"), "raw": raw}
 
 
 def _drawn(vlm: ChameleonVLM, prompts: list[list[int]], size: Size) -> Found:
@@ -128,23 +100,6 @@ def _rates(raw: Found, size: Size, name: str) -> dict[str, float]:
     }
 
 
-def _generate(vlm: ChameleonVLM, prompts: list[list[int]], size: Size, cache: str) -> Found:
-    """Seconds of `generate`; out of memory it takes half as many prompts at once."""
-    at_once = len(prompts)
-    enough = StoppingCriteriaList([Enough(max(map(len, prompts)) + WARM_TOKENS)])
-    while True:
-        parts = [prompts[start : start + at_once] for start in range(0, len(prompts), at_once)]
-        try:
-            sampler.generate(vlm, parts[0], size, cache, stopping_criteria=enough)
-            found = seconds(lambda parts=parts: [sampler.generate(vlm, p, size, cache) for p in parts], 1, warm=0)  # type: ignore[misc]
-            return {"seconds": found[0], "prompts_at_once": at_once}
-        except torch.OutOfMemoryError:
-            if at_once == 1:
-                raise
-        at_once //= 2
-        torch.cuda.empty_cache()
-
-
 def measure_scorer(vlm: ChameleonVLM, size: Size) -> Found:
     """Targets of one source, read behind it, against a row for each; 1 would be as fast as counting tokens allows."""
     source, *targets = random_pictures(vlm, 1 + size["targets"])
@@ -159,7 +114,7 @@ def measure_scorer(vlm: ChameleonVLM, size: Size) -> Found:
 def measure_logprobs(vlm: ChameleonVLM, size: Size) -> Found:
     """A picture's log-probabilities and their gradient against TRL's tiled head."""
     how = {name: size[name] for name in ("hidden", "vocabulary", "codes", "repeats")}
-    how |= {"tokens": size["image_tokens"], "half": 1}
+    how |= {"tokens": size["image_tokens"], "half": 1, "repeats": 10 * size["repeats"]}
     ours, theirs = logprobs.ours(how), logprobs.baseline(how)
     figures = {
         "logprob_memory_ratio": ours["bytes"] / theirs["bytes"],
