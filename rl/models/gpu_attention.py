@@ -15,8 +15,8 @@ from rl.models.partial_attention import keys_and_stages
 
 WARPS = 4
 _CARDS = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
-ROOM = min((card.shared_memory_per_block_optin for card in _CARDS), default=101_376)
-"""Bytes of shared memory that a program may take."""
+ROOM = min((getattr(card, "shared_memory_per_block_optin", 65_536) for card in _CARDS), default=65_536)
+"""Bytes of shared memory that a program may take; AMD's cards do not say, and have 64 KiB."""
 LEAST, MOST_QUERIES = 16, 64
 """Sides of a program's matrix products: the least that tensor cores take, the most queries that registers hold."""
 
