@@ -6,8 +6,9 @@ policy and reference), rewards by our contract. What is TRL's: everything else.
 
 Seams of TRL 1.16 that it touches: `rollout_func` (prompts arrive repeated), `_get_per_token_logps_and_entropies`
 (policy, old and reference), `_generate_and_score_completions` (wrapped, to compare the sampler's log-probabilities with
-the trainer's, and to shape advantages), `num_generations` and `num_generations_eval` (rows a group, which TRL reads in
-its samplers and advantages), `eos_token_ids` (what a sentence ends with).
+the trainer's, and to shape advantages), `_prepare_inputs` (wrapped, to put groups together again), `num_generations`
+and `num_generations_eval` (rows a group, which TRL reads in its samplers and advantages), `eos_token_ids` (what a
+sentence ends with).
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ from trainers.grpo.monitors import Monitors
 from trainers.grpo.names_actions import NamesActions
 from trainers.grpo.role import Part, PolicyRole
 from trainers.grpo.shaping import shape_advantages
+from trainers.grpo.together import KeepsGroupsTogether
 from trainers.grpo.trajectories import step_means
 
 
-class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
+class WorldModelGRPOTrainer(ComparesWithSampler, KeepsGroupsTogether, WholeCheckpoints, GRPOTrainer):
     """GRPO of a forward dynamics model, or of an inverse one.
 
     Args:
@@ -173,7 +175,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
         self.num_generations *= rollout_steps
         self.num_generations_eval *= rollout_steps
-        score_under(vlm, self.distribution, entropy=True)
+        score_under(vlm, self.distribution, ["entropy"], entropy_learns=self._entropy_bonus_enabled)
         keep_head_whole(self, vlm)
         self.add_callback(ShardingCheck(self))
 
@@ -275,10 +277,9 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             labels = torch.full_like(ids, IGNORED)
             labels[:, -logits_to_keep:] = ids[:, -logits_to_keep:]
             labels[self.role.unread(ids, mask)] = IGNORED
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
             with self.accelerator.autocast():
-                scores = model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True
-                )
+                scores = model(**inputs, fused_lm_head=True, own=logits_to_keep, entropy=compute_entropy)
             log_probs.append(scores.log_probs[:, -logits_to_keep:])
             if compute_entropy:
                 entropies.append(scores.entropy[:, -logits_to_keep:])
