@@ -276,6 +276,7 @@ SCENARIOS = {
     "dpo": dpo,
     "half_precision": half_precision,
 }
+ALONE = ("spanning", "half_precision")  # each row is read for itself; elsewhere prompts once, as if they were long
 
 
 def main() -> None:
@@ -286,8 +287,8 @@ def main() -> None:
         if stage:
             os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(output / f"{stage}.json")
             unset_hf_deepspeed_config()
-        folder = output / spec.replace(":", "-")
-        found[spec] = SCENARIOS[name](folder)
+        with mock.patch("rl.models.packing.SHARED_FROM", 10_000 if name in ALONE else 1):
+            found[spec] = SCENARIOS[name](output / spec.replace(":", "-"))
         AcceleratorState._reset_state(reset_partial_state=False)
     rank = PartialState().process_index
     (output / f"{rank}.json").write_text(json.dumps(found))

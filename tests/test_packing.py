@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def share(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def packed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, bool]]]:
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     """Prompts and rows of each pass that reads prompts once, and whether it is one with gradients."""
     found: list[tuple[int, int, bool]] = []
     read = packing.Packing.read
@@ -42,7 +41,7 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, boo
         return read(self, vlm)
 
     monkeypatch.setattr(packing.Packing, "read", noted)
-    yield found
+    return found
 
 
 def rows_of(vlm: Any, which: list[int]) -> dict[str, Tensor]:

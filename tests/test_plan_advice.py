@@ -28,14 +28,14 @@ def script() -> Any:
 
 
 RULES = {  # docs/guide/scaling.md: (base, algorithm, GiB, GPUs, strategy): the largest batch
-    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 60), ("dpo", 30))},
-    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 52), ("dpo", 26))},
-    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 13), ("dpo", 6))},
-    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 14), ("dpo", 7))},
-    **{("chameleon-30b", a, 80, 1, "ddp"): n for a, n in (("sft", 2), ("grpo", 2), ("dpo", 1))},
-    **{("chameleon-30b", "sft", 80, 4, "zero3"): 19, ("chameleon-30b", "grpo", 80, 4, "zero2"): 3},
-    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 8), ("dpo", 4))},
-    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 4), ("dpo", 2))},
+    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 100), ("dpo", 30))},
+    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 88), ("dpo", 26))},
+    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 18), ("dpo", 6))},
+    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 19), ("dpo", 7))},
+    **{("chameleon-30b", a, 80, 1, "ddp"): n for a, n in (("sft", 2), ("grpo", 4), ("dpo", 1))},
+    **{("chameleon-30b", "sft", 80, 4, "zero3"): 19, ("chameleon-30b", "grpo", 80, 4, "zero2"): 5},
+    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 13), ("dpo", 4))},
+    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 8), ("dpo", 2))},
     **{("emu3-8b", a, 24, 4, "zero2"): n for a, n in (("sft", 1), ("grpo", 1), ("dpo", 0))},
     **{("chameleon-30b", a, 24, 8, "zero3"): 0 for a in ("sft", "grpo")},
 }

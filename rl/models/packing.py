@@ -50,8 +50,8 @@ class Packing:
         before = here <= here[:, None]
         seen = mask.bool()[:, None, None]
         # Padding sees itself, for nobody asks what it becomes, and of no key there would be no mean.
-        self.prompt_mask = None if bool(mask.all()) else (before & seen) | torch.eye(
-            self.width, dtype=torch.bool, device=ids.device
+        self.prompt_mask = (
+            None if bool(mask.all()) else (before & seen) | torch.eye(self.width, dtype=torch.bool, device=ids.device)
         )
         rows = 1 if self.prompt_mask is None else self.rows
         seen = seen[:1] if self.prompt_mask is None else seen[self.which]

@@ -40,7 +40,9 @@ def together(passes: list[Rows]) -> list[Rows]:
     whole = {name: _joined([one[name] for one in passes]) for name in passes[0]}
     _, which = torch.unique(whole["prompt_ids"], dim=0, return_inverse=True)
     order = which.argsort(stable=True)
-    divided: list[Rows] = split_tensor_dict({name: _ordered(value, order) for name, value in whole.items()}, len(passes))
+    divided: list[Rows] = split_tensor_dict(
+        {name: _ordered(value, order) for name, value in whole.items()}, len(passes)
+    )
     return divided
 
 
