@@ -69,6 +69,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, KeepsGroupsTogether, WholeCheck
             leaves them to `scale_rewards`.
         importance_advantages: weigh a token's advantage by whether it changes (`advantages.token_weights`).
         guidance: the policy is the guided distribution (`TokenDistribution`), in sampler, loss and reference alike.
+        draft: guess that targets go on as their sources do (`rl.models.drafting`).
         rollout_steps: actions of a trajectory, M: each prediction is the next one's source. Above 1, what is trained on
             is the chains among the triplets (`rl.data.chains`), a group is `num_generations` trajectories of one chain,
             and batch sizes count predictions, of which such a group has M times as many. Store, oracle and grids get
@@ -99,6 +100,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, KeepsGroupsTogether, WholeCheck
         spread_floor: float | None = None,
         importance_advantages: AdvantageWeights = "none",
         guidance: float = 1.0,
+        draft: bool = False,
         rollout_steps: int = 1,
         rollout_credit: Credit = "reward_to_go",
         max_sampler_gap: float | None = None,
@@ -110,7 +112,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, KeepsGroupsTogether, WholeCheck
         max_sentence_tokens: int = USUAL_TOKENS,
     ) -> None:
         forward = {"guidance": guidance, "importance_advantages": importance_advantages, "rollout_steps": rollout_steps}
-        check_role_options(role, max_sentence_tokens, rollout_credit=rollout_credit, **forward)
+        check_role_options(role, max_sentence_tokens, rollout_credit=rollout_credit, draft=draft, **forward)
         check_trajectories(args, rollout_steps, rollout_credit)
         training, evaluated = chains(triplets, rollout_steps), chains(validation, rollout_steps)
         check_grpo(
@@ -135,7 +137,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, KeepsGroupsTogether, WholeCheck
         self.role: PolicyRole
         if role == "fdm":
             every = training + evaluated
-            self.role = DrawsPictures(vlm, every, args.temperature, guidance, importance_advantages)
+            self.role = DrawsPictures(vlm, every, args.temperature, guidance, importance_advantages, draft)
         else:
             self.role = NamesActions(vlm, [*triplets, *validation], args.temperature, max_sentence_tokens)
         self.distribution = self.role.distribution
