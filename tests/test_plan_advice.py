@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from rl.running.command_line import parse_with_config
 from trainers.plan.advice import what_fits
 from trainers.plan.arithmetic import memory, plan
 
@@ -82,3 +83,18 @@ def test_a_fitted_mix_is_planned_as_its_terms(tmp_path: Path) -> None:
         words = ["--base", "chameleon-7b", "--algorithm", "grpo", "--rewards", *asked]
         jobs.append(script().job_of(script().parser().parse_args(words))[2])
     assert jobs[0] == jobs[1] != jobs[2]
+
+
+@pytest.mark.parametrize("base", ["chameleon-7b", "liquid-7b", "emu3-8b"])
+def test_defaults_and_configs_fit_on_one_gpu(base: str) -> None:
+    """Each method as its script has it, and each config of the base, on 80 GiB; Emu3's pairs ask for its config."""
+    given = [["--algorithm", name] for name in ("sft", "grpo", "dpo", "best_of_n")]
+    given += [["--config", str(file)] for file in sorted((ROOT / "configs" / base).glob("*.yaml"))]
+    assert len(given) == 9
+    over = []
+    for words in given:
+        arguments = parse_with_config(script().parser(), ["--base", base, *words], others=[])
+        _, shape, job = script().job_of(arguments)
+        if memory(shape, job, "ddp", 1)["peak"] > 0.9 * 80 * 2**30:
+            over.append(words[-1])
+    assert over == (["dpo"] if base == "emu3-8b" else [])
