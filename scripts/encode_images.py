@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no_distances", action="store_true", help="codes alone: enough unless --token_weights are trained")
     p.add_argument("--shard", help="I/N (from 0/N): every N-th block of triplets")
     add_data_flags(p)
-    add_model_flags(p, rows=False, base=False)
+    add_model_flags(p, base=False, draws=False)
     p.add_argument("--output", "--token_cache", type=Path, required=True, help="the token cache; it may hold others'")
     return p
 

@@ -84,8 +84,10 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     rank = rank if arguments.use_peft else 0
     targets = arguments.lora_target_modules or (found[2] if found else LINEAR_LAYERS)
     rows, total, most = arguments.per_device_train_batch_size, 0, arguments.max_rows or MAX_ROWS
+    passes = arguments.gradient_accumulation_steps
+    for_passes = arguments.steps_per_generation or passes  # a rollout for several steps is shuffled among them
     if algorithm == "grpo":
-        total = rows * (arguments.steps_per_generation or arguments.gradient_accumulation_steps)
+        total = rows * for_passes
     elif algorithm in ("best_of_n", "dpo"):
         total = CHUNK * (arguments.num_candidates or 8)
     drawn = min(most, total) if arguments.rollout_rows is None else arguments.rollout_rows
@@ -107,6 +109,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2) + (judge is not None) - len(apart),
         beside=sum(shape_of(base_told_by(name)).parameters() for name in apart),
         rows=2 * rows if algorithm == "dpo" else rows,  # chosen and rejected
+        grouped=min(rows, each) if algorithm == "grpo" and not passes % for_passes else 1,
         rollout_rows=drawn,
         candidates=max(1, min(each, drawn)),
         scored=max(total, drawn) if asked and drawn else 0,

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=int, default=40, help="only the first pairs; weights are relative to these")
     p.add_argument("--cell", type=int, default=96, help="pixels along one side of each picture on the sheet")
     add_data_flags(p)
-    add_model_flags(p, rows=False, base=False)
+    add_model_flags(p, base=False, draws=False)
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
     return p

@@ -17,6 +17,9 @@ from rl.models import drafting
 from rl.models.known import LINEAR_LAYERS
 from rl.models.saving import save_base
 from trainers.common.adapters import add_adapter, save_adapter
+from trainers.common.arguments import parse
+from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
+from trainers.sft.arguments import FDMArguments, RoleConfig
 
 WORDS = "move the red circle left"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,3 +80,13 @@ def test_what_cannot_be_compiled(run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(RewindError, match=r"torch.compile does not work here on cpu \(No working C"):
         load_fdm(run, compile=True)
+
+
+@pytest.mark.parametrize("flags", [["--compile"], ["--compile=true"], "compile: true"])
+def test_a_training_run_refuses_it(flags: list[str] | str, tmp_path: Path) -> None:
+    if isinstance(flags, str):
+        (tmp_path / "config.yaml").write_text(flags)
+        flags = ["--config", str(tmp_path / "config.yaml")]
+    for types in ([GRPOArguments, RewindGRPOConfig], [FDMArguments, RoleConfig]):
+        with pytest.raises(RewindError, match=r"a training run draws without torch.compile.*: leave --compile out"):
+            parse(types, flags)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from opened_families import opened, pictures
+from test_grpo import low_tokens, trainer
 
+from rewards import Reward
 from rl import rollout
+from rl.errors import RewindError
 from rl.models import drafting
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
 from rl.models.roles import ForwardDynamics
 from rl.models.sampling import Drawn, sample_tokens
+from rl.models.saying import USUAL_TOKENS
 from rl.models.unified import UnifiedVLM
+from trainers.grpo.checks import check_role_options
 
 PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]
 TOKENS = 12
@@ -138,3 +144,28 @@ def test_roles_draft_with_the_source(tiny: UnifiedVLM, picture: np.ndarray, monk
     plain = fdm.sample(picture, "remove all rings", 3, seed=1)
     assert [c.ids.tolist() for c in found] == [c.ids.tolist() for c in plain]
     assert fdm.counts.passes == passes + tiny.layout.tokens_per_image - 1
+
+
+def test_grpo_draws_the_same_with_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`passes` and `accepted` are logged; it is said once where nothing is guessed; an inverse model has none."""
+    found = {}
+    for draft in (False, True):
+        run = trainer(tmp_path / str(draft), [Reward.of(low_tokens)], extra={"draft": draft}, beta=0.1)
+        run.train()
+        assert run.sampler_trainer_gap < 1e-4
+        found[draft] = [scored.candidate.ids.tolist() for scored in run.last_scored]
+        (log,) = [row for row in run.state.log_history if "reward" in row]
+        assert ("draft/passes" in log) == draft
+    assert found[False] == found[True]
+    counts = run.role.counts  # type: ignore[attr-defined]
+    assert log["draft/passes"] == counts.passes > 0
+    assert log["draft/accepted"] == pytest.approx(counts.accepted / counts.drafted)
+    assert not caplog.text
+    monkeypatch.setattr(drafting, "TOKENS_A_PASS", 8)
+    run = trainer(tmp_path / "many", [Reward.of(low_tokens)], extra={"draft": True}, max_steps=2)
+    run.train()
+    assert caplog.text.count("--draft: up to 32 candidates at once have one, and 8 are drawn here") == 1
+    with pytest.raises(RewindError, match="--draft True is not used with --role idm: a sentence has no source"):
+        check_role_options("idm", USUAL_TOKENS, draft=True)

@@ -140,7 +140,7 @@ def test_losses_leave_forced_tokens_out(rows: ChameleonVLM) -> None:
     assert row["labels"][-5:].tolist() == [codes[0], codes[1], IGNORED, codes[2], codes[3]]
     assert row["weights"][-5:].tolist() == [2.0, 2.0, 0.0, 2.0, 2.0]
     vlm = with_rows()
-    score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), entropy=True)
+    score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), ["entropy"])
     ids = torch.from_numpy(row["input_ids"])[None]
     labels = torch.full_like(ids, IGNORED)
     labels[:, -5:] = ids[:, -5:]  # as TRL's DPO and GRPO label a completion, forced tokens too

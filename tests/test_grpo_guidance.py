@@ -66,7 +66,7 @@ def test_the_policy_is_what_the_public_sampler_draws_with_guidance(tmp_path: Pat
 
 def test_a_loss_without_guidance_stops_the_run(tmp_path: Path) -> None:
     run = guided(tmp_path)
-    score_under(run.vlm, TokenDistribution(run.vlm.layout.image_ids_V), entropy=True)
+    score_under(run.vlm, TokenDistribution(run.vlm.layout.image_ids_V), ["entropy"])
     with pytest.raises(RewindError, match="the sampler and the loss disagree by"):
         run.train()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,13 @@ def test_little_memory_means_few_rows_and_the_same_results(free: Any, monkeypatc
         assert np.abs(found[2].astype(int) - expected[2]).max() <= 1  # a level, where a sum is rounded up or down
         for a, b in zip(found[3], expected[3], strict=True):
             assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("script", ["encode_images", "show_pairs"])
+def test_scripts_that_only_encode_have_it_too(script: str) -> None:
+    parser = import_module(f"scripts.{script}").parser()
+    known = parser._option_string_actions
+    assert ("--max_rows" in known, "--compile" in known) == (True, False)
 
 
 def test_max_rows_of_flags_and_of_the_door(tmp_path: Path) -> None:

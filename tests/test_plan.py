@@ -18,6 +18,7 @@ from rl.errors import RewindError
 from rl.models.families.chameleon import TINY_DECODER, new_chameleon, tiny_vq_config
 from rl.models.known import LINEAR_LAYERS, SHIPPED
 from rl.models.opening import load_base
+from scripts.plan import job_of, parser
 from trainers.common.adapters import add_adapter
 from trainers.plan import shapes
 from trainers.plan.arithmetic import (
@@ -25,11 +26,10 @@ from trainers.plan.arithmetic import (
     activation_bytes,
     memory,
     model_state_ratio,
-    sent_bytes,
     sequence_tokens,
-    state_bytes,
 )
 from trainers.plan.shapes import KNOWN, Shape, shape_of
+from trainers.plan.state import sent_bytes, state_bytes
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -171,7 +171,7 @@ def test_the_script(tmp_path: Path) -> None:
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert set(figures["gpus"]) == {"1", "8"}
     zero2 = figures["gpus"]["8"]["zero2"]
-    job = Job(rows=4, rollout_rows=4, candidates=4, scored=4, checkpointing=False)
+    job = Job(rows=4, grouped=4, rollout_rows=4, candidates=4, scored=4, checkpointing=False)
     assert zero2 == memory(KNOWN["chameleon-7b"], job, "zero2", 8)
     for name in sorted(p.name for p in (ROOT / "configs").glob("*_tabletop.yaml") if "pretrain" not in p.name):
         done = plan("--config", f"configs/{name}", "--base", "tabletop-chameleon", "--gpus", 1)
@@ -194,6 +194,22 @@ def test_the_docs_show_what_it_prints() -> None:
 def test_bad_input(arguments: list[str], sentence: str) -> None:
     done = plan(*arguments)
     assert (done.returncode, sentence in done.stderr) == (2, True)
+
+
+def test_a_long_prompt_is_read_once_for_the_rows_behind_it() -> None:
+    """Of eight sequences of 2,076 tokens, 1,052 of them the prompt; a rollout for several steps is shuffled."""
+    shape, words = KNOWN["chameleon-7b"], 24
+    alone, together = (activation_bytes(shape, Job(rows=8, grouped=n)) for n in (1, 8))
+    assert sequence_tokens(shape, Job()) == 1024 + 1024 + words + 4 == 2076
+    tokens = (8 * 1024 + 1052) / (8 * 2076)
+    assert tokens == pytest.approx(0.557, abs=0.001)
+    assert tokens < together / alone < 1.1 * tokens  # each row has its prompt's keys and values beside its own
+    short = [activation_bytes(SMALL, Job(rows=8, grouped=n)) for n in (1, 8)]
+    assert short[0] == short[1]
+    read = ["--base", "chameleon-7b", "--num_generations", "8", "--gradient_accumulation_steps", "2"]
+    for passes, grouped in ((None, 8), (1, 8), (2, 8), (4, 1)):
+        given = [] if passes is None else ["--steps_per_generation", str(passes)]
+        assert job_of(parser().parse_args([*read, *given]))[2].grouped == grouped
 
 
 def test_guidance_reads_twice_and_both_roles_train_two_adapters() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from rl.running.command_line import parse_with_config
 from trainers.plan.advice import what_fits
 from trainers.plan.arithmetic import memory, plan
 
@@ -28,14 +29,14 @@ def script() -> Any:
 
 
 RULES = {  # docs/guide/scaling.md: (base, algorithm, GiB, GPUs, strategy): the largest batch
-    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 60), ("dpo", 30))},
-    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 52), ("dpo", 26))},
-    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 13), ("dpo", 6))},
-    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 14), ("dpo", 7))},
-    **{("chameleon-30b", a, 80, 1, "ddp"): n for a, n in (("sft", 2), ("grpo", 2), ("dpo", 1))},
-    **{("chameleon-30b", "sft", 80, 4, "zero3"): 19, ("chameleon-30b", "grpo", 80, 4, "zero2"): 3},
-    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 8), ("dpo", 4))},
-    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 4), ("dpo", 2))},
+    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 100), ("dpo", 30))},
+    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 88), ("dpo", 26))},
+    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 18), ("dpo", 6))},
+    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 19), ("dpo", 7))},
+    **{("chameleon-30b", a, 80, 1, "ddp"): n for a, n in (("sft", 2), ("grpo", 4), ("dpo", 1))},
+    **{("chameleon-30b", "sft", 80, 4, "zero3"): 19, ("chameleon-30b", "grpo", 80, 4, "zero2"): 5},
+    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 13), ("dpo", 4))},
+    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 8), ("dpo", 2))},
     **{("emu3-8b", a, 24, 4, "zero2"): n for a, n in (("sft", 1), ("grpo", 1), ("dpo", 0))},
     **{("chameleon-30b", a, 24, 8, "zero3"): 0 for a in ("sft", "grpo")},
 }
@@ -82,3 +83,18 @@ def test_a_fitted_mix_is_planned_as_its_terms(tmp_path: Path) -> None:
         words = ["--base", "chameleon-7b", "--algorithm", "grpo", "--rewards", *asked]
         jobs.append(script().job_of(script().parser().parse_args(words))[2])
     assert jobs[0] == jobs[1] != jobs[2]
+
+
+@pytest.mark.parametrize("base", ["chameleon-7b", "liquid-7b", "emu3-8b"])
+def test_defaults_and_configs_fit_on_one_gpu(base: str) -> None:
+    """Each method as its script has it, and each config of the base, on 80 GiB; Emu3's pairs ask for its config."""
+    given = [["--algorithm", name] for name in ("sft", "grpo", "dpo", "best_of_n")]
+    given += [["--config", str(file)] for file in sorted((ROOT / "configs" / base).glob("*.yaml"))]
+    assert len(given) == 9
+    over = []
+    for words in given:
+        arguments = parse_with_config(script().parser(), ["--base", base, *words], others=[])
+        _, shape, job = script().job_of(arguments)
+        if memory(shape, job, "ddp", 1)["peak"] > 0.9 * 80 * 2**30:
+            over.append(words[-1])
+    assert over == (["dpo"] if base == "emu3-8b" else [])

@@ -162,7 +162,7 @@ def test_a_training_step(opened: Opened, checkpointing: bool, tmp_path: Path) ->
         trainer.optimizer.zero_grad(set_to_none=True)
 
     step()
-    job: Any = {"rows": count, "checkpointing": checkpointing}
+    job: Any = {"rows": count, "grouped": count, "checkpointing": checkpointing}
     found = peak_bytes(step)
     trainer.model.gradient_checkpointing_disable()
     assert planned(opened, "training", **job) == pytest.approx(found, rel=WITHIN)

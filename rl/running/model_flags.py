@@ -19,10 +19,11 @@ SIZE_HELP = (
 )
 
 
-def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True, base: bool = True) -> None:
+def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True, base: bool = True, draws: bool = True) -> None:
     """Add what `load_fdm` and `load_idm` take beside the model's name.
 
-    `rows` where something is drawn or scored; `base` unless the script has a flag of that name.
+    `rows` where something is drawn, scored or encoded, `draws` where tokens are drawn; `base` unless the script has a
+    flag of that name.
     """
     group = parser.add_argument_group("how models are opened")
     if base:
@@ -40,6 +41,7 @@ def add_model_flags(parser: argparse.ArgumentParser, rows: bool = True, base: bo
     )
     if rows:
         group.add_argument("--max_rows", type=int, help=ROWS_HELP)
+    if rows and draws:
         group.add_argument(
             "--compile",
             action="store_true",

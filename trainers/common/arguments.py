@@ -156,6 +156,11 @@ def _not_ours(names: Sequence[str], known: Collection[str]) -> None:
             "methods that learn from rewards train an adapter, beside which reference and inverse model cost next to "
             "nothing: leave --use_peft out (train_fdm.py and train_idm.py have it)"
         )
+    if "compile" in names:
+        raise RewindError(
+            "a training run draws without torch.compile, since what it draws with changes at every step: leave "
+            "--compile out (sample.py, rerank.py, label.py and evaluate.py have it)"
+        )
     for name in ("device", "device_map"):
         if name in names:
             raise RewindError(

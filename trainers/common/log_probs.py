@@ -9,6 +9,7 @@ score with the distribution that the sampler draws from.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from rl.models.costs import LOGITS_AT_ONCE
 from rl.models.distribution import TokenDistribution
+from rl.models.packing import packed
 from rl.models.unified import UnifiedVLM
 
 IGNORED = -100
@@ -24,7 +27,7 @@ IGNORED = -100
 
 @dataclass
 class TokenScores(ModelOutput):
-    """What TRL reads of a fused forward, each [B, T - 1], 0 where the next token's label is -100.
+    """What TRL reads of a fused forward, each [B, T - 1] or [B, n], 0 where the next token's label is -100.
 
     `log_probs` and `entropy` in nats, `mean_logits` the mean log-probability of the allowed tokens, `is_top1` whether
     the label is the likeliest of them, `log_z` the logarithm of the partition function over the allowed ids. A
@@ -41,14 +44,23 @@ class TokenScores(ModelOutput):
 
 
 def score_under(
-    vlm: UnifiedVLM, distribution: TokenDistribution, entropy: bool = False, with_log_z: bool = False
+    vlm: UnifiedVLM, distribution: TokenDistribution, outputs: Collection[str] = (), entropy_learns: bool = False
 ) -> None:
     """Let `model(..., labels=labels, fused_lm_head=True)` answer with `TokenScores` under `distribution`.
 
     Call it after TRL's trainer is built, which patches the same forward. Without `fused_lm_head` the forward is the
-    family's own. `entropy` costs a second tensor of [tokens, allowed ids]; `with_log_z` wants a temperature above 0 and
-    no guidance. A guided distribution is for an FDM's sequences, prompt and target padded on the left: they are read
+    family's own. A guided distribution is for an FDM's sequences, prompt and target padded on the left: they are read
     with and without their action's words in one pass of twice the rows, and gradients flow through both.
+
+    With `own=n` the last n tokens of each row stand behind a prompt, all prompts ending in one column: those that are
+    alike are read once (`rl.models.packing`), and the scores are [B, n].
+
+    Args:
+        vlm: the backbone.
+        distribution: of the tokens that the labels name.
+        outputs: what is wanted beside `log_probs`, by its name in `TokenScores`; `log_z` needs a temperature above 0
+            and no guidance. A call leaves the entropy out by `entropy=False`.
+        entropy_learns: whether gradients flow through the entropy, which costs two tensors of [tokens, allowed ids].
     """
     inner: Any = vlm.model
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
@@ -56,17 +68,29 @@ def score_under(
     allowed = set(distribution.allowed_ids_V.tolist())
     forced = sorted(vlm.layout.grammar.forced - allowed)
 
-    def forward(*arguments: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **settings: Any) -> Any:
+    def forward(
+        *arguments: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        own: int = 0,
+        entropy: bool = True,
+        **settings: Any,
+    ) -> Any:
         if not fused_lm_head or labels is None:
             return plain(inner, *arguments, labels=labels, **settings)
         settings["use_cache"] = False
         if distribution.guided:
             settings |= _beside_action_free(vlm, settings["input_ids"], settings["attention_mask"])
-        hidden = vlm.transformer()(*arguments, **settings).last_hidden_state[:, :-1]
-        labels = labels[:, 1:]
+        read = (settings["input_ids"], settings["attention_mask"], settings["position_ids"]) if own else None
+        packing = None if read is None else packed(vlm, *read, own)
+        if packing is None:
+            hidden, labels = vlm.transformer()(*arguments, **settings).last_hidden_state[:, :-1], labels[:, 1:]
+        else:
+            hidden, labels = packing.read(vlm), labels[:, -own:]
         for token in forced:  # what stands there by rule: probability 1, no product with the head, no gradient
             labels = labels.masked_fill(labels == token, IGNORED)
-        return _scores(distribution, hidden, vlm.head_weight(), labels, entropy, with_log_z)
+        asked = [name for name in outputs if entropy or name != "entropy"]
+        return _scores(distribution, hidden, vlm.head_weight(), labels, asked, entropy_learns)
 
     inner.forward = forward
 
@@ -83,29 +107,34 @@ def _scores(
     hidden_BTD: Tensor,
     head_weight: Tensor,
     labels_BT: Tensor,
-    with_entropy: bool,
-    with_log_z: bool,
+    outputs: Collection[str],
+    entropy_learns: bool,
 ) -> TokenScores:
-    learned, log_z = labels_BT != IGNORED, None
-    if with_log_z:
-        every, log_z = distribution.log_probs_and_log_z(hidden_BTD[learned], head_weight)
+    learned, found = labels_BT != IGNORED, {}
+    if "log_z" in outputs:
+        every, found["log_z"] = distribution.log_probs_and_log_z(hidden_BTD[learned], head_weight)
     else:
         branches = hidden_BTD.chunk(2) if distribution.guided else (hidden_BTD,)
         conditional, *unconditional = (branch[learned] for branch in branches)
         every = distribution.log_probs(conditional, head_weight, *unconditional)
     positions = distribution.positions(labels_BT[learned])
-    chosen = every.gather(-1, positions[:, None])[:, 0]
-    entropy = -(every.exp() * every).sum(-1) if with_entropy else None
+    found["log_probs"] = every.gather(-1, positions[:, None])[:, 0]
+    if "entropy" in outputs:
+        found["entropy"] = _entropy(every) if entropy_learns else _entropy_alone(every.detach())
     with torch.no_grad():
-        mean, top = every.mean(-1), every.argmax(-1) == positions
+        if "mean_logits" in outputs:
+            found["mean_logits"] = every.mean(-1)
+        if "is_top1" in outputs:
+            found["is_top1"] = every.argmax(-1) == positions
+    spread = {n: values.new_zeros(learned.shape).masked_scatter(learned, values) for n, values in found.items()}
+    return TokenScores(**spread)
 
-    def spread(values: Tensor) -> Tensor:
-        return values.new_zeros(learned.shape).masked_scatter(learned, values)
 
-    return TokenScores(
-        log_probs=spread(chosen),
-        entropy=None if entropy is None else spread(entropy),
-        mean_logits=spread(mean),
-        is_top1=spread(top),
-        log_z=None if log_z is None else spread(log_z),
-    )
+def _entropy(log_probs_NV: Tensor) -> Tensor:
+    return -(log_probs_NV.exp() * log_probs_NV).sum(-1)
+
+
+def _entropy_alone(log_probs_NV: Tensor) -> Tensor:
+    """Without gradients, some tokens after the other: a product of all of them would stand beside the loss."""
+    few = max(1, LOGITS_AT_ONCE // log_probs_NV.shape[-1])
+    return torch.cat([_entropy(part) for part in log_probs_NV.split(few)])

@@ -146,7 +146,7 @@ class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
             callbacks=callbacks,
         )
         args.max_length = given  # TRL has read ours
-        score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), entropy=True)
+        score_under(vlm, TokenDistribution(vlm.layout.image_ids_V), ["entropy", "mean_logits", "is_top1"])
         keep_head_whole(self, vlm)
         self.add_callback(ShardingCheck(self))
 

@@ -70,6 +70,13 @@ class GRPOArguments(ImproveArguments):
             "is off, which is advised: others' policies collapsed when guidance was on while they trained"
         },
     )
+    draft: bool = field(
+        default=False,
+        metadata={
+            "help": "guess that targets go on as their sources do: the same candidates in fewer passes, where a GPU "
+            "draws up to 32 at once and most of a picture stays as it is"
+        },
+    )
     rollout_steps: int = field(
         default=1,
         metadata={

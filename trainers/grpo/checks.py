@@ -111,6 +111,7 @@ _OF_THE_FORWARD_ROLE: dict[str, tuple[Any, str]] = {
     "guidance": (1.0, "an inverse model's prompt has no words that could be left out"),
     "importance_advantages": ("none", "a word is no token of a picture that changes or stays (fdm_likelihood has "
         "the argument 'changed')"),
+    "draft": (False, "a sentence has no source to guess its words from"),
     "rollout_steps": (1, "a sentence is about one pair of pictures"),
     "rollout_credit": ("reward_to_go", "a sentence is about one pair of pictures"),
 }  # fmt: skip

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from rewards import Batch
 from rl.errors import RewindError
+from rl.models.costs import DRAFTED_TOKENS, LEAST_WINDOW
 from rl.models.distribution import TokenDistribution
+from rl.models.drafting import Counts
 from rl.models.roles import Role
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
@@ -17,6 +21,8 @@ from rl.report.grids import candidate_row
 from rl.triplets import Scored, Triplet
 from trainers.grpo.advantages import AdvantageWeights
 from trainers.grpo.trajectories import Row, ScoredRow, Trajectories, keep
+
+logger = logging.getLogger("rl")
 
 
 class DrawsPictures(Trajectories):
@@ -28,6 +34,7 @@ class DrawsPictures(Trajectories):
         temperature: of the distribution.
         guidance: of the distribution; above 1 it needs pictures of one size.
         importance_advantages: weights of tokens need pictures of one size too.
+        draft: whether sources are the drafts of what is drawn.
     """
 
     role: Role = "fdm"
@@ -40,8 +47,10 @@ class DrawsPictures(Trajectories):
         temperature: float,
         guidance: float = 1.0,
         importance_advantages: AdvantageWeights = "none",
+        draft: bool = False,
     ) -> None:
-        super().__init__(vlm, TokenDistribution(vlm.layout.image_ids_V, temperature, guidance), chains)
+        super().__init__(vlm, TokenDistribution(vlm.layout.image_ids_V, temperature, guidance), chains, draft)
+        self._before, self._told = Counts(), False
         grids = self.source_ids.grids()
         self._grids = {*grids, vlm.layout.grammar.grid}
         if self.distribution.guided and len(self._grids) > 1:
@@ -93,8 +102,15 @@ class DrawsPictures(Trajectories):
         return ids_BT == self.vlm.layout.pad
 
     def figures(self, rows: Sequence[ScoredRow]) -> dict[str, float]:
-        """Nothing beside the rewards."""
-        return {}
+        """With a draft, passes behind the prompts since the last time, and the share of guesses that came true."""
+        if self.counts is None:
+            return {}
+        new, self._before = self.counts.since(self._before), replace(self.counts)
+        if not self.counts.drafted and not self._told:
+            self._told = True
+            most = DRAFTED_TOKENS // LEAST_WINDOW
+            logger.warning("--draft: up to %d candidates at once have one, and %d are drawn here", most, len(rows))
+        return {"draft/passes": float(new.passes), "draft/accepted": new.accepted / max(1, new.drafted)}
 
     def shown(self, triplet: Triplet, group: Sequence[Scored]) -> list[tuple[Picture, str]] | None:
         """The source, and candidates from best to worst."""

@@ -90,9 +90,10 @@ class ComparesWithSampler:
         trainer: Any = self
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+        rows = trainer.args.per_device_train_batch_size  # as many as a pass of the loss has: a rollout may be far more
         with torch.no_grad():
             loss, _, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model, ids, mask, output["completion_ids"].shape[1]
+                trainer.model, ids, mask, output["completion_ids"].shape[1], rows
             )
         asked = _asked(output)
         gap = Gap.of(loss[asked], output["sampling_per_token_logps"][asked])

@@ -110,6 +110,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
         dead_group_retries=arguments.dead_group_retries,
         spread_floor=arguments.spread_floor,
         guidance=arguments.guidance,
+        draft=arguments.draft,
         rollout_credit=cast(Credit, credit),
         max_sampler_gap=arguments.max_sampler_gap,
         importance_correction=arguments.importance_correction,
@@ -140,7 +141,7 @@ def _check_before_opening(arguments: GRPOArguments, config: GRPOConfig) -> Role:
     check_output(config)
     if arguments.early_stop and not config.load_best_model_at_end:
         raise RewindError("--early_stop needs --load_best_model_at_end true --metric_for_best_model eval_reward")
-    forward = ("guidance", "importance_advantages", "rollout_steps", "rollout_credit")
+    forward = ("guidance", "importance_advantages", "rollout_steps", "rollout_credit", "draft")
     check_role_options(
         arguments.role, arguments.max_sentence_tokens, **{name: getattr(arguments, name) for name in forward}
     )

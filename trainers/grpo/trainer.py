@@ -6,8 +6,9 @@ policy and reference), rewards by our contract. What is TRL's: everything else.
 
 Seams of TRL 1.16 that it touches: `rollout_func` (prompts arrive repeated), `_get_per_token_logps_and_entropies`
 (policy, old and reference), `_generate_and_score_completions` (wrapped, to compare the sampler's log-probabilities with
-the trainer's, and to shape advantages), `num_generations` and `num_generations_eval` (rows a group, which TRL reads in
-its samplers and advantages), `eos_token_ids` (what a sentence ends with).
+the trainer's, and to shape advantages), `_prepare_inputs` (wrapped, to put groups together again), `num_generations`
+and `num_generations_eval` (rows a group, which TRL reads in its samplers and advantages), `eos_token_ids` (what a
+sentence ends with).
 """
 
 from __future__ import annotations
@@ -45,10 +46,11 @@ from trainers.grpo.monitors import Monitors
 from trainers.grpo.names_actions import NamesActions
 from trainers.grpo.role import Part, PolicyRole
 from trainers.grpo.shaping import shape_advantages
+from trainers.grpo.together import KeepsGroupsTogether
 from trainers.grpo.trajectories import step_means
 
 
-class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
+class WorldModelGRPOTrainer(ComparesWithSampler, KeepsGroupsTogether, WholeCheckpoints, GRPOTrainer):
     """GRPO of a forward dynamics model, or of an inverse one.
 
     Args:
@@ -67,6 +69,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             leaves them to `scale_rewards`.
         importance_advantages: weigh a token's advantage by whether it changes (`advantages.token_weights`).
         guidance: the policy is the guided distribution (`TokenDistribution`), in sampler, loss and reference alike.
+        draft: guess that targets go on as their sources do (`rl.models.drafting`).
         rollout_steps: actions of a trajectory, M: each prediction is the next one's source. Above 1, what is trained on
             is the chains among the triplets (`rl.data.chains`), a group is `num_generations` trajectories of one chain,
             and batch sizes count predictions, of which such a group has M times as many. Store, oracle and grids get
@@ -97,6 +100,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         spread_floor: float | None = None,
         importance_advantages: AdvantageWeights = "none",
         guidance: float = 1.0,
+        draft: bool = False,
         rollout_steps: int = 1,
         rollout_credit: Credit = "reward_to_go",
         max_sampler_gap: float | None = None,
@@ -108,7 +112,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         max_sentence_tokens: int = USUAL_TOKENS,
     ) -> None:
         forward = {"guidance": guidance, "importance_advantages": importance_advantages, "rollout_steps": rollout_steps}
-        check_role_options(role, max_sentence_tokens, rollout_credit=rollout_credit, **forward)
+        check_role_options(role, max_sentence_tokens, rollout_credit=rollout_credit, draft=draft, **forward)
         check_trajectories(args, rollout_steps, rollout_credit)
         training, evaluated = chains(triplets, rollout_steps), chains(validation, rollout_steps)
         check_grpo(
@@ -133,7 +137,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         self.role: PolicyRole
         if role == "fdm":
             every = training + evaluated
-            self.role = DrawsPictures(vlm, every, args.temperature, guidance, importance_advantages)
+            self.role = DrawsPictures(vlm, every, args.temperature, guidance, importance_advantages, draft)
         else:
             self.role = NamesActions(vlm, [*triplets, *validation], args.temperature, max_sentence_tokens)
         self.distribution = self.role.distribution
@@ -173,7 +177,7 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
         # Every prediction is a row of TRL's, so its groups are all steps of all trajectories of one chain.
         self.num_generations *= rollout_steps
         self.num_generations_eval *= rollout_steps
-        score_under(vlm, self.distribution, entropy=True)
+        score_under(vlm, self.distribution, ["entropy"], entropy_learns=self._entropy_bonus_enabled)
         keep_head_whole(self, vlm)
         self.add_callback(ShardingCheck(self))
 
@@ -275,10 +279,9 @@ class WorldModelGRPOTrainer(ComparesWithSampler, WholeCheckpoints, GRPOTrainer):
             labels = torch.full_like(ids, IGNORED)
             labels[:, -logits_to_keep:] = ids[:, -logits_to_keep:]
             labels[self.role.unread(ids, mask)] = IGNORED
+            inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}
             with self.accelerator.autocast():
-                scores = model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels, fused_lm_head=True
-                )
+                scores = model(**inputs, fused_lm_head=True, own=logits_to_keep, entropy=compute_entropy)
             log_probs.append(scores.log_probs[:, -logits_to_keep:])
             if compute_entropy:
                 entropies.append(scores.entropy[:, -logits_to_keep:])

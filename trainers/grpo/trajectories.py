@@ -19,6 +19,7 @@ from torch import Tensor
 from rl.codes import Codes, Grid
 from rl.data.candidates.store import CandidateStore
 from rl.models.distribution import TokenDistribution
+from rl.models.drafting import Counts
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids
 from rl.models.noise import Noise
@@ -104,11 +105,22 @@ class Trajectories:
         distribution: of image tokens, the one that the loss has too.
         chains: triplets that follow one another, equally many each; only the first source of a chain is looked at, and
             rewards may see the true targets.
+        draft: whether a source is the draft of what is drawn (`rl.models.drafting`).
+
+    Attributes:
+        counts: of all that was drawn with a draft; None without.
     """
 
-    def __init__(self, vlm: UnifiedVLM, distribution: TokenDistribution, chains: Sequence[Sequence[Triplet]]) -> None:
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        distribution: TokenDistribution,
+        chains: Sequence[Sequence[Triplet]],
+        draft: bool = False,
+    ) -> None:
         self.vlm, self.distribution, self.chains = vlm, distribution, chains
         self.steps = len(chains[0])
+        self.counts = Counts() if draft else None
         self.source_ids = SourceCodes(vlm, chains)
 
     def draw(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
@@ -161,7 +173,7 @@ class Trajectories:
         noise: Noise,
         max_rows: int | None,
     ) -> list[list[Candidate]]:
-        how: Any = {"num_samples": count, "first": first, "noise": noise, "max_rows": max_rows}
+        how: Any = {"num_samples": count, "first": first, "noise": noise, "max_rows": max_rows, "counts": self.counts}
         return sampled_pictures(self.vlm, sources, actions, self.distribution, **how)
 
 

@@ -1,9 +1,6 @@
 """What a training run needs a GPU, from the shape of its model and its settings: arithmetic, nothing is loaded.
 
-Trainable parameters take 16 bytes each with Adam: in half precision 2 of weight, 2 of gradient and 12 of optimizer (a
-float32 copy and two moments); in float32 4 + 4 + 8. N GPUs divide the optimizer's part (ZeRO-1), the gradients too
-(ZeRO-2), all weights too (ZeRO-3): arXiv 1910.02054, figure 1 and section 5. Frozen weights have neither gradient nor
-optimizer; only ZeRO-3 divides them. Offload keeps all three in the host's memory (arXiv 2101.06840).
+Weights, gradients and optimizer are `trainers.plan.state`'s.
 Activations: a layer's input for each layer and all of one layer with checkpointing (arXiv 1604.06174), all of every
 layer without; and what the backward pass of a layer, or the log-probabilities over the image's codes, take beside them.
 What a rollout, the inverse model and the image tokenizer hold is `rl.models.costs`, which also decides how many rows
@@ -22,8 +19,8 @@ from rl.models import costs
 from rl.models.costs import SHARED_FROM, Cost
 from rl.models.known import LINEAR_LAYERS, MAX_ROWS
 from trainers.plan.shapes import Shape
+from trainers.plan.state import sent_bytes, state_bytes, strategies
 
-STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload")
 DESCRIBED = 48
 """Tokens that an inverse model may say of a pair (`InverseDynamics.describe`)."""
 PHASES = ("training", "rollout", "reward", "pictures")
@@ -43,6 +40,7 @@ class Job:
         frozen_adapters: further adapters of the same size on the backbone: the reference's, the IDM's, a judge's.
         beside: parameters of models of their own: an IDM or a judge of another base.
         rows: sequences in one forward and backward pass.
+        grouped: how many of them stand behind one prompt, which is read once if it is long (GRPO).
         rollout_rows: sequences drawn at once, if they fit; 0 if nothing is drawn.
         candidates: how many of them stand behind one prompt.
         scored: predictions whose pair of pictures the IDM reads at once, if they fit; 0 if none does.
@@ -63,6 +61,7 @@ class Job:
     frozen_adapters: int = 2
     beside: int = 0
     rows: int = 8
+    grouped: int = 1
     rollout_rows: int = 8
     candidates: int = 1
     scored: int = 0
@@ -79,62 +78,30 @@ class Job:
         for name in ("lora_r", "frozen_adapters", "beside", "rollout_rows", "scored", "judged", "action_tokens"):
             if getattr(self, name) < 0:
                 raise RewindError(f"{name} must be 0 or more, not {getattr(self, name)}")
-        for name in ("rows", "branches", "accumulation", "trained_adapters", "candidates", "actions"):
+        for name in ("rows", "branches", "accumulation", "trained_adapters", "grouped", "candidates", "actions"):
             if getattr(self, name) < 1:
                 raise RewindError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-def state_bytes(trainable: int, frozen: int, strategy: str, gpus: int, weight_bytes: int = 2) -> dict[str, float]:
-    """Bytes of weights, gradients and optimizer a GPU (arXiv 1910.02054, table 1), and in the host's memory a process.
-
-    Raises:
-        RewindError: an unknown strategy, fewer than one GPU.
-    """
-    if strategy not in STRATEGIES or gpus < 1:
-        raise RewindError(f"'{strategy}' on {gpus} GPUs: choose one of {', '.join(STRATEGIES)} on at least one")
-    gradient, optimizer = weight_bytes, 16 - 2 * weight_bytes
-    stage = 0 if strategy == "ddp" else int(strategy[4])
-    found = {
-        "weights": weight_bytes * (trainable + frozen) / (gpus if stage >= 3 else 1),
-        "gradients": gradient * trainable / (gpus if stage >= 2 else 1),
-        "optimizer": optimizer * trainable / (gpus if stage >= 1 else 1),
-        "host": 0.0,
-    }
-    if strategy.endswith("offload"):
-        found = {"weights": 0.0, "gradients": 0.0, "optimizer": 0.0, "host": sum(found.values())}
-    return found
-
-
-def sent_bytes(
-    trainable: int, frozen: int, strategy: str, gpus: int, accumulation: int = 1, weight_bytes: int = 2
-) -> float:
-    """Bytes that a GPU sends an optimizer step (arXiv 1910.02054, section 7).
-
-    Up to ZeRO-2 each trainable weight goes round twice (reduce, gather); under ZeRO-3 every weight is gathered in each
-    forward and each backward pass, and the gradients are reduced in each.
-    """
-    if gpus == 1:
-        return 0.0
-    if strategy.startswith("zero3"):
-        return weight_bytes * accumulation * (2 * (trainable + frozen) + trainable)
-    return weight_bytes * 2 * trainable
-
-
 def activation_bytes(shape: Shape, job: Job) -> float:
     """Bytes kept for the backward pass of `job.rows` sequences, each read `job.branches` times, and beside them at its
-    peak: where the loss is taken, or in a layer.
+    peak: where the loss is taken, or in a layer. A long prompt is read once for the rows behind it.
     """
-    rows = job.rows * job.branches
-    tokens = rows * sequence_tokens(shape, job)
+    rows, picture = job.rows * job.branches, shape.tokens_per_image
+    prompt = sequence_tokens(shape, job) - picture
+    prompts = job.branches * -(-job.rows // job.grouped) if prompt >= SHARED_FROM else rows
+    tokens, wide = prompts * prompt + rows * picture, shape.weight_bytes
     layer = tokens * shape.layer_activations(job.targets if job.dropout and job.lora_r else ())
-    inputs = tokens * shape.layers * shape.hidden * shape.weight_bytes
+    if prompts < rows:  # each row's keys and values with its prompt's before them; what attention gives, put together
+        layer += 2 * rows * (prompt + picture) * shape.kv_heads * shape.head_dim * wide
+        layer += tokens * shape.heads * shape.head_dim * wide
+    inputs = tokens * shape.layers * shape.hidden * wide
     # Of the last norm its input, always float32, and output; the states that predict the picture.
-    loss = tokens * shape.hidden * (8 + shape.weight_bytes)
-    loss += rows * shape.tokens_per_image * shape.hidden * shape.weight_bytes
+    loss = tokens * shape.hidden * (8 + wide) + rows * picture * shape.hidden * wide
     # The codes' logits, their log-probabilities and the gradient of one of them, in float32.
-    loss += 3 * 4 * rows * shape.tokens_per_image * shape.image_codes
+    loss += 3 * 4 * rows * picture * shape.image_codes
     # Backwards the gradients of a layer's widest tensors and of its input.
-    back = tokens * shape.weight_bytes * (2 * shape.intermediate + shape.hidden)
+    back = tokens * wide * (2 * shape.intermediate + shape.hidden)
     if job.checkpointing:
         return inputs + max(loss, layer + back)
     return shape.layers * layer + max(loss, back)
@@ -265,11 +232,6 @@ def plan(
     if job.lora_r:
         found["model_state_ratio"] = model_state_ratio(shape, job)
     return found
-
-
-def strategies(gpus: int) -> tuple[str, ...]:
-    """What makes a difference: on one GPU there is nothing to divide, only to offload."""
-    return STRATEGIES if gpus > 1 else ("ddp", "zero3_offload")
 
 
 def steps(shape: Shape, job: Job, gpus: int, max_steps: int) -> dict[str, int]:

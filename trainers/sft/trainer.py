@@ -100,7 +100,7 @@ class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
         """Let the model answer under the distribution of a role."""
         self.role, layout = role, self.vlm.layout
         ids = layout.image_ids_V if role == "fdm" else self.vlm.action_vocabulary
-        score_under(self.vlm, TokenDistribution(ids), with_log_z=self.args.z_loss > 0)
+        score_under(self.vlm, TokenDistribution(ids), ["is_top1", *["log_z"] * (self.args.z_loss > 0)])
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         for name in self.noted:
