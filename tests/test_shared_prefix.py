@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_tiny
 from opened_families import opened, trainable
+from transformers.utils import is_flash_attn_2_available
 
+from rl import RewindError, load_fdm
 from rl.models import attention, partial_attention, scoring, streams
 from rl.models.attention import SHARED_PREFIX, SharedPrefix, two_parts
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
 from rl.models.sampling import Drawn, sample_tokens
+from rl.models.saving import save_base
 from rl.models.scoring import span_log_probs
 from rl.models.streams import Stream
 from rl.models.unified import UnifiedVLM
@@ -246,6 +250,13 @@ def test_both_ways_to_attend_to_a_part(causal: bool, masked: str) -> None:
     scores = q.double() @ k.double().transpose(-1, -2) * 0.25 + (0 if seen is None else seen)
     assert torch.allclose(lse, scores.logsumexp(-1).float(), atol=1e-6)
     assert torch.allclose(found, (scores.softmax(-1) @ v.double()).float(), atol=1e-6)
+
+
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="it is there")
+def test_attention_that_is_not_there(tmp_path: Path) -> None:
+    save_base(make_tiny(), tmp_path, {})
+    with pytest.raises(RewindError, match=r"cannot be opened: FlashAttention2 has been toggled on, but"):
+        load_fdm(tmp_path, attn_implementation="flash_attention_2")
 
 
 @torch.no_grad()

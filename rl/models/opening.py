@@ -73,8 +73,8 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
     settings = replace(settings, image_size=settings.image_size or card.get("image_size"))
     try:
         vlm = family.load(folder, str(name_or_folder), card.get("known_words"), settings, vq_folder)
-    # What transformers and safetensors raise for a damaged or incomplete folder.
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    # What transformers and safetensors raise for a damaged or incomplete folder, or for a package that is not there.
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise RewindError(f"{folder} cannot be opened: {' '.join(str(error).split())[:300]}") from error
     settings.place(vlm.model)
     if settings.compile:
