@@ -17,7 +17,7 @@ from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.fitting import fit_adapter, stage_folder
-from trainers.studies.demo.mixes import training_rewards
+from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
@@ -73,7 +73,7 @@ def train_grpo(story: Story) -> None:
     trainer = WorldModelGRPOTrainer(
         vlm,
         prompts,
-        training_rewards(story, START),
+        grpo_rewards(story, START),
         config,
         validation=triplets_of(story.splits["validation"], validation, "world"),
         oracle=oracle,
@@ -95,7 +95,7 @@ def train_best_of_n(story: Story) -> None:
     vlm.attach_adapter(story.output / START / "adapter", name)
     part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
     keep = Keep(budget.group_size, min_lead=0.1)
-    rewards, run, trained = training_rewards(story, START), stage_folder(story, name), False
+    rewards, run, trained = mixed_rewards(story, START, frozen=START), stage_folder(story, name), False
     for number, prompts in enumerate(np.array_split(np.arange(len(part)), budget.rounds)):
         drawn = scored_groups(
             story.fdm(name), rewards, [part[i] for i in prompts], keep.num_candidates, seed=story.seed, step=number

@@ -60,21 +60,28 @@ def fit_mix(story: Story, name: str) -> list[Group]:
     return groups
 
 
-def mixed_rewards(story: Story, name: str) -> list[Reward]:
-    """The mix that was fitted for a system, to choose among its candidates by."""
+def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Reward]:
+    """The mix that was fitted for a system, to choose among its candidates by.
+
+    Args:
+        story: of the system.
+        name: of the system.
+        frozen: the system whose likelihood counts, where candidates are a policy's in training; else each one's own.
+    """
     mix = read_json(story.output / name / MIX_FILE)
     names = [item.partition("=")[0] for item in mix["rewards"]]
-    arguments = {key: value for key, value in mix.get("reward_arguments", {}).items() if key in names}
+    given = {**mix.get("reward_arguments", {}), **({} if frozen is None else {CONFIDENCE: {"fdm": story.fdm(frozen)}})}
+    arguments = {key: value for key, value in given.items() if key in names}
     return load_rewards(mix["rewards"], story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
 
 
-def training_rewards(story: Story, start: str) -> list[Reward]:
-    """What a system is trained by: the terms of a mix at the budget's weights, `start`'s likelihood its own, frozen.
+def grpo_rewards(story: Story, start: str) -> list[Reward]:
+    """What GRPO from `start` is rewarded by: the terms of a mix at the budget's weights, with `start`'s likelihood.
 
-    Not the fitted weights: training sharpens by itself, and wants less of the start's likelihood than choosing does
+    Not the fitted weights: GRPO sharpens by itself, and wants less of the start's likelihood than choosing does
     (docs/findings/few-labels.md).
     """
-    weights = zip(TERMS, (1.0, story.budget.reward_keep, story.budget.reward_confidence), strict=True)
+    weights = zip(TERMS, (1.0, story.budget.grpo_keep, story.budget.grpo_confidence), strict=True)
     specs = [f"{name}={weight}" for name, weight in weights if weight]
     given = {"keep_unchanged": usual_change(story.vlm, story.labelled), CONFIDENCE: {"fdm": story.fdm(start)}}
     arguments = {name: value for name, value in given.items() if any(s.startswith(f"{name}=") for s in specs)}

@@ -24,7 +24,7 @@ MEANINGS = {
     "sft_equal_compute": "the same for at least as long as `bootstrapped` and GRPO take together",
     "bootstrapped_greedy": "labelled data and video with the inverse model's likeliest words, as in the paper",
     "bootstrapped": "labelled data and video with its words that `sft` verified; tokens that change weigh more",
-    "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the reward of `grpo`",
+    "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the fitted mix",
     "grpo": "bootstrapped, then GRPO; reward: the terms of the fitted mix, at fixed weights",
     "bootstrapped_and_reranked": "the best of 8 of the candidates of `bootstrapped` by its fitted mix",
     "trained_and_reranked": "the better one of those trained by reward, and the best of 8 of its candidates by its mix",

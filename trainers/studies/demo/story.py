@@ -38,6 +38,8 @@ class Budget:
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
     grpo_validation: int = 32
+    grpo_keep: float = 0.2
+    grpo_confidence: float = 1.0
     group_size: int = 8
     best_of_n_steps: int = 60
     idm_batch_size: int = 32
@@ -48,8 +50,6 @@ class Budget:
     sft_learning_rate: float = 2.8e-3
     bootstrapped_learning_rate: float = 2.8e-3
     rl_learning_rate: float = 2.5e-4
-    reward_keep: float = 0.2
-    reward_confidence: float = 1.0
     best_of_n_learning_rate: float = 2e-4
     candidates: int = 16
     searched: int = 100
@@ -62,7 +62,7 @@ class Budget:
     equal_compute_steps: int = 0
 
     def __post_init__(self) -> None:
-        steps, weights = ("idm_on_video_steps", "equal_compute_steps"), ("reward_keep", "reward_confidence")
+        steps, weights = ("idm_on_video_steps", "equal_compute_steps"), ("grpo_keep", "grpo_confidence")
         free = ("idm_dropout", "greedy_labels", *steps, *weights)
         if min(value for name, value in vars(self).items() if name not in free) <= 0:
             raise RewindError(f"every number of the budget must be above 0, but for {', '.join(free)}")
