@@ -326,7 +326,7 @@ def test_rewards_and_success_rise_as_committed(tmp_path: Path) -> None:
     assert grpo["reward_after"] > grpo["reward_before"]
     assert grpo["judge_idm_after"] > grpo["judge_idm_before"]
     assert grpo["sampler_trainer_gap"] < 1e-4
-    for name in ("idm-sft", "best_of_8-best_of_1", "grpo-bootstrapped"):
+    for name in ("idm-sft", "best_of_8_mix-best_of_1", "trained_and_reranked-sft"):
         assert paired[name]["success"][1] > 0, name  # the lower end of the interval
     assert paired["bootstrapped-sft"]["judge"][1] > 0
     assert paired["bootstrapped-sft"]["copy_rate"][0] < 0
