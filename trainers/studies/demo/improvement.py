@@ -60,7 +60,7 @@ def train_grpo(story: Story) -> None:
         lr_scheduler_type="linear",
         warmup_steps=2,
         num_generations=budget.group_size,
-        scale_rewards="group",
+        scale_rewards="group",  # without it the same run gains half (docs/findings/few-labels.md)
         per_device_train_batch_size=budget.grpo_prompts * budget.group_size,
         per_device_eval_batch_size=len(validation) * budget.group_size,
         eval_strategy="steps",

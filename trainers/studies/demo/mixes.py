@@ -78,8 +78,8 @@ def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Re
 def grpo_rewards(story: Story, start: str) -> list[Reward]:
     """What GRPO from `start` is rewarded by: the terms of a mix at the budget's weights, with `start`'s likelihood.
 
-    Not the fitted weights: GRPO sharpens by itself, and wants less of the start's likelihood than choosing does
-    (docs/findings/few-labels.md).
+    Not the fitted weights, which differ from seed to seed: GRPO sharpens by itself, and more of the start's likelihood
+    is no better for it (docs/findings/few-labels.md).
     """
     weights = zip(TERMS, (1.0, story.budget.grpo_keep, story.budget.grpo_confidence), strict=True)
     specs = [f"{name}={weight}" for name, weight in weights if weight]
