@@ -1,7 +1,8 @@
 """A fitted mix of rewards as a file: names, weights and arguments that `fit_reward.py` found, used by name.
 
 `fitted` among rewards stands for the mix that is kept with the forward model's run, `RUN/reward.json`; a path that ends
-in `.json` for that file. Either may have a weight, which multiplies all of its terms.
+in `.json` for that file. Either may have a weight, which multiplies all of its terms. A term that is named beside it
+has the weight that it is named with.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def with_mixes(
         specifications = [specifications]
     if callable(specifications) or not any(is_mix(item) for item in specifications):
         return specifications, given
+    beside = {weight_of(item)[0] for item in specifications if isinstance(item, str) and not is_mix(item)}
     found: list[Any] = []
     for item in specifications:
         if not is_mix(item):
@@ -62,7 +64,8 @@ def with_mixes(
             continue
         name, weight = weight_of(item)
         mix = _read(name, run)
-        found += [f"{path}={value * (1.0 if weight is None else weight):.6g}" for path, value in _terms(mix, name)]
+        terms = [(path, value * (1.0 if weight is None else weight)) for path, value in _terms(mix, name)]
+        found += [f"{path}={value:.6g}" for path, value in terms if path not in beside]
         given = {**mix.get("reward_arguments", {}), **given}
     return found, given
 

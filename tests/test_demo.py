@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +18,7 @@ from test_scripts import start, succeed
 from rl import load_fdm, load_idm
 from rl.data.triplet_files import read_triplets
 from rl.evaluation.ranking import auc
+from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.report import how_sure
 from trainers.studies.grpo_settings import rewards_of, start_of
 from trainers.studies.search import CALIBRATION
@@ -126,6 +128,22 @@ def test_what_a_task_usually_changes_is_free(demo: Path) -> None:
         before, after = story.vlm.encode([triplet.source, triplet.target]).cpu().numpy()
         changed.setdefault(triplet.task or "", []).append(int((before != after).sum()))
     assert keep.function.free == {task: median(counts) for task, counts in changed.items()}  # type: ignore[attr-defined]
+
+
+def test_grpo_is_rewarded_by_the_weights_of_the_budget(demo: Path) -> None:
+    story = start_of(demo, 2)
+    story.vlm.attach_adapter(demo / "bootstrapped" / "adapter", "bootstrapped")
+    likelihood, keep, confidence = grpo_rewards(story, "bootstrapped")
+    assert (likelihood.name, keep.name, confidence.name) == ("idm_likelihood", "keep_unchanged", "fdm_confidence")
+    assert (likelihood.weight, keep.weight, confidence.weight) == (1.0, 0.2, 1.0)
+    assert confidence.function.fdm.adapter == "bootstrapped"  # type: ignore[attr-defined]
+    assert keep.function.free  # type: ignore[attr-defined]
+    story.budget = replace(story.budget, grpo_keep=0.0, grpo_confidence=2.0)
+    assert [(one.name, one.weight) for one in grpo_rewards(story, "bootstrapped")] == [
+        ("idm_likelihood", 1.0),
+        ("fdm_confidence", 2.0),
+    ]
+    assert not list((demo / "grpo").glob("checkpoint-*"))  # the last step is what counts
 
 
 def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) -> None:
@@ -308,7 +326,7 @@ def test_rewards_and_success_rise_as_committed(tmp_path: Path) -> None:
     assert grpo["reward_after"] > grpo["reward_before"]
     assert grpo["judge_idm_after"] > grpo["judge_idm_before"]
     assert grpo["sampler_trainer_gap"] < 1e-4
-    for name in ("idm-sft", "best_of_8-best_of_1", "grpo-bootstrapped"):
+    for name in ("idm-sft", "best_of_8_mix-best_of_1", "trained_and_reranked-sft"):
         assert paired[name]["success"][1] > 0, name  # the lower end of the interval
     assert paired["bootstrapped-sft"]["judge"][1] > 0
     assert paired["bootstrapped-sft"]["copy_rate"][0] < 0

@@ -142,6 +142,9 @@ def test_training_on_a_mix_asks_the_start_how_likely_a_candidate_is(tmp_path: Pa
     assert given.rewards == ["idm_margin=1", "fdm_confidence=9"]
     assert given.reward_arguments == {"fdm_confidence": {"fdm": str(run)}}
     assert GRPOArguments(fdm=str(run), rewards=["fdm_confidence"]).reward_arguments is None
+    weighed = GRPOArguments(fdm=str(run), rewards=["fitted", "fdm_confidence=1", "keep_unchanged=0.2"])
+    assert weighed.rewards == ["idm_margin=1", "fdm_confidence=1", "keep_unchanged=0.2"]  # as named, not as fitted
+    assert weighed.reward_arguments == given.reward_arguments
 
 
 def test_a_frozen_forward_model_beside_the_one_that_is_trained(tmp_path: Path) -> None:

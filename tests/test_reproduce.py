@@ -73,7 +73,8 @@ def test_interval_of_several_runs() -> None:
 def test_amounts_can_be_changed() -> None:
     changed = reproduce.with_changes(Budget(), ["test=7", "sft_learning_rate=1e-3"])
     assert (changed.test, changed.sft_learning_rate) == (7, 1e-3)
-    for wrong in ("tests=7", "test=1.5", "test", "test=0"):
+    assert reproduce.with_changes(Budget(), ["grpo_keep=0"]).grpo_keep == 0
+    for wrong in ("tests=7", "test=1.5", "test", "test=0", "grpo_confidence=-1"):
         with pytest.raises(RewindError):
             reproduce.with_changes(Budget(), [wrong])
     with pytest.raises(RewindError, match="there are chameleon; of others give a --base"):

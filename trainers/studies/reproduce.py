@@ -39,18 +39,18 @@ BUDGET = Budget(
     greedy_labels=1,
     idm_on_video_steps=800,
     equal_compute_steps=5000,
-    grpo_steps=192,
+    grpo_steps=384,
     grpo_prompts=16,
     grpo_evaluations=6,
     grpo_validation=64,
-    best_of_n_steps=300,
+    best_of_n_steps=600,
     rounds=3,
     candidates=32,
     searched=300,
     fitted_candidates=16,
 )
 """Few labels and much video, supervised training to its end: where the method is for (docs/findings/few-labels.md)."""
-RECIPE = 5
+RECIPE = 6
 """Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 

@@ -61,7 +61,7 @@ def fit_mix(story: Story, name: str) -> list[Group]:
 
 
 def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Reward]:
-    """The mix that was fitted for a system.
+    """The mix that was fitted for a system, to choose among its candidates by.
 
     Args:
         story: of the system.
@@ -73,6 +73,19 @@ def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Re
     given = {**mix.get("reward_arguments", {}), **({} if frozen is None else {CONFIDENCE: {"fdm": story.fdm(frozen)}})}
     arguments = {key: value for key, value in given.items() if key in names}
     return load_rewards(mix["rewards"], story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
+
+
+def grpo_rewards(story: Story, start: str) -> list[Reward]:
+    """What GRPO from `start` is rewarded by: the terms of a mix at the budget's weights, with `start`'s likelihood.
+
+    Not the fitted weights, which differ from seed to seed: GRPO sharpens by itself, and more of the start's likelihood
+    is no better for it (docs/findings/few-labels.md).
+    """
+    weights = zip(TERMS, (1.0, story.budget.grpo_keep, story.budget.grpo_confidence), strict=True)
+    specs = [f"{name}={weight}" for name, weight in weights if weight]
+    given = {"keep_unchanged": usual_change(story.vlm, story.labelled), CONFIDENCE: {"fdm": story.fdm(start)}}
+    arguments = {name: value for name, value in given.items() if any(s.startswith(f"{name}=") for s in specs)}
+    return load_rewards(specs, story.verifier(start), [t.action for t in story.labelled], arguments=arguments)
 
 
 def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:

@@ -22,7 +22,7 @@ from rl.triplets import Candidate
 from rl.world import Judgement
 from trainers.common.candidates import batch_of
 from trainers.studies.demo.improvement import IMPROVED, START
-from trainers.studies.demo.mixes import mixed_rewards
+from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
@@ -246,7 +246,7 @@ def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
     rows = [triplet for triplet in triplets for _ in range(2 * size)]
     both = [c for a, b in zip(before, after, strict=True) for c in (*a, *b)]
     sources, actions = [row.source for row in rows], [row.action for row in rows]
-    rewards = mixed_rewards(story, START, frozen=START)
+    rewards = grpo_rewards(story, START)
     scored = score(rewards, Batch(actions, both, sources, task=[row.task for row in rows]))
     totals = np.array([np.nan if s.total is None else s.total for s in scored]).reshape(part, 2, size)
     judged = story.judge.score(sources, [np.asarray(candidate.image) for candidate in both], actions)

@@ -38,6 +38,8 @@ class Budget:
     grpo_prompts: int = 32
     grpo_evaluations: int = 3
     grpo_validation: int = 32
+    grpo_keep: float = 0.2
+    grpo_confidence: float = 1.0
     group_size: int = 8
     best_of_n_steps: int = 60
     idm_batch_size: int = 32
@@ -60,12 +62,13 @@ class Budget:
     equal_compute_steps: int = 0
 
     def __post_init__(self) -> None:
-        free = ("idm_dropout", "greedy_labels", "idm_on_video_steps", "equal_compute_steps")
+        steps, weights = ("idm_on_video_steps", "equal_compute_steps"), ("grpo_keep", "grpo_confidence")
+        free = ("idm_dropout", "greedy_labels", *steps, *weights)
         if min(value for name, value in vars(self).items() if name not in free) <= 0:
             raise RewindError(f"every number of the budget must be above 0, but for {', '.join(free)}")
         if min(getattr(self, name) for name in free) < 0 or self.idm_dropout >= 1 or self.greedy_labels > 1:
             raise RewindError(
-                "idm_dropout must be from 0 to below 1, greedy_labels 0 or 1, steps 0 (no such row) or more"
+                "idm_dropout must be from 0 to below 1, greedy_labels 0 or 1, steps and weights 0 (none) or more"
             )
         if self.greedy_labels and self.sentences == 1:
             raise RewindError("one sentence a pair is its greedy label: greedy_labels 1 takes sentences above 1")
