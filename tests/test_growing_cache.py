@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from conftest import make_tiny
@@ -14,10 +15,18 @@ from peft import LoraConfig
 from test_token_cache import ACTION, written
 
 from rewards import Reward
+from rl.data.formats.arrow import CellPicture
 from rl.data.tokens import growing
+from rl.data.tokens.cache import TokenCache
+from rl.data.tokens.encoding import encode_missing
 from rl.data.tokens.growing import GrowingCache
+from rl.data.triplet_files import read_triplets
+from rl.data.video.video_files import write_video
+from rl.data.video.video_frames import VideoFrame
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.saving import save_base
+from rl.picture_keys import content_key
+from rl.pictures import EncodedPicture
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.recipe import train_best_of_n
 from trainers.common.adapters import add_adapter
@@ -70,6 +79,42 @@ def test_it_learns_what_is_looked_at_and_writes_it_a_shard_at_a_time(
     assert encoded == [2]
     assert not vlm.features(pictures[:1]).isnan().any()  # features are not kept here, and add nothing
     assert len(opened().codes) == 3
+
+
+def test_cells_of_tables_and_frames_of_videos_are_read_once_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm, files = make_tiny(), written(tmp_path / "data", 3)
+    paths = [str(tmp_path / "data" / f"{number}.png") for number in range(4)]
+    cells_of = [[{"bytes": Path(path).read_bytes(), "path": None} for path in some] for some in (paths[:3], paths[1:])]
+    rows = {"input": cells_of[0], "output": cells_of[1], "instruction": ["go"] * 3}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "table.parquet")
+    film = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    write_video(film, tmp_path / "film.mkv")
+    frames = [{"video": "film.mkv", "at": "first"}, {"video": "film.mkv", "at": "last"}]
+    words = [{"instruction": "go", "input": frames[0], "output": frames[1]}]
+    (tmp_path / "film.json").write_text(json.dumps(words))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hub"))
+    cells, frame = (read_triplets(tmp_path / name, with_targets=True) for name in ("table.parquet", "film.json"))
+    assert isinstance(cells[0].source, CellPicture)
+    assert isinstance(frame[0].target, VideoFrame)
+    triplets = [*cells, *frame]
+    cache = TokenCache(tmp_path / "tokens", vlm)
+    encode_missing(vlm, cache, files)
+    assert encode_missing(vlm, cache, triplets).encoded == 2  # the bytes in a cell are those of the file
+    plain = make_tiny().codes([triplet.source for triplet in triplets])
+    again = read_triplets(tmp_path / "table.parquet", with_targets=True)
+    assert content_key(EncodedPicture(Path(paths[0]).read_bytes())) == content_key(files[0].source)
+
+    def looked(_: Any) -> Any:
+        raise AssertionError("looked at")
+
+    for kind in (CellPicture, VideoFrame, EncodedPicture):
+        monkeypatch.setattr(kind, "image", property(looked))
+    monkeypatch.setattr(CellPicture, "_bytes", looked)
+    vlm.cache, vlm._seen = TokenCache(tmp_path / "tokens", vlm), None
+    assert vlm.codes([triplet.source for triplet in triplets]) == plain
+    assert encode_missing(vlm, vlm.cache, [*again, *frame]).known == 6
 
 
 def test_grpo_begins_without_encoding_its_data(tmp_path: Path, encoded: list[int]) -> None:
