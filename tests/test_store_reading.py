@@ -162,6 +162,11 @@ def test_known_scores_hold_numbers_alone() -> None:
     assert set(known) == set(keys)
     assert known.get(candidate_key("s", "b", [0, 0])) is None
     assert not KnownScores()
+    many = KnownScores()
+    for number in range(30_000):
+        many.add(number.to_bytes(16, "big"), {"a": float(number)})
+        assert len(many._new) <= max(4096, number // 4)
+    assert [many[number.to_bytes(16, "big")]["a"] for number in (0, 4096, 29_999)] == [0.0, 4096.0, 29_999.0]
 
 
 def test_a_round_that_was_cut_off_draws_only_what_is_left(

@@ -193,7 +193,7 @@ def _joined(each: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     for ids in each:
         flat.extend(ids)
         begins.append(len(flat))
-    return np.array(flat), np.array(begins)
+    return np.asarray(flat), np.asarray(begins)  # without a copy
 
 
 def _behind(prompt: np.ndarray, values: np.ndarray, fill: float) -> np.ndarray:
