@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import make_tiny
 from peft import LoraConfig
@@ -20,6 +21,7 @@ from rl.data.tokens import growing
 from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import encode_missing
 from rl.data.tokens.growing import GrowingCache
+from rl.data.tokens.shards import Shards
 from rl.data.triplet_files import read_triplets
 from rl.data.video.video_files import write_video
 from rl.data.video.video_frames import VideoFrame
@@ -115,6 +117,19 @@ def test_cells_of_tables_and_frames_of_videos_are_read_once_too(
     vlm.cache, vlm._seen = TokenCache(tmp_path / "tokens", vlm), None
     assert vlm.codes([triplet.source for triplet in triplets]) == plain
     assert encode_missing(vlm, vlm.cache, [*again, *frame]).known == 6
+
+
+def test_keys_with_equal_beginnings_are_told_apart(tmp_path: Path) -> None:
+    field = pa.field("number", pa.int32())
+    keys = [bytes([first] * 8 + [second] + [0] * 7) for first in (200, 7) for second in range(5)]
+    for part in (keys[:4], keys[4:]):
+        numbers = pa.array([keys.index(key) for key in part], pa.int32())
+        Shards(tmp_path, "some", [field]).append(part, {"number": numbers})
+    shards = Shards(tmp_path, "some", [field])
+    asked = [*reversed(keys), bytes([7] * 8 + [9] + [0] * 7), bytes(16)]
+    found = shards.find(asked)
+    assert shards.numbers(found[:-2], "number").tolist() == [*reversed(range(10))]
+    assert found[-2:].tolist() == [-1, -1]
 
 
 def test_grpo_begins_without_encoding_its_data(tmp_path: Path, encoded: list[int]) -> None:
