@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
     ),
     "store": (
-        *("stored", ("ours", "dpo"), {"prompts": 32, "steps": 80, "candidates": 8, "image_tokens": 1024}),
+        *("stored", ("ours", "dpo"), {"prompts": 32, "steps": 240, "candidates": 8, "image_tokens": 1024}),
         {"prompts": 2, "steps": 3, "candidates": 4, "image_tokens": 144, "hidden": 64, "layers": 2},
     ),
     "encoding": (
