@@ -1,8 +1,9 @@
 """What a picture is known by, so that what was computed of it is found again: its content, and a stamp for that.
 
-A content key is a hash of the picture's bytes as they lie in its file (of several views: of all in order), 16 bytes. A
-stamp says without reading them that they are what they were: path, size and time of the last change. Another class of
-pictures registers both functions for itself (`functools.singledispatch`).
+A content key is a hash of the picture's bytes as they lie in its file or in a cell of a table (of several views: of all
+in order; of a video's frame: of its pixels), 16 bytes. A stamp says without reading them that they are what they were:
+path, size and time of the last change. Another class of pictures registers both functions for itself
+(`functools.singledispatch`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.errors import RewindError
-from rl.pictures import PictureFile, Views, pixels
+from rl.pictures import EncodedPicture, PictureFile, Views, pixels
 
 KEY_BYTES = 16
 _AT_ONCE = 1 << 20
@@ -62,6 +63,11 @@ def _stamp_of(path: str | Path) -> bytes | None:
 
 
 @stamp.register
+def _(picture: EncodedPicture) -> bytes | None:
+    return content_of(picture.content)
+
+
+@stamp.register
 def _(picture: Views) -> bytes | None:
     each = [stamp(one) for one in picture.pictures]
     known = [one for one in each if one is not None]
@@ -83,6 +89,18 @@ def _content_of(path: str | Path) -> bytes:
                 digest.update(part)
     except OSError as error:
         raise RewindError(f"{path} cannot be read ({error.strerror}): replace or remove it") from error
+    return digest.digest()
+
+
+@content_key.register
+def _(picture: EncodedPicture) -> bytes:
+    return content_of(picture.content)
+
+
+def content_of(content: Any) -> bytes:
+    """The content key of a picture whose file's bytes are at hand (any buffer), the same as in a file."""
+    digest = blake2b(b"file", digest_size=KEY_BYTES)
+    digest.update(content)
     return digest.digest()
 
 

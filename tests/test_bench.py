@@ -116,7 +116,7 @@ def test_one_backbone_needs_a_third() -> None:
 
 def test_figures_are_of_medians(tmp_path: Path) -> None:
     def run(part: str, arm: str, preset: str) -> dict[str, Any]:
-        more = {"peak": 1, "limit": 4.0, "rows": 9.5, "bytes_a_million": 7.0}
+        more = {"peak": 1, "limit": 4.0, "rows": 9.5, "bytes_a_million": 7.0, "encoder_seconds": [3.0]}
         seconds_of = {"ours": [1.0, 2.0, 9.0], "static": [3.0]}
         return {"seconds": seconds_of.get(arm, [4.0]), "bytes": 10 if arm == "ours" else 40, **more}
 
@@ -127,7 +127,7 @@ def test_figures_are_of_medians(tmp_path: Path) -> None:
     assert found["logprob_time_ratio"] == 0.5
     assert found["model_state_ratio"] == found["logprob_memory_ratio"] == found["rollout_cache_ratio"] == 0.25
     assert found["selection_seconds"] == {"100000": 4.0}
-    assert found["store_bytes_a_million"] == 7.0
+    assert (found["store_bytes_a_million"], found["encoding_of_encoder"]) == (7.0, 0.75)
     assert found["raw"]["sampler"]["ours"]["all_seconds"] == [1.0, 2.0, 9.0]
     assert found["raw"]["state"]["compared"] == {"peak_ratio": 1.0}
     computed = found["raw"]["state"]["computed_7b"]
@@ -184,8 +184,8 @@ def test_data_of_methods_and_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None
         2 * 144 * 2 + 144 * 4, rel=0.8
     )  # keys and headers of a small shard
     assert {"bytes", "grown_bytes", "batch_seconds"} <= {*measure("grpo_data_1000", "grpo", "smoke")}
-    for part in ("encoding", "epoch"):
-        assert all({*measure(part, arm, "smoke")} == {"seconds"} for arm in PARTS[part][1])
+    assert all({*measure("epoch", arm, "smoke")} == {"seconds"} for arm in PARTS["epoch"][1])
+    assert {*measure("encoding", "encoding", "smoke")} == {"seconds", "encoder_seconds"}
     stored = {arm: measure("store", arm, "smoke") for arm in PARTS["store"][1]}
     assert stored["ours"]["disk_bytes_a_million"] > 1e6 * 144
     found = figures({"store": stored, "epoch": {"epoch": {"seconds": 2.0}, "epoch_of_pictures": {"seconds": 6.0}}})

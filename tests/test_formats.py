@@ -129,6 +129,8 @@ def test_something_something_with_placeholders_filled_in(tmp_path: Path) -> None
     assert found[0].source.size == (16, 16)
     assert found.columns == ["label", "placeholders", "lamp"]  # what the user has added reaches rewards
     assert found[1].more["lamp"] == "on"
+    unnamed = read_triplets(write(tmp_path / "labels" / "test.json", [{"id": "2"}]), named=False, with_targets=True)
+    assert said(unnamed) == [("", 40, 50)]  # as test lists are: videos to name
     gone = [{"id": "3", "label": "a", "template": "b", "placeholders": []}, *labels, {"id": "4"}, *labels]
     left: list[LeftOut] = []
     assert len(read_triplets(write(tmp_path / "labels" / "t.json", gone), left_out=left)) == 4
@@ -254,6 +256,9 @@ def test_bytemorph_parquet_with_pictures_as_bytes(tmp_path: Path) -> None:
     with pytest.raises(RewindError, match=r"there is no split 'train': it has test"):
         read_triplets(tmp_path, split="train")
     assert len(read_triplets(tmp_path, split="test", columns={"instruction": "edit_prompt"})) == 2
+    pq.write_table(pa.table({"first": picture, "words": ["a"] * 3}), tmp_path / "other.parquet")
+    with pytest.raises(RewindError, match=r"'input' .*; it has 'first', 'words' \(--columns input=THEIRS\)"):
+        read_triplets(tmp_path / "other.parquet")
 
 
 def test_a_saved_datasets_folder_with_classes_views_and_columns(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -199,6 +201,27 @@ def test_importance_by_hand() -> None:
     for wrong in ({"normalise": "batch"}, {"floor": -1.0}, {"cap": 0.0}):
         with pytest.raises(RewindError):
             Importance(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_mean_of_many_weights_keeps_none_of_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rl.data.importance.AT_ONCE", 100)
+    generator, alive = torch.Generator().manual_seed(0), list[weakref.ref[torch.Tensor]]()
+    ragged = [torch.rand(length, generator=generator) for length in range(1, 60)]
+
+    class Read:
+        """Distances that are made when they are looked at."""
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            for one in ragged:
+                assert sum(reference() is not None for reference in alive) <= 2
+                made = one.clone()
+                alive.append(weakref.ref(made))
+                yield made
+
+    found = Importance("dataset").fitted(Read())
+    assert found.scale is not None
+    assert found.scale.item() == pytest.approx(torch.cat(ragged).mean().item(), rel=1e-6)
+    assert len(alive) == 2 * len(ragged)
 
 
 def test_distances_are_those_of_the_features(tiny: ChameleonVLM) -> None:

@@ -6,6 +6,7 @@ import pickle
 import weakref
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from rl.models.roles import ForwardDynamics
 from rl.triplets import Candidate, Scored, Triplet
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.keep import Keep, Kept, keep_best, kept_rows
+from trainers.common import candidates as candidates_module
+from trainers.common import machines
 from trainers.common import rows_on_disk as rows_module
 from trainers.common.candidates import groups_of_round, scored_groups, stored_groups
 from trainers.common.rows_on_disk import in_passing
@@ -134,6 +137,25 @@ def test_rows_that_cannot_be_written_are_said(tiny: ChameleonVLM, tmp_path: Path
         kept_rows(tiny, Keep(4).of(tiny, in_passing([(TRIPLETS[0], nobody)], [])), tmp_path / "kept.arrow")
 
 
+def test_an_output_folder_that_another_machine_lacks_is_said(
+    tiny: ChameleonVLM, filled: CandidateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two processes is here; what the other one would say is made up."""
+    monkeypatch.setattr(machines, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(machines, "PATIENCE", 0.0)
+    told: list[Any] = [None]
+    monkeypatch.setattr(machines, "gather_object", lambda mine: mine + told)
+    rows = [Kept(TRIPLETS[0], group(tiny, 0)[0], 1.0)]
+    assert len(kept_rows(tiny, rows, filled.folder / "kept.arrow")) == 1
+    told[0] = "second-host"
+    with pytest.raises(RewindError, match=r"kept.arrow is not there on second-host: on several machines"):
+        kept_rows(tiny, rows, filled.folder / "kept.arrow")
+    monkeypatch.setattr(candidates_module, "gather_object", lambda mine: [*mine, (99, "drawn elsewhere")])
+    drawn = scored_groups(ForwardDynamics(tiny), [], TRIPLETS[:1], 2, store=CandidateStore(filled.folder / "new"))
+    with pytest.raises(RewindError, match=r"new lacks what other processes have drawn"):
+        list(drawn)
+
+
 def test_draws_of_one_prompt_are_scored_each_by_itself(tiny: ChameleonVLM, filled: CandidateStore) -> None:
     """A reward that compares the candidates of a source sees one draw's; all draws have the same sources and words."""
     seen: list[list[int]] = []
@@ -162,6 +184,11 @@ def test_known_scores_hold_numbers_alone() -> None:
     assert set(known) == set(keys)
     assert known.get(candidate_key("s", "b", [0, 0])) is None
     assert not KnownScores()
+    many = KnownScores()
+    for number in range(30_000):
+        many.add(number.to_bytes(16, "big"), {"a": float(number)})
+        assert len(many._new) <= max(4096, number // 4)
+    assert [many[number.to_bytes(16, "big")]["a"] for number in (0, 4096, 29_999)] == [0.0, 4096.0, 29_999.0]
 
 
 def test_a_round_that_was_cut_off_draws_only_what_is_left(

@@ -64,10 +64,16 @@ def entry_of(entry: Any, roots: Sequence[Path], named: bool, with_targets: bool)
     """
     if isinstance(entry, NoEntry):
         raise EntryError(None, entry.reason, entry.told)
-    if not isinstance(entry, Mapping) or "input" not in entry:
-        raise EntryError("input", "no 'input'", "needs at least 'instruction' (words) and 'input' (an image path)")
+    if not isinstance(entry, Mapping):
+        entry = {}
+    if "input" not in entry:
+        there = f"; it has {', '.join(map(repr, [*entry][:12]))} (--columns input=THEIRS)" if entry else ""
+        sentence = f"needs at least 'instruction' (words) and 'input' (an image path){there}"
+        raise EntryError("input", "no 'input'", sentence)
     words_key = "prompt" if "prompt" in entry and "instruction" not in entry else "instruction"
-    words = entry.get(words_key, None if named else "")
+    words = entry.get(words_key)
+    if words is None and not named:
+        words = ""
     if not words and isinstance(entry.get("action"), str):
         words_key, words = "action", entry["action"]
     words = words[0] if isinstance(words, list) and words and not is_vector(words) else words

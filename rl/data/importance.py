@@ -91,23 +91,26 @@ class TokenWeights:
 
 def _mean(parts: Iterable[Tensor]) -> Tensor:
     """The mean of all numbers in many tensors, float32; `AT_ONCE` of them or more are summed in parts."""
-    means, counts, waiting, size = list[float](), list[int](), list[Tensor](), 0
+    means, counts, waiting, size = list[float](), list[int](), torch.zeros(0), 0
 
     def summed() -> Tensor:
-        mean = torch.cat(waiting).mean()
+        mean = waiting[:size].mean()
         means.append(float(mean))
         counts.append(size)
         return mean
 
     for part in parts:
-        waiting.append(part)
+        if size + len(part) > len(waiting):  # one piece of memory, which goes back as one
+            before, waiting = waiting, part.new_empty(AT_ONCE + len(part))
+            waiting[:size] = before[:size]
+        waiting[size : size + len(part)] = part
         size += len(part)
         if size >= AT_ONCE:
             summed()
-            waiting, size = [], 0
+            size = 0
     if not means:
         return summed()
-    if waiting:
+    if size:
         summed()
     whole = sum(mean * count for mean, count in zip(means, counts, strict=True)) / sum(counts)
     return torch.tensor(whole, dtype=torch.float32)

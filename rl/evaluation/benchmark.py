@@ -61,9 +61,10 @@ def compare(
         return array if ids.grid.views == 1 else Views.of_stack(array, ids.grid.views)
 
     targets = [seen(t.target, ids) for t, ids in zip(triplets, source_ids, strict=True)]
-    target_ids = vlm.codes(targets, source_ids)
+    target_ids = vlm.codes([t.target for t in triplets], source_ids)  # type: ignore[misc]
 
-    def measured(pictures: Sequence[Any], ids: Sequence[Codes]) -> Rows:
+    def measured(pictures: Sequence[Any], ids: Sequence[Codes], stored: Sequence[Any] = ()) -> Rows:
+        """`stored`: the same pictures where they lie, whose codes a token cache may know."""
         images = [np.asarray(picture).astype(float) for picture in pictures]
         rows = [
             {
@@ -74,8 +75,9 @@ def compare(
             for image, target, mine, right, source in zip(images, targets, ids, target_ids, source_ids, strict=True)
         ]
         if idm is not None:
-            said = idm.describe(sources, list(pictures))
-            likelihood = idm.score(sources, list(pictures), actions)
+            asked = list(stored if stored and idm.backbone is vlm else pictures)
+            said = idm.describe(sources, asked)
+            likelihood = idm.score(sources, asked, actions)
             for row, words, score, action in zip(rows, said, likelihood, actions, strict=True):
                 row |= {"idm_likelihood": score, **_likeness(idm, words, action)}
         return rows
@@ -83,11 +85,11 @@ def compare(
     found = {
         "tasks": _by_task(triplets, measured(drawn, [candidate.codes for candidate in drawn])),
         "copy": _by_task(
-            triplets, measured([seen(*pair) for pair in zip(sources, source_ids, strict=True)], source_ids)
+            triplets, measured([seen(*pair) for pair in zip(sources, source_ids, strict=True)], source_ids, sources)
         ),
     }
     if idm is not None:
-        found["truth"] = _by_task(triplets, measured(targets, target_ids))
+        found["truth"] = _by_task(triplets, measured(targets, target_ids, [t.target for t in triplets]))
     return found, drawn
 
 

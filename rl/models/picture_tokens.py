@@ -32,6 +32,9 @@ class KnownCodes(Protocol):
     def known(self, pictures: Sequence[PictureLike], grid_of: Callable[[int], Grid]) -> list[Codes | None]:
         """The codes of each picture, in the grid that its number is to have; None where they are not known."""
 
+    def learn(self, pictures: Sequence[PictureLike], codes: Sequence[Codes]) -> None:
+        """Be told the codes of pictures that were not known."""
+
 
 class PictureTokens(ABC):
     """Encodes and decodes pictures; each is encoded once. Threads may share it.
@@ -175,16 +178,22 @@ class PictureTokens(ABC):
             raise RewindError("there is no picture to encode")
         grids = [None] * len(images) if like is None else [self.layout.grammar_of(ids).grid for ids in like]
         found: list[tuple[Codes, Tensor | None] | None] = [None] * len(images)
-        if self.cache is not None and not with_features:
-            known = self.cache.known(images, lambda number: grids[number] or self.grid_of(images[number]))
+        cache = None if with_features else self.cache
+        if cache is not None:
+            with self._lock:
+                known = cache.known(images, lambda number: grids[number] or self.grid_of(images[number]))
             found = [None if codes is None else (codes, None) for codes in known]
         left = [number for number, one in enumerate(found) if one is None]
         for start in range(0, len(left), PIXELS_AT_ONCE):
             part = left[start : start + PIXELS_AT_ONCE]
             arrays = [self.to_array(images[number], grids[number]) for number in part]
+            new: list[Codes] = []
             with self._lock:
                 for number, one in zip(part, self._remembered(arrays, batch_size, with_features), strict=True):
                     found[number] = one
+                    new.append(one[0])
+                if cache is not None:
+                    cache.learn([images[number] for number in part], new)
         return [one for one in found if one is not None]
 
     def _remembered(

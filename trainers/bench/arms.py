@@ -52,11 +52,11 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
     ),
     "store": (
-        *("stored", ("ours", "dpo"), {"prompts": 32, "steps": 80, "candidates": 8, "image_tokens": 1024}),
+        *("stored", ("ours", "dpo"), {"prompts": 32, "steps": 240, "candidates": 8, "image_tokens": 1024}),
         {"prompts": 2, "steps": 3, "candidates": 4, "image_tokens": 144, "hidden": 64, "layers": 2},
     ),
     "encoding": (
-        *("tokens", ("encoding", "encoder"), {"triplets": 32, "image_tokens": 1024, "repeats": 2}),
+        *("tokens", ("encoding",), {"triplets": 64, "image_tokens": 256, "repeats": 3}),
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
     ),
     "mining": ("data", ("ours", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),

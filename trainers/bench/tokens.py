@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def _epoch(size: Size, cached: bool) -> dict[str, Any]:
         def fill(vlm: ChameleonVLM, triplets: Sequence[Triplet], _: np.ndarray) -> None:
             encode_missing(vlm, TokenCache(folder, vlm), triplets, distances=True)
 
-        return _on_pictures(size, run, fill if cached else None)
+        return _on_pictures(size, {"seconds": run}, fill if cached else None)
 
 
 def _row_seconds(rows: Dataset, vlm: ChameleonVLM, count: int) -> float:
@@ -131,22 +132,17 @@ def _row_seconds(rows: Dataset, vlm: ChameleonVLM, count: int) -> float:
 
 
 def encoding(size: Size) -> dict[str, Any]:
-    """Pictures from files to codes and distances in shards, a picture."""
-    return _on_pictures(size, lambda vlm, triplets, _: _encode(vlm, triplets))
+    """Pictures from files to codes and distances in shards, in turns with the image encoder alone on their pixels."""
 
-
-def encoder(size: Size) -> dict[str, Any]:
-    """The image encoder alone, on pixels in memory."""
-
-    def run(vlm: ChameleonVLM, triplets: Sequence[Triplet], arrays: np.ndarray) -> None:
+    def alone(vlm: ChameleonVLM, _: Sequence[Triplet], arrays: np.ndarray) -> None:
         for start in range(0, len(arrays), BATCH):
             vlm.encode_arrays(arrays[start : start + BATCH])
 
-    return _on_pictures(size, run)
+    return _on_pictures(size, {"seconds": lambda vlm, triplets, _: _encode(vlm, triplets), "encoder_seconds": alone})
 
 
-def _on_pictures(size: Size, run: OnPictures, prepare: OnPictures | None = None) -> dict[str, Any]:
-    """Seconds of `run` with a base, triplets whose pictures lie in files, and their pixels, uint8 [2 N, H, W, 3]."""
+def _on_pictures(size: Size, runs: dict[str, OnPictures], prepare: OnPictures | None = None) -> dict[str, list[float]]:
+    """Seconds of each run with a base, triplets whose pictures lie in files, and their pixels, uint8 [2 N, H, W, 3]."""
     with tempfile.TemporaryDirectory() as folder:
         vlm, rng = mid_base(size), np.random.default_rng(0)
         side = int(vlm.image_size)
@@ -157,7 +153,11 @@ def _on_pictures(size: Size, run: OnPictures, prepare: OnPictures | None = None)
             Image.fromarray(array).save(triplets.file(number), compress_level=1)
         if prepare is not None:
             prepare(vlm, triplets, arrays)
-        return {"seconds": seconds(lambda: run(vlm, triplets, arrays), size["repeats"])}
+        found: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(size["repeats"]):
+            for name, run in runs.items():
+                found[name] += seconds(partial(run, vlm, triplets, arrays), 1, warm=int(turn == 0))
+        return found
 
 
 @contextmanager

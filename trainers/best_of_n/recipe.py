@@ -23,7 +23,7 @@ from trainers.common.refusals import SFT
 from trainers.common.rows_on_disk import in_passing
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
 from trainers.common.sharding import tell
-from trainers.common.tokens import OWN, drop_own, use_cache
+from trainers.common.tokens import drop_own, use_cache
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
 
@@ -42,8 +42,8 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
     vlm = fdm.backbone
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates]
     output = begin_run("train_best_of_n.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
-    own = output / OWN if arguments.candidates else None  # of a store of any size no list of codes is kept
-    use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets)
+    backbones = [vlm, *([] if idm is None else [idm.backbone])]
+    use_cache(arguments.token_cache, output, backbones, triplets)
     for number, folder in rounds_left(vlm, output, arguments.rounds):
         before = replace(fdm.counts)
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
@@ -58,6 +58,6 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(rows), **drawn}, config.report_to)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
-    drop_own(vlm, output)
+    drop_own(output, *backbones)
     make_few(CandidateStore(output / "candidates"))
     return output

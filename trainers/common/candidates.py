@@ -136,6 +136,11 @@ def _through(
     whose = dict(gather_object(list(prompts.items())))  # waits for the others
     groups = store.groups(vlm)
     place = {draw[2]: number for number, draw in enumerate(groups.draws) if draw[:2] == (seed, step)}
+    if not place.keys() >= {*whose.values()}:
+        raise RewindError(
+            f"{store.folder} lacks what other processes have drawn: on several machines the output folder must be one "
+            "that all of them share, under the same path"
+        )
     for number, triplet in enumerate(triplets):
         yield triplet, groups[place[whose[number]]][1]
 

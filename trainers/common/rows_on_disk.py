@@ -15,6 +15,7 @@ from datasets import Dataset
 from rl.errors import RewindError
 from rl.running.files import partial
 from rl.triplets import Scored, Triplet
+from trainers.common.machines import check_shared
 from trainers.common.sharding import on_main
 
 AT_ONCE = 256
@@ -33,7 +34,7 @@ def rows_on_disk(
     writes them, and all read them.
 
     Raises:
-        RewindError: what `make` raises, or a file that cannot be written.
+        RewindError: what `make` raises, a file that cannot be written, or one that another machine does not see.
     """
     state, failed = PartialState(), list[RewindError]()
     writer = _Writer(partial(file), schema)
@@ -54,6 +55,7 @@ def rows_on_disk(
         writer.finish(file)
 
     on_main(finish)
+    check_shared(file)
     return Dataset.from_file(str(file))
 
 

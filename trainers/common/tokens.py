@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import encode_missing
+from rl.data.tokens.growing import GrowingCache
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Triplet
 from trainers.common.sharding import on_main, tell
@@ -28,6 +29,7 @@ def encoded(vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], d
     """
     state, cache = PartialState(), TokenCache(folder, vlm)
     shard = (state.process_index, state.num_processes)
+    state.wait_for_everyone()  # else one looks into a folder that another has just begun
     counts = sum(encode_missing(vlm, cache, part, distances=distances, shard=shard).encoded for part in triplets)
     state.wait_for_everyone()
     cache.refresh()
@@ -38,21 +40,32 @@ def encoded(vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], d
 
 
 def use_cache(
-    folder: str | Path | None, backbones: Sequence[UnifiedVLM], *triplets: Sequence[Triplet]
-) -> TokenCache | None:
-    """Let backbones read the codes of triplets from a cache, if one was given; returns the first one's.
+    folder: str | Path | None, output: Path, backbones: Sequence[UnifiedVLM], *triplets: Sequence[Triplet]
+) -> None:
+    """Let backbones read the codes of triplets from a cache; every process must call it, when `output` is claimed.
 
-    Each has a part of the folder under its own tokenizer.
+    A cache that was given gets all that it lacks now. Without one, the run's own in `output` grows with the pictures
+    that are looked at (`drop_own` removes it): a run by rewards may see a small part of its data. Each backbone has a
+    part of the folder under its own tokenizer.
+
+    Raises:
+        RewindError: as for `encoded`.
     """
-    if folder is None:
-        return None
-    caches = [encoded(vlm, folder, *triplets) for vlm in {id(vlm): vlm for vlm in backbones}.values()]
-    return caches[0]
+    each = {id(vlm): vlm for vlm in backbones}.values()
+    if folder is not None:
+        for vlm in each:
+            encoded(vlm, folder, *triplets)
+        return
+    for vlm in each:
+        vlm.cache = GrowingCache(output / OWN, vlm)
+    PartialState().wait_for_everyone()  # as in `encoded`
 
 
-def drop_own(vlm: UnifiedVLM, output: Path) -> None:
+def drop_own(output: Path, *backbones: UnifiedVLM) -> None:
     """Remove a finished run's own cache, if it has one; every process must call it."""
-    if isinstance(vlm.cache, TokenCache) and vlm.cache.folder.name == OWN:
-        vlm.cache = None
+    for vlm in backbones:
+        if isinstance(vlm.cache, TokenCache) and vlm.cache.folder.name == OWN:
+            vlm.cache = None
+    PartialState().wait_for_everyone()  # nobody adds to it any more
     # Not only where the folder is there: the first process may have removed it before another one looks.
     on_main(lambda: shutil.rmtree(output / OWN, ignore_errors=True))

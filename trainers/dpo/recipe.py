@@ -26,7 +26,7 @@ from trainers.common.refusals import DPO
 from trainers.common.rows_on_disk import in_passing
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
 from trainers.common.sharding import tell
-from trainers.common.tokens import OWN, drop_own, use_cache
+from trainers.common.tokens import drop_own, use_cache
 from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
 from trainers.dpo.checks import METRICS, check_options
@@ -50,8 +50,8 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
     held_out = read_files(arguments, arguments.validation, left_out)
     inputs = [arguments.fdm, arguments.idm, *arguments.triplets, *arguments.candidates, *arguments.validation]
     output = begin_run("train_dpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
-    own = output / OWN if arguments.candidates else None  # of a store of any size no list of codes is kept
-    use_cache(arguments.token_cache or own, [vlm, *([] if idm is None else [idm.backbone])], triplets, held_out)
+    backbones = [vlm, *([] if idm is None else [idm.backbone])]
+    use_cache(arguments.token_cache, output, backbones, triplets, held_out)
     known = (arguments, fdm, rewards, held_out, pairing, config.seed, output)
     eval_rows = _validation_rows(*known) if held_out else None
     for number, folder in rounds_left(vlm, output, arguments.rounds):
@@ -69,7 +69,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(rows), **drawn}, config.report_to)
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
-    drop_own(vlm, output)
+    drop_own(output, *backbones)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     make_few(CandidateStore(output / "candidates"))

@@ -27,7 +27,7 @@ from trainers.common.metrics import MetricsFile
 from trainers.common.preflight import at_least, check_training, check_validation
 from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import tell, whole_weights
-from trainers.common.tokens import use_cache
+from trainers.common.tokens import drop_own, use_cache
 from trainers.grpo.advantages import Credit, groups_span
 from trainers.grpo.arguments import GRPOArguments
 from trainers.grpo.checks import OPTIONS, check_grpo, check_options, check_role_options, check_trajectories
@@ -90,8 +90,8 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     inputs = [arguments.fdm, arguments.idm, arguments.judge_idm, *arguments.triplets, *arguments.validation]
     output = begin_run("train_grpo.py", arguments, config, inputs, left_out, vlm=vlm, scorers=scorers(rewards))
     with whole_weights():
-        others = [one.backbone for one in (idm, judge) if one is not None]
-        use_cache(arguments.token_cache, [vlm, *others], triplets, validation)
+        backbones = [vlm, *(one.backbone for one in (idm, judge) if one is not None)]
+        use_cache(arguments.token_cache, output, backbones, triplets, validation)
     early = [EarlyStoppingCallback(arguments.early_stop)] if arguments.early_stop else []
     if arguments.normalise_rewards:
         config.multi_objective_aggregation = "normalize_then_sum"
@@ -128,6 +128,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     vlm.same_below = near  # of an inverse model, not what the forward model beside it has brought
     folder = save_adapter(vlm, output, role=role)
     tell("%d steps; the adapter is in %s", trainer.state.global_step, folder)
+    drop_own(output, *backbones)
     make_few(store)
     return output
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from trainers.common.sharding import gathered
 from trainers.grpo.advantages import by_step, by_trajectory, dead_rows, shaped, token_weights, trajectory_advantages
 from trainers.grpo.trajectories import changed_tokens
 
@@ -32,7 +33,8 @@ def shape_advantages(trainer: Any, output: dict[str, Any]) -> None:
     output["completion_mask"] = output["completion_mask"].masked_fill(dead[:, None], 0)
     weights = None
     if trainer.importance_advantages != "none":
-        mine = changed_tokens(trainer.vlm, trainer.last_rows, true=trainer.importance_advantages == "target")
+        with gathered(trainer):  # targets may have to be encoded
+            mine = changed_tokens(trainer.vlm, trainer.last_rows, true=trainer.importance_advantages == "target")
         changed = by_step(trainer.accelerator.gather(mine.to(here.device)), group, steps)
         weights_BK = token_weights(changed, group, trainer.importance_advantages)
         free = trainer.vlm.layout.grammar_of(trainer.last_rows[0].source_ids).free  # all have one size

@@ -31,8 +31,6 @@ from trainers.grpo.role import Part
 
 STEP_NOISE = 2**32
 """What a step of a trajectory adds to the noise's step, beyond any step of training or of evaluation."""
-AT_ONCE = 256
-"""Sources that are encoded at once where there is no token cache."""
 
 
 @dataclass(frozen=True)
@@ -63,35 +61,27 @@ class ScoredRow(Row):
 
 
 class SourceCodes(Sequence[Codes]):
-    """Codes of each chain's first source: looked up in the backbone's token cache each time, or encoded now and kept.
+    """Codes of each chain's first source, looked up or encoded when they are asked for, and kept by the backbone alone.
 
-    The pictures themselves are nobody's to keep: there may be hundreds of thousands.
+    A run may see few of its pictures: of hundreds of thousands nobody encodes all for the start.
     """
 
     def __init__(self, vlm: UnifiedVLM, chains: Sequence[Sequence[Triplet]]) -> None:
         self._vlm, self._chains = vlm, chains
-        self._packed: list[tuple[np.ndarray, Grid]] | None = None
-        if not vlm.cache:
-            ids = np.min_scalar_type(int(vlm.layout.image_ids_V.max()))
-            self._packed = []
-            for part in chunks(len(chains), AT_ONCE):
-                codes = vlm.codes([self._picture(number) for number in range(len(chains))[part]])
-                self._packed += [(np.array(one, ids), one.grid) for one in codes]
 
     def __len__(self) -> int:
         return len(self._chains)
 
     def __getitem__(self, number: Any) -> Any:
-        if self._packed is None:
-            return self._vlm.codes([self._picture(number)])[0]
-        ids, grid = self._packed[number]
-        return Codes(ids.tolist(), grid)
+        return self.of([number])[0]
+
+    def of(self, numbers: Sequence[int]) -> list[Codes]:
+        """The codes of some chains' first sources."""
+        return self._vlm.codes([self._picture(number) for number in numbers])
 
     def grids(self) -> set[Grid]:
         """The grids that occur."""
-        if self._packed is None:
-            return {self._vlm.grid_of(self._picture(number)) for number in range(len(self))}
-        return {grid for _, grid in self._packed}
+        return {self._vlm.grid_of(self._picture(number)) for number in range(len(self))}
 
     def _picture(self, number: int) -> Picture:
         return self._chains[number][0].source
@@ -135,13 +125,15 @@ class Trajectories:
     def _first(self, parts: Sequence[Part], noise: Noise, max_rows: int | None = None) -> list[Row]:
         """The first step of each trajectory: a group's members are drawn from one prefill."""
         drawn: dict[Part, list[Candidate]] = {}
+        asked = list(dict.fromkeys(number for number, _ in parts))
+        known = dict(zip(asked, self.source_ids.of(asked), strict=True))
         for members in dict.fromkeys(members for _, members in parts):
             numbers = [number for number, those in parts if those == members]
-            sources, actions = [self.source_ids[n] for n in numbers], [self.chains[n][0].action for n in numbers]
+            sources, actions = [known[n] for n in numbers], [self.chains[n][0].action for n in numbers]
             found = self._sample(sources, actions, len(members), members.start, noise, max_rows)
             drawn |= {(number, members): group for number, group in zip(numbers, found, strict=True)}
         return [
-            Row(number, member, 0, self.chains[number][0], self.source_ids[number], candidate)
+            Row(number, member, 0, self.chains[number][0], known[number], candidate)
             for number, members in parts
             for member, candidate in zip(members, drawn[number, members], strict=True)
         ]

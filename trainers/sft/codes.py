@@ -124,7 +124,10 @@ def places_of(
         for each in (sources, targets, apart):
             if (each < 0).any():
                 number = start + int(np.flatnonzero(each < 0)[0])
-                raise RewindError(f"{cache.folder} lacks the pictures of triplet {number}: they changed just now")
+                raise RewindError(
+                    f"{cache.folder} lacks the pictures of triplet {number}: they changed just now, or it is not one "
+                    "folder that all machines share"
+                )
         found.append((sources, targets, apart))
     sources, targets, apart = (np.concatenate(each) for each in zip(*found, strict=True))
     return sources, targets, apart

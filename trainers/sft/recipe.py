@@ -113,7 +113,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         save_idm(vlm, output)
     what = "model" if lora is None else "adapter"
     tell("%d triplets, %d steps; the %s is in %s", len(triplets), trainer.state.global_step, what, folder)
-    drop_own(vlm, output)
+    drop_own(output, vlm)
     return output
 
 

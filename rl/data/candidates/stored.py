@@ -122,7 +122,7 @@ class KnownScores(Mapping[bytes, "dict[str, float | None]"]):
     def add(self, key: bytes, scores: Mapping[str, float | None]) -> None:
         """Take in the scores of a candidate; those of the same reward that it has are replaced."""
         self._new.append((key, dict(scores)))
-        if len(self._new) >= 1 << 16:
+        if len(self._new) >= min(1 << 16, max(1 << 12, len(self._words) // 4)):  # some hundred bytes each until then
             self.settle()
 
     def settle(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 
 from rl.data.lazy import Lazy
 from rl.errors import RewindError
+from rl.picture_keys import content_key, content_of, key_of, stamp
 from rl.pictures import EncodedPicture
 from rl.stored import StoredPicture
 from rl.wholeness import HEAD, TAIL, ends_are_whole
@@ -22,12 +23,16 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellPicture(StoredPicture):
-    """A picture whose file stands as bytes in a cell of a table, which is read when somebody looks."""
+    """A picture whose file stands as bytes in a cell of a table, which is read when somebody looks.
+
+    `table` stands for the table's files while nobody changes them (`picture_keys.stamp`); None if it lies in none.
+    """
 
     column: pa.ChunkedArray
     row: int
     view: int | None
     name: str
+    table: bytes | None = None
 
     def _bytes(self) -> pa.Scalar:
         cell = self.column[self.row]
@@ -51,10 +56,32 @@ class CellPicture(StoredPicture):
             _ = self.image
 
 
-class TableRows(Lazy[Any]):
-    """Rows of an Arrow table as entries; bytes of pictures stay in the table."""
+@stamp.register
+def _(picture: CellPicture) -> bytes | None:
+    if picture.table is None:
+        return content_key(picture)
+    return key_of(b"cell", picture.table, picture.name.encode(), repr(picture.view).encode())
 
-    def __init__(self, table: pa.Table, classes: Mapping[str, Any], name: str) -> None:
+
+@content_key.register
+def _(picture: CellPicture) -> bytes:
+    return content_of(picture._bytes().as_buffer())
+
+
+class TableRows(Lazy[Any]):
+    """Rows of an Arrow table as entries; bytes of pictures stay in the table.
+
+    Args:
+        table: the rows.
+        classes: the names behind the numbers of columns.
+        name: of the data set, for messages.
+        files: that the table is mapped from.
+    """
+
+    def __init__(self, table: pa.Table, classes: Mapping[str, Any], name: str, files: Sequence[str] = ()) -> None:
+        each = [stamp(file) for file in files]
+        known = [one for one in each if one is not None]
+        self._stamp = key_of(*known) if known and len(known) == len(each) else None
         self._columns = {column: table.column(column) for column in table.column_names}
         self._pictures = {column for column, values in self._columns.items() if _holds_pictures(values.type)}
         self._classes, self._name, self._length = classes, name, table.num_rows
@@ -89,7 +116,8 @@ class TableRows(Lazy[Any]):
                 return cell["path"].as_py() if cell.is_valid and "path" in cell.type.names else None
         if not content.is_valid:
             return None
-        return CellPicture(self._columns[column], number, view, f"{self._name}, row {number}, column '{column}'")
+        told = f"{self._name}, row {number}, column '{column}'"
+        return CellPicture(self._columns[column], number, view, told, self._stamp)
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
@@ -169,4 +197,4 @@ def _rows(load: Any, name: str, split: str | None) -> TableRows:
     classes = {key: kind for key, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)}
     if found._indices is not None:  # rows of a table in another order than theirs
         found = found.flatten_indices()
-    return TableRows(found.data.table, classes, name)
+    return TableRows(found.data.table, classes, name, [file["filename"] for file in found.cache_files])

@@ -29,7 +29,7 @@ def sentence(entry: Raw) -> str | None:
 
 
 def _fits(entry: Raw) -> bool:
-    return "id" in entry and "input" not in entry and ("template" in entry or "label" in entry)
+    return "id" in entry and "input" not in entry and ("template" in entry or "label" in entry or len(entry) == 1)
 
 
 def _convert(entry: Raw, places: Mapping[str, str]) -> Entries:

@@ -99,6 +99,9 @@ class TokenCache:
                 found[number] = Codes(ids.tolist(), grid)
         return found
 
+    def learn(self, pictures: Sequence[PictureLike], codes: Sequence[Codes]) -> None:
+        """Told what was encoded since it was not known: a shared cache is filled at the start, and stays as it is."""
+
     # ---- rows
 
     def picture(self, place: int) -> tuple[np.ndarray, Grid]:

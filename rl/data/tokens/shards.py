@@ -1,7 +1,7 @@
 """Rows by key in memory-mapped Arrow files that are only ever added: whole or absent, whatever kills who writes.
 
 A shard is an Arrow IPC file `KIND-NAME.arrow`, its name a hash of its keys: written beside, synced and moved into
-place, so several processes may write at once (who writes the same rows writes the same file). An index of 24 bytes a
+place, so several processes may write at once (who writes the same rows writes the same file). An index of 16 bytes a
 row stands in memory, the rows do not.
 """
 
@@ -40,8 +40,9 @@ class Shards:
         self._tables: list[pa.RecordBatch] = []
         self._known: set[str] = set()
         self._firsts = np.zeros(1, dtype=np.int64)  # the number of each shard's first row, and of all rows
-        self._words = np.zeros((0, 2), dtype=np.uint64)  # both halves of each key, sorted by the first, and whose it is
-        self._order = np.zeros(0, dtype=np.int64)
+        self._words = np.zeros(0, dtype=np.uint64)  # the first half of each key, sorted,
+        self._next = np.zeros(0, dtype=np.uint32)  # the four bytes behind it, and whose they are
+        self._order = np.zeros(0, dtype=np.int32)
         self.refresh()
 
     def __len__(self) -> int:
@@ -62,9 +63,10 @@ class Shards:
             return
         self._tables += found
         self._firsts = np.cumsum([0, *(table.num_rows for table in self._tables)])
-        words = np.concatenate([_words(table) for table in self._tables])
-        self._order = np.argsort(words[:, 0], kind="stable")
+        words = np.concatenate([_words(table)[:, 0] for table in self._tables])
+        self._order = np.argsort(words, kind="stable").astype(np.int32)
         self._words = words[self._order]
+        self._next = np.concatenate([_next(_words(table)) for table in self._tables])[self._order]
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """The number of the row of each key, int64 [N]; -1 where there is none."""
@@ -72,14 +74,15 @@ class Shards:
         if not len(keys) or not len(self._words):
             return found
         asked = np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2)
-        places = np.searchsorted(self._words[:, 0], asked[:, 0])
+        first, behind = asked[:, 0], _next(asked)
+        places = np.searchsorted(self._words, first)
         left = np.arange(len(keys))
         while len(left):  # once, unless the first halves of two keys are equal
             left = left[places[left] < len(self._words)]
-            there = self._words[places[left]]
-            same = (there == asked[left]).all(1)
+            there = self._words[places[left]] == first[left]
+            same = there & (self._next[places[left]] == behind[left])
             found[left[same]] = self._order[places[left[same]]]
-            left = left[~same & (there[:, 0] == asked[left, 0])]
+            left = left[there & ~same]
             places[left] += 1
         return found
 
@@ -141,6 +144,12 @@ def _words(table: pa.RecordBatch) -> np.ndarray:
     """The keys as two numbers each, uint64 [N, 2], without a copy."""
     found: np.ndarray = np.frombuffer(table.column("key").buffers()[1], dtype=np.uint64)[: 2 * table.num_rows]
     return found.reshape(-1, 2)
+
+
+def _next(words_N2: np.ndarray) -> np.ndarray:
+    """The first four bytes of second halves, uint32 [N]: with the first half, 96 bits tell pictures apart."""
+    found: np.ndarray = (words_N2[:, 1] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return found
 
 
 def lists_of(arrays: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:

@@ -10,6 +10,7 @@ from PIL import Image
 from rl.data.video.video_files import duration, frame_at
 from rl.errors import RewindError
 from rl.paths import is_file
+from rl.picture_keys import key_of, stamp
 from rl.stored import StoredPicture
 
 
@@ -42,3 +43,9 @@ class VideoFrame(StoredPicture):
     def is_missing(self) -> bool:
         """Whether there is no such video."""
         return not is_file(self.path)
+
+
+@stamp.register
+def _(frame: VideoFrame) -> bytes | None:
+    file = stamp(frame.path)
+    return None if file is None else key_of(b"frame", file, repr(frame.at).encode())
