@@ -14,7 +14,7 @@ import torch
 from opened_families import opened
 from test_shared_prefix import assert_same, both, share  # noqa: F401
 
-from rl.models import attention, graphs, partial_attention, streams
+from rl.models import attention, costs, graphs, partial_attention, streams
 from rl.models.distribution import TokenDistribution, head_product
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
@@ -72,12 +72,12 @@ def test_a_step_with_its_place_on_the_device(
 
 def test_the_kernel_fits_into_a_card() -> None:
     h200, consumer = 232_448, 101_376
-    assert partial_attention.keys_and_stages(False, 256, h200) == (64, 3)  # heads of 128 in half precision
-    assert partial_attention.keys_and_stages(True, 256, h200) == (32, 4)
-    assert partial_attention.keys_and_stages(False, 256, consumer) == (64, 2)
+    assert costs.keys_and_stages(False, 256, h200) == (64, 3)  # heads of 128 in half precision
+    assert costs.keys_and_stages(True, 256, h200) == (32, 4)
+    assert costs.keys_and_stages(False, 256, consumer) == (64, 2)
     for key_bytes in (512, 1024, 2048):  # up to heads of 512 in float32
         for several in (False, True):
-            keys, stages = partial_attention.keys_and_stages(several, key_bytes, consumer)
+            keys, stages = costs.keys_and_stages(several, key_bytes, consumer)
             assert 2 * keys * key_bytes * stages < consumer
             assert keys >= 16
 

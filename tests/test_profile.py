@@ -72,7 +72,7 @@ def test_parts_sum_up_to_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[
     for row, before, after in zip(logs[1:], ends, ends[1:], strict=False):
         logged = {name.removeprefix("profile/"): value for name, value in row.items() if name.startswith("profile/")}
         assert sum(logged.values()) == after - before
-        working = {"draw", "decode", "reward/bright", "log_probs", "backward", "optimizer", "logging"}
+        working = {"encode", "draw", "decode", "reward/bright", "log_probs", "backward", "optimizer", "logging"}
         assert {name for name, value in logged.items() if value > 0} == working | {"other"}
         assert logged["log_probs"] == 2  # policy and reference
     printed = capsys.readouterr().out

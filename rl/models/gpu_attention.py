@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rl.models.partial_attention import keys_and_stages
+from rl.models.costs import keys_and_stages
 
 WARPS = 4
 _CARDS = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]

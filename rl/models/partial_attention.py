@@ -81,18 +81,6 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Te
     return torch.cat(found, 1).view(query.shape), torch.cat(sums, 1).view(batch, heads, length)
 
 
-def keys_and_stages(several: bool, key_bytes: int, room: int) -> tuple[int, int]:
-    """Keys that a program of that kernel reads at once and how deep Triton pipelines that, in so many bytes.
-
-    Of six settings the quickest on an H200 for one query a span (64 rows x 1,024 keys x 32 heads of 128) and for
-    several (8 prompts of 1,040 keys, 8 rows each); less where they do not fit, as with heads of 256 in float32.
-    """
-    keys, stages = (32, 4) if several else (64, 3)
-    while 2 * keys * key_bytes * stages > 0.9 * room and (stages > 1 or keys > 16):
-        keys, stages = (keys, stages - 1) if stages > 1 else (keys // 2, stages)
-    return keys, stages
-
-
 @cache
 def single_kernel(device: torch.device) -> Attend | None:
     """`rl.models.gpu_attention.attend` on a GPU of 2020 or later where Triton is installed, as with torch on Linux."""

@@ -23,7 +23,6 @@ from rl.models.drafting import Counts
 from rl.models.drawing import sampled_pictures
 from rl.models.inputs import token_ids
 from rl.models.noise import Noise
-from rl.models.partial_attention import chunks
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
 from rl.triplets import Candidate, Scored, Triplet
