@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--per_device_train_batch_size", "--rows", type=int, default=8, help="sequences a GPU and pass")
     p.add_argument("--gradient_accumulation_steps", type=int, default=1)
     p.add_argument("--steps_per_generation", type=int, help="GRPO: passes for which one rollout draws")
+    p.add_argument("--num_iterations", type=int, default=1, help="GRPO: how often it learns from one rollout")
     p.add_argument("--num_generations", type=int, help="GRPO: candidates a group")
     p.add_argument("--num_candidates", type=int, help="best-of-N training, DPO: candidates a group")
     p.add_argument("--max_rows", type=int, help=f"candidates drawn at once (those that fit, to {MAX_ROWS})")
@@ -109,7 +110,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2) + (judge is not None) - len(apart),
         beside=sum(shape_of(base_told_by(name)).parameters() for name in apart),
         rows=2 * rows if algorithm == "dpo" else rows,  # chosen and rejected
-        grouped=min(rows, each) if algorithm == "grpo" and not passes % for_passes else 1,
+        grouped=min(rows, each) if algorithm == "grpo" and not passes % (for_passes * arguments.num_iterations) else 1,
         rollout_rows=drawn,
         candidates=max(1, min(each, drawn)),
         scored=max(total, drawn) if asked and drawn else 0,

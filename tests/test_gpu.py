@@ -65,6 +65,7 @@ def test_a_step_with_its_place_on_the_device(
     monkeypatch.setattr(attention, "single_kernel", lambda device: spans_by_torch)
     monkeypatch.setattr(streams, "LEAST_STEPS", 4)
     monkeypatch.setattr(graphs, "EAGER_STEPS", 1)
+    monkeypatch.setattr(graphs, "_told", set())  # it is said once
     assert_same(copied, both(share, vlm, PROMPTS, num_samples=3)[1])
     if not torch.cuda.is_available():
         assert "a step of the sampler is no CUDA graph" in caplog.text

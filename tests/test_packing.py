@@ -19,6 +19,7 @@ from rl.models.attention import SHARED_PREFIX
 from rl.models.distribution import TokenDistribution
 from rl.models.unified import UnifiedVLM
 from trainers.common.log_probs import IGNORED, score_under
+from trainers.grpo.together import together
 
 ALONE, TOGETHER = 10_000, 1
 WORDS = ("left", "remove all rings", "paint the blue star green")
@@ -196,3 +197,21 @@ def test_rows_that_are_read_for_themselves(
     assert caplog.text.count("attention by eager reads a prompt anew for each candidate in training") == 1
     monkeypatch.undo()
     assert config._attn_implementation in ("sdpa", SHARED_PREFIX)
+
+
+def test_dead_groups_are_dealt_out_evenly() -> None:
+    """Live groups stand together, and no pass is without a token as long as there are enough."""
+    prompts = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3])
+    live = (prompts == 1) | (prompts == 3)
+    rows = {
+        "prompt_ids": prompts[:, None],
+        "completion_mask": live[:, None].long().expand(-1, 2),
+        "number": torch.arange(12),
+        "words": [str(n) for n in range(12)],
+    }
+    passes = [{name: value[begin : begin + 6] for name, value in rows.items()} for begin in (0, 6)]
+    one, two = together(passes)
+    assert [part["prompt_ids"][:, 0].tolist() for part in (one, two)] == [[1, 1, 1, 0, 0, 0], [3, 3, 3, 2, 2, 2]]
+    for part in (one, two):
+        assert part["words"] == [str(n) for n in part["number"].tolist()]
+    assert sorted([*one["number"].tolist(), *two["number"].tolist()]) == list(range(12))

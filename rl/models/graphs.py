@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -45,13 +46,21 @@ class Recorded:
         try:
             graph = torch.cuda.CUDAGraph()
             # Other threads may use the GPU meanwhile, as NCCL's watchdog does.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=_stream(place.device.index), capture_error_mode="thread_local"):
                 found = function(place)
         except RuntimeError as error:
             why = " ".join(str(error).split())[:200]
-            logger.warning("a step of the sampler is no CUDA graph (%s): its kernels are launched one by one", why)
+            if why not in _told:
+                _told.add(why)
+                logger.warning("a step of the sampler is no CUDA graph (%s): its kernels are launched one by one", why)
             return
         self.recording = graph, place, found
+
+
+@cache
+def _stream(number: int | None) -> torch.cuda.Stream:
+    """Where a GPU's steps are recorded: torch's own is that of the GPU that was first."""
+    return torch.cuda.Stream(number)
 
 
 def can_record(vlm: UnifiedVLM) -> bool:
@@ -59,3 +68,6 @@ def can_record(vlm: UnifiedVLM) -> bool:
     sharded = any(hasattr(weight, "ds_id") for weight in vlm.transformer().parameters())
     quantised = getattr(vlm.model, "is_quantized", False)
     return not (sharded or quantised or vlm.divided)
+
+
+_told: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -197,7 +198,9 @@ class SharedRows(Rows):
         tokens = ids_RT.shape[1]
         self.prefix.begin(tokens)
         if self.prefix.single:
-            hidden = self._single(ids_RT) if self.recorded is None else self.recorded(self._single, ids_RT)
+            # Kernels of our own and recordings go to the current GPU, which need not be the model's.
+            with torch.cuda.device(ids_RT.device) if ids_RT.is_cuda else nullcontext():
+                hidden = self._single(ids_RT) if self.recorded is None else self.recorded(self._single, ids_RT)
         else:
             hidden = self._read(ids_RT, self.prefix.length + torch.arange(tokens, device=ids_RT.device))
         self.prefix.end(tokens)

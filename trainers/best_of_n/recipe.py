@@ -58,6 +58,6 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(rows), **drawn}, config.report_to)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
-    drop_own(output, *backbones)
+    drop_own(output, arguments.token_cache, *backbones)
     make_few(CandidateStore(output / "candidates"))
     return output

@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from rl.errors import RewindError
 from trainers.common.sharding import on_main
 
-PATIENCE = 20.0
-"""Seconds that a file may take until other machines see it in a folder that they share."""
+PATIENCE = 90.0
+"""Seconds that a file may take until other machines see it in a folder that they share: NFS keeps a listing for 60."""
 
 
 def check_shared(file: Path) -> None:

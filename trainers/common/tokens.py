@@ -19,10 +19,13 @@ OWN = "tokens"
 """A run's own cache in its folder, where it was given none."""
 
 
-def encoded(vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], distances: bool = False) -> TokenCache:
+def encoded(
+    vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], distances: bool = False, own: bool = False
+) -> TokenCache:
     """A backbone's token cache with all pictures of triplets, which it reads from now on; every process must call it.
 
-    Call it when the output folder is claimed. `distances`: of the features of source and target, too.
+    Call it when the output folder is claimed. `distances`: of the features of source and target, too; `own`:
+    it is the run's own, of which nobody need know.
 
     Raises:
         RewindError: a picture that cannot be read, a folder that holds something else or cannot be written.
@@ -33,7 +36,7 @@ def encoded(vlm: UnifiedVLM, folder: str | Path, *triplets: Sequence[Triplet], d
     counts = sum(encode_missing(vlm, cache, part, distances=distances, shard=shard).encoded for part in triplets)
     state.wait_for_everyone()
     cache.refresh()
-    if counts and cache.folder.name != OWN:
+    if counts and not own:
         tell("%d pictures encoded into %s%s", counts, cache.folder, " by each process" if shard[1] > 1 else "")
     vlm.cache = cache
     return cache
@@ -61,11 +64,12 @@ def use_cache(
     PartialState().wait_for_everyone()  # as in `encoded`
 
 
-def drop_own(output: Path, *backbones: UnifiedVLM) -> None:
-    """Remove a finished run's own cache, if it has one; every process must call it."""
+def drop_own(output: Path, given: str | Path | None, *backbones: UnifiedVLM) -> None:
+    """Remove a finished run's own cache, if it was `given` none; every process must call it."""
+    if given is not None:
+        return
     for vlm in backbones:
-        if isinstance(vlm.cache, TokenCache) and vlm.cache.folder.name == OWN:
-            vlm.cache = None
+        vlm.cache = None
     PartialState().wait_for_everyone()  # nobody adds to it any more
     # Not only where the folder is there: the first process may have removed it before another one looks.
     on_main(lambda: shutil.rmtree(output / OWN, ignore_errors=True))

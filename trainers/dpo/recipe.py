@@ -69,7 +69,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(rows), **drawn}, config.report_to)
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]
-    drop_own(output, *backbones)
+    drop_own(output, arguments.token_cache, *backbones)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)
     make_few(CandidateStore(output / "candidates"))

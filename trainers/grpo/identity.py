@@ -78,6 +78,7 @@ class ComparesWithSampler:
     _loss_inputs: dict[str, Any] | None = None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        inputs = dict(inputs)  # the rollout is read again in another iteration, with the advantages that it had
         self._loss_inputs = inputs if self.model.training else None  # type: ignore[attr-defined]
         try:
             loss: Tensor = super()._compute_loss(model, inputs)  # type: ignore[misc]

@@ -128,7 +128,7 @@ def train_grpo(arguments: GRPOArguments, config: GRPOConfig) -> Path:
     vlm.same_below = near  # of an inverse model, not what the forward model beside it has brought
     folder = save_adapter(vlm, output, role=role)
     tell("%d steps; the adapter is in %s", trainer.state.global_step, folder)
-    drop_own(output, *backbones)
+    drop_own(output, arguments.token_cache, *backbones)
     make_few(store)
     return output
 

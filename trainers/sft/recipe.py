@@ -86,7 +86,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         about: Any = {"vlm": vlm, "model": asdict(model_config)}
         output = begin_run(f"train_{role}.py", arguments, config, inputs, left_out, **about)
         kept = arguments.token_cache or output / OWN
-        cache = encoded(vlm, kept, triplets, held_out, distances=importance is not None)
+        cache = encoded(vlm, kept, triplets, held_out, distances=importance is not None, own=not arguments.token_cache)
         if isinstance(arguments, FDMArguments):
             vlm.same_below = _same_below(arguments, vlm, cache, triplets[:labelled])
         mix = None if share is None else (labelled, share, config.seed)
@@ -113,7 +113,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
         save_idm(vlm, output)
     what = "model" if lora is None else "adapter"
     tell("%d triplets, %d steps; the %s is in %s", len(triplets), trainer.state.global_step, what, folder)
-    drop_own(output, vlm)
+    drop_own(output, arguments.token_cache, vlm)
     return output
 
 

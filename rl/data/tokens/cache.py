@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -163,7 +165,7 @@ class TokenCache:
             raise RewindError(f"the token cache {self.folder} is a file: name a folder")
         there = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         others = [path.parent for path in self.folder.glob(f"*/{ABOUT_FILE}")]
-        beside = [path for path in there if not path.name.startswith(("files-", ".files-"))]
+        beside = [path for path in there if not path.name.startswith(("files-", ".files-")) and path != self.own]
         if beside and not others:
             raise RewindError(
                 f"{self.folder} holds {beside[0].name} and no token cache: name a folder of its own for --token_cache"
@@ -179,7 +181,10 @@ class TokenCache:
     def _begin(self) -> None:
         try:
             self.own.mkdir(parents=True, exist_ok=True)
-            write_whole(self.own / ABOUT_FILE, json.dumps(self._about, indent=1) + "\n")
+            # Several processes may begin at once, each with a file of its own beside it.
+            beside = self.own / f".{ABOUT_FILE}-{socket.gethostname()}-{os.getpid()}"
+            beside.write_text(json.dumps(self._about, indent=1) + "\n", encoding="utf-8")
+            beside.replace(self.own / ABOUT_FILE)
         except OSError as error:
             raise RewindError(
                 f"the token cache {self.folder} cannot be written ({error.strerror}): name another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rl.codes import Codes, Grid
 from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import BLOCK
+from rl.errors import RewindError
 from rl.picture_keys import stamp
 from rl.pictures import PictureLike
+
+logger = logging.getLogger("rl")
 
 if TYPE_CHECKING:
     from rl.models.picture_tokens import PictureTokens
@@ -28,6 +32,7 @@ class GrowingCache(TokenCache):
     def __init__(self, folder: str | Path, vlm: PictureTokens) -> None:
         super().__init__(folder, vlm)
         self._waiting: dict[bytes, Codes] = {}
+        self._told = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_waiting": {}}
@@ -45,12 +50,16 @@ class GrowingCache(TokenCache):
     def learn(self, pictures: Sequence[PictureLike], codes: Sequence[Codes]) -> None:
         """Keep the codes of pictures that were not known and lie in files.
 
-        Raises:
-            RewindError: they cannot be written, e.g. to a full disk; what is there stays.
+        Where they cannot be written, as on a full disk, that is said once, and those pictures are encoded again.
         """
         there = [n for n, picture in enumerate(pictures) if stamp(picture) is not None]
         keys = self.keys([pictures[n] for n in there], [codes[n].grid for n in there])
         self._waiting.update((key, codes[n]) for key, n in zip(keys, there, strict=True))
         if len(self._waiting) >= BLOCK:
             waiting, self._waiting = self._waiting, {}
-            self.append(list(waiting), list(waiting.values()))
+            try:
+                self.append(list(waiting), list(waiting.values()))
+            except RewindError as error:
+                if not self._told:
+                    logger.warning("%s: what it lacks is encoded again", error)
+                self._told = True
