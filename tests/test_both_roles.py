@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
-from test_grpo import StopAfter
+from test_grpo_resume import StopAfter
 from test_scripts import succeed
 from test_sft import triplets
 from transformers import set_seed

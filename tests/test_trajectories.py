@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
-from test_grpo import RESUMED, low_tokens, whole_and_cut
+from test_grpo import low_tokens
+from test_grpo_resume import RESUMED, whole_and_cut
 from transformers import set_seed
 
 from rewards import Reward, load_rewards

@@ -19,8 +19,9 @@ from rl.checks import check_real, check_whole
 from rl.errors import RewindError
 
 HEAD_ROWS = 16_384
-"""Rows of a head in half precision that are converted to float32 at once; on a GPU, which is as quick with fewer:"""
+"""Rows of a head in half precision that are converted to float32 at once."""
 HEAD_ROWS_GPU = 2048
+"""The same backwards on a GPU, where the copy would be the peak; forwards there is none."""
 
 
 def head_product(hidden_D: Tensor, rows_VD: Tensor) -> Tensor:
