@@ -47,23 +47,23 @@ COMPARISONS = {
 
 def text_table(results: dict[str, Any]) -> str:
     """The summary that the demo prints."""
-    head = f"{'system':<20}{'success':>9}{'95 %':>15}{'judge':>7}{'minimal':>9}{'copies':>8}{'best T':>8}{'success':>9}"
+    head = f"{'system':<27}{'success':>9}{'95 %':>15}{'judge':>7}{'minimal':>9}{'copies':>8}{'best T':>8}{'success':>9}"
     lines = [head]
     for name, m in results["fdm"].items():
         interval = f"{100 * m['ci95'][0]:.1f} - {100 * m['ci95'][1]:.1f}"
         lines.append(
-            f"{name:<20}{100 * m['success']:>8.1f}%{interval:>15}{m['judge']:>7.2f}{m['minimality']:>9.2f}"
+            f"{name:<27}{100 * m['success']:>8.1f}%{interval:>15}{m['judge']:>7.2f}{m['minimality']:>9.2f}"
             f"{100 * m['copy_rate']:>7.1f}%{m['best_temperature']:>8}{100 * m['success_at_best_temperature']:>8.1f}%"
         )
     lines.append("")
     for name, entry in results["paired"].items():
-        lines.append(f"{name:<34}{how_sure(entry['success'])}")
+        lines.append(f"{name:<48}{how_sure(entry['success'])}")
     for by, key in (("the IDM", "best_of_n"), ("the mix", "best_of_n_mix")):
         for name, curve in results[key].items():
             shares = ", ".join(f"{n}: {100 * share:.1f}%" for n, share in curve.items())
-            lines.append(f"{f'best of N by {by}, {name}':<34}{shares}")
-    lines.append(f"{'IDM exact match':<34}{100 * results['idm']['exact_match']:.1f}%")
-    lines += [f"{f'mix of {name}':<34}{mix}" for name, mix in results["data"]["mixes"].items()]
+            lines.append(f"{f'best of N by {by}, {name}':<48}{shares}")
+    lines.append(f"{'IDM exact match':<48}{100 * results['idm']['exact_match']:.1f}%")
+    lines += [f"{f'mix of {name}':<48}{mix}" for name, mix in results["data"]["mixes"].items()]
     lines += [f"premise: {sentence}" for sentence in results["data"]["premise"]["verdicts"]]
     return "\n".join(lines)
 
