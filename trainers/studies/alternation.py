@@ -32,15 +32,15 @@ from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import fit_adapter
 from trainers.studies.demo.labels import mine
+from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
-from trainers.studies.grpo_settings import rewards_of, start_of
+from trainers.studies.grpo_settings import start_of
 
 logger = logging.getLogger("rl")
 START = "bootstrapped"
 GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
 """Candidates of a group, and groups a step of either role (fewer where there are fewer pairs)."""
-BACKGROUND = -1.0
 SENTENCE_TOKENS = 24
 IDM_RATE = 3e-4
 SFT_RATE = 5e-4
@@ -106,7 +106,8 @@ class Start:
 def begin(run: Path, amounts: Amounts) -> Start:
     """Open a run of the main job that has got as far as `bootstrapped`."""
     story = start_of(run, amounts.validation)
-    story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")
+    for name in ("judge_idm", START):
+        story.vlm.attach_adapter(run / name / "adapter", name)
     test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
     learned = run / "idm_on_video"
     return Start(story, amounts, learned if learned.is_dir() else run / "idm", test, validation)
@@ -149,7 +150,7 @@ def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Pa
     count = steps * PROMPTS["fdm"]
     rewarding = story.judge if arm.rewarded_by else _attached(story, idm, "namer")
     tried = label_pairs(rewarding, shard[:count])
-    rewards = rewards_of(story, BACKGROUND, rewarding)
+    rewards = grpo_rewards(story, START, rewarding)
     reward = {"fdm": _grpo(story, "fdm", fdm, tried, rewards, steps, number, folder / "fdm")}
     pairs = shard[-start.amounts.idm_steps * PROMPTS["idm"] :]
     if arm.inverse == "grpo":
@@ -188,6 +189,7 @@ def _grpo(
 ) -> list[float]:
     """GRPO of a role on so many groups a step, its rate falling to 0; returns its reward, as the mean of four parts.
 
+    Of the forward role as in the main job: its reward, advantages divided by their group's standard deviation.
     For the inverse role the objective is the ELBO of log p(target | source): rewards are sums, undivided, and the KL
     term to its own start has the weight 1.
     """
@@ -195,7 +197,7 @@ def _grpo(
     vlm.attach_adapter(begin / "adapter", "default")
     only_policy_trains(vlm)
     set_seed(story.seed * 1000 + number)
-    how: dict[str, Any] = {"learning_rate": story.budget.rl_learning_rate}
+    how: dict[str, Any] = {"learning_rate": story.budget.rl_learning_rate, "scale_rewards": "group"}
     if role == "idm":
         how = {"learning_rate": IDM_RATE, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 1.0}
     config = RewindGRPOConfig(
@@ -213,9 +215,11 @@ def _grpo(
         **how,
     )
     log = [MetricsFile(folder / "metrics.jsonl")]
-    more: dict[str, Any] = {"role": role}
-    more |= {"max_sentence_tokens": SENTENCE_TOKENS, "dead_group_retries": 2} if role == "idm" else {}
-    trainer = WorldModelGRPOTrainer(vlm, triplets, rewards, config, callbacks=log, **more)
+    ours: dict[Role, dict[str, Any]] = {
+        "fdm": {"importance_advantages": "group"},
+        "idm": {"max_sentence_tokens": SENTENCE_TOKENS, "dead_group_retries": 2},
+    }
+    trainer = WorldModelGRPOTrainer(vlm, triplets, rewards, config, callbacks=log, role=role, **ours[role])
     show_quietly(trainer)
     trainer.train()
     save_adapter(vlm, folder, role=role)

@@ -38,8 +38,8 @@ def page(told: dict[str, Any]) -> str:
     about = (
         f"From `bootstrapped` and the inverse model of {len(runs)} run(s) of the main job, one a seed; "
         f"{amounts.rounds} rounds, each on a part of its own of the run's pairs from video. A round is "
-        f"{amounts.fdm_steps} steps of GRPO of the FDM ({PROMPTS['fdm']} x {GROUP} candidates each, `idm_margin` + "
-        f"`keep_unchanged`) and, where an arm has them, {amounts.idm_steps} of the IDM ({PROMPTS['idm']} x {GROUP} "
+        f"{amounts.fdm_steps} steps of GRPO of the FDM ({PROMPTS['fdm']} x {GROUP} candidates each, the main job's "
+        f"reward and settings) and, where an arm has them, {amounts.idm_steps} of the IDM ({PROMPTS['idm']} x {GROUP} "
         "sentences each, `fdm_likelihood` with `--beta 1`). Measured by the oracle on "
         f"{amounts.cases} test scenes a seed with the same noise: one sample at temperature 1, one at the temperature "
         f"that was best on {amounts.validation} validation scenes; and whether the IDM, greedily, names the true "

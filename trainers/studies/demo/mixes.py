@@ -15,6 +15,7 @@ from rl.data.labels.labelling import name_pairs
 from rl.errors import RewindError
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.evaluation.premise import as_good_as_true, premise
+from rl.models.roles import InverseDynamics
 from rl.running.files import read_json
 from rl.triplets import Triplet
 from trainers.common.candidates import scored_groups
@@ -75,8 +76,9 @@ def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Re
     return load_rewards(mix["rewards"], story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
 
 
-def grpo_rewards(story: Story, start: str) -> list[Reward]:
-    """What GRPO from `start` is rewarded by: the terms of a mix at the budget's weights, with `start`'s likelihood.
+def grpo_rewards(story: Story, start: str, idm: InverseDynamics | None = None) -> list[Reward]:
+    """What GRPO from `start` is rewarded by: the terms of a mix at the budget's weights, with `start`'s likelihood, by
+    `idm` or else the one that verifies.
 
     Not the fitted weights, which differ from seed to seed: GRPO sharpens by itself, and more of the start's likelihood
     is no better for it (docs/findings/few-labels.md).
@@ -85,7 +87,7 @@ def grpo_rewards(story: Story, start: str) -> list[Reward]:
     specs = [f"{name}={weight}" for name, weight in weights if weight]
     given = {"keep_unchanged": usual_change(story.vlm, story.labelled), CONFIDENCE: {"fdm": story.fdm(start)}}
     arguments = {name: value for name, value in given.items() if any(s.startswith(f"{name}=") for s in specs)}
-    return load_rewards(specs, story.verifier(start), [t.action for t in story.labelled], arguments=arguments)
+    return load_rewards(specs, idm or story.verifier(start), [t.action for t in story.labelled], arguments=arguments)
 
 
 def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
