@@ -22,29 +22,22 @@ from rewards import load_rewards
 from rl.data.labels.labelling import label_pairs
 from rl.errors import RewindError
 from rl.evaluation import oracle
-from rl.models.roles import ForwardDynamics, InverseDynamics, Role
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
-from trainers.common.adapters import only_policy_trains, save_adapter
-from trainers.common.metrics import MetricsFile, show_quietly
-from trainers.grpo.arguments import RewindGRPOConfig
-from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import fit_adapter
 from trainers.studies.demo.labels import mine
 from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
+from trainers.studies.grpo_run import GROUP, PROMPTS, grpo_from
 from trainers.studies.grpo_settings import start_of
 
 logger = logging.getLogger("rl")
 START = "bootstrapped"
-GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
-"""Candidates of a group, and groups a step of either role (fewer where there are fewer pairs)."""
-SENTENCE_TOKENS = 24
-IDM_RATE = 3e-4
 SFT_RATE = 5e-4
-"""Of the inverse role, by GRPO and by SFT: it goes on from an adapter that is trained already."""
+"""Of the inverse role: it goes on from an adapter that is trained already."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +143,12 @@ def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Pa
     count = steps * PROMPTS["fdm"]
     rewarding = story.judge if arm.rewarded_by else _attached(story, idm, "namer")
     tried = label_pairs(rewarding, shard[:count])
-    rewards = grpo_rewards(story, START, rewarding)
-    reward = {"fdm": _grpo(story, "fdm", fdm, tried, rewards, steps, number, folder / "fdm")}
+    rewards, seed = grpo_rewards(story, START, rewarding), story.seed * 1000 + number
+    reward = {"fdm": grpo_from(story, "fdm", fdm, tried, rewards, steps, seed, folder / "fdm")}
     pairs = shard[-start.amounts.idm_steps * PROMPTS["idm"] :]
     if arm.inverse == "grpo":
         judging = load_rewards("fdm_likelihood", fdm=_foreseeing(story, folder / "fdm"), role="idm")
-        reward["idm"] = _grpo(story, "idm", idm, pairs, judging, start.amounts.idm_steps, number, folder / "idm")
+        reward["idm"] = grpo_from(story, "idm", idm, pairs, judging, start.amounts.idm_steps, seed, folder / "idm")
     elif arm.inverse == "sft":
         _sft(start, idm, pairs, number, folder)
     seconds = time.monotonic() - began
@@ -175,59 +168,6 @@ def _attached(story: Story, run: Path, name: str) -> InverseDynamics:
 def _foreseeing(story: Story, run: Path) -> ForwardDynamics:
     _attached(story, run, "foresees")
     return ForwardDynamics(story.vlm, "foresees")
-
-
-def _grpo(
-    story: Story,
-    role: Role,
-    begin: Path,
-    triplets: Sequence[Triplet],
-    rewards: Sequence[Any],
-    steps: int,
-    number: int,
-    folder: Path,
-) -> list[float]:
-    """GRPO of a role on so many groups a step, its rate falling to 0; returns its reward, as the mean of four parts.
-
-    Of the forward role as in the main job: its reward, advantages divided by their group's standard deviation.
-    For the inverse role the objective is the ELBO of log p(target | source): rewards are sums, undivided, and the KL
-    term to its own start has the weight 1.
-    """
-    vlm = story.vlm
-    vlm.attach_adapter(begin / "adapter", "default")
-    only_policy_trains(vlm)
-    set_seed(story.seed * 1000 + number)
-    how: dict[str, Any] = {"learning_rate": story.budget.rl_learning_rate, "scale_rewards": "group"}
-    if role == "idm":
-        how = {"learning_rate": IDM_RATE, "loss_type": "dr_grpo", "scale_rewards": "none", "beta": 1.0}
-    config = RewindGRPOConfig(
-        output_dir=str(folder),
-        max_steps=steps,
-        lr_scheduler_type="linear",
-        warmup_steps=2,
-        num_generations=GROUP,
-        per_device_train_batch_size=min(PROMPTS[role], len(triplets)) * GROUP,
-        save_strategy="no",
-        activation_checkpointing=False,
-        logging_steps=1,
-        report_to="none",
-        seed=story.seed * 1000 + number,
-        **how,
-    )
-    log = [MetricsFile(folder / "metrics.jsonl")]
-    ours: dict[Role, dict[str, Any]] = {
-        "fdm": {"importance_advantages": "group"},
-        "idm": {"max_sentence_tokens": SENTENCE_TOKENS, "dead_group_retries": 2},
-    }
-    trainer = WorldModelGRPOTrainer(vlm, triplets, rewards, config, callbacks=log, role=role, **ours[role])
-    show_quietly(trainer)
-    trainer.train()
-    save_adapter(vlm, folder, role=role)
-    model: Any = vlm.model
-    for name in {"default", "ref"} & set(model.peft_config):  # TRL's copy of the start is the KL term's reference
-        model.delete_adapter(name)
-    told = [row["reward"] for row in trainer.state.log_history if "reward" in row]
-    return [float(np.mean(part)) for part in np.array_split(told, min(4, len(told)))]
 
 
 def _sft(start: Start, idm: Path, pairs: Sequence[Triplet], number: int, folder: Path) -> None:
