@@ -7,13 +7,11 @@ python scripts/study_alternation.py --runs runs/reproduce/chameleon-0 runs/repro
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +37,7 @@ def main() -> None:
     from trainers.studies.alternation_page import page
     from trainers.studies.methods import check
     from trainers.studies.reproduce import versions
+    from trainers.studies.shared import write_page
 
     arms = a.arms or list(ARMS)
     amounts = Amounts(a.rounds, a.fdm_steps, a.idm_steps, a.cases, a.validation)
@@ -47,13 +46,7 @@ def main() -> None:
     output = claim(a.output, "study_alternation.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, arms, amounts, output / folder.name) for folder in a.runs}
     told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
-    text = page(told)
-    for file in (output / "results.md", a.page):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file.with_suffix(".json"), json.dumps(told) + "\n")
-            write_whole(file, text)
-    print(text)
+    write_page(output, a.page, told, page(told))
 
 
 if __name__ == "__main__":

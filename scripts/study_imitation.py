@@ -7,22 +7,18 @@ python scripts/study_imitation.py --runs runs/reproduce/chameleon-0 runs/reprodu
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", nargs="+", type=Path, default=[Path("runs/demo")], help="of demo.py or reproduce.py")
     p.add_argument("--sizes", nargs="+", type=int, default=[1000, 2000, 4000], help="pairs that are imitated or tried")
-    p.add_argument("--grpo_steps", type=int, default=192, help="of GRPO, 16 x 8 candidates each")
-    p.add_argument("--continued_steps", type=int, default=800, help="of SFT that goes on from `sft`")
-    p.add_argument("--continued_rate", type=float, default=1e-3, help="its learning rate, which falls to 0")
+    p.add_argument("--grpo_steps", type=int, default=128, help="of GRPO, 16 x 8 candidates each")
     p.add_argument("--cases", type=int, default=1000, help="test cases")
     p.add_argument("--validation", type=int, default=200, help="validation cases, which choose the temperatures")
     p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
@@ -35,20 +31,15 @@ def main() -> None:
     from rl.running.run_folder import claim
     from trainers.studies.imitation import Amounts, check, page, study
     from trainers.studies.reproduce import versions
+    from trainers.studies.shared import write_page
 
-    amounts = Amounts(tuple(a.sizes), a.grpo_steps, a.continued_steps, a.continued_rate, a.cases, a.validation)
+    amounts = Amounts(tuple(a.sizes), a.grpo_steps, a.cases, a.validation)
     check(a.runs, amounts)
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
     output = claim(a.output, "study_imitation.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, amounts, output / folder.name) for folder in a.runs}
     told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
-    text = page(told)
-    for file in (output / "results.md", a.page):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file.with_suffix(".json"), json.dumps(told) + "\n")
-            write_whole(file, text)
-    print(text)
+    write_page(output, a.page, told, page(told))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ python scripts/study_methods.py --runs runs/reproduce/chameleon-0 runs/reproduce
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
-from rl.running.files import write_whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +30,7 @@ def main() -> None:
     from rl.running.run_folder import claim
     from trainers.studies.methods import METHODS, Amounts, check, page, study
     from trainers.studies.reproduce import versions
+    from trainers.studies.shared import write_page
 
     methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases, a.validation)
     check(a.runs, methods)
@@ -39,13 +38,7 @@ def main() -> None:
     output = claim(a.output, "study_methods.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, methods, amounts, output / folder.name) for folder in a.runs}
     told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
-    text = page(told)
-    for file in (output / "results.md", a.page):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file.with_suffix(".json"), json.dumps(told) + "\n")
-            write_whole(file, text)
-    print(text)
+    write_page(output, a.page, told, page(told))
 
 
 if __name__ == "__main__":

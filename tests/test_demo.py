@@ -330,3 +330,32 @@ def test_rewards_and_success_rise_as_committed(tmp_path: Path) -> None:
         assert paired[name]["success"][1] > 0, name  # the lower end of the interval
     assert paired["bootstrapped-sft"]["judge"][1] > 0
     assert paired["bootstrapped-sft"]["copy_rate"][0] < 0
+
+
+def test_imitation_against_reward_on_the_same_labels(demo: Path, tmp_path: Path) -> None:
+    # Two steps of GRPO, for the rate is 0 at the first one.
+    short = ["--sizes", 2, 4, "--grpo_steps", 2, "--cases", 3, "--validation", 2]
+    call = ["scripts/study_imitation.py", "--runs", demo, *short, "--output", tmp_path / "study"]
+    shown = succeed(*call, "--page", tmp_path / "page.md")
+    assert (tmp_path / "page.md").read_text() in shown
+    assert "- 4 pairs, `grpo` - `merged`, success, T 1: " in shown
+    made, start_of_all = (
+        tmp_path / "study" / demo.name,
+        load_file(demo / "sft" / "adapter" / "adapter_model.safetensors"),
+    )
+    arms = {f"{arm}-{size}" for arm in ("continued", "merged", "grpo", "merged_grpo") for size in (2, 4)}
+    assert {folder.name for folder in made.iterdir()} == arms | {"start"}
+    ends = {name: load_file(made / name / "adapter" / "adapter_model.safetensors") for name in arms}
+    for name, end in ends.items():
+        assert any((end[key] != start_of_all[key]).any() for key in end), name
+    moved = [
+        sum(float(((ends[f"merged_grpo-{size}"][k] - v) ** 2).sum()) for k, v in ends[f"merged-{size}"].items())
+        for size in (2, 4)
+    ]
+    assert all(0 < one < 1 for one in moved)  # GRPO of a size begins where `merged` of that size ended
+    kept = (made / "merged-4" / "measured.json").stat().st_mtime_ns
+    succeed(*call)
+    assert (made / "merged-4" / "measured.json").stat().st_mtime_ns == kept
+    wrong = start(*call[:3], "--sizes", 10**6, "--output", tmp_path / "other")
+    assert (wrong.returncode, (tmp_path / "other").exists()) == (2, False)
+    assert "selected labels, give at most that" in wrong.stderr

@@ -6,7 +6,6 @@ in what the inverse model does between the rounds are held against each other, b
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from rl.data.labels.labelling import label_pairs
 from rl.errors import RewindError
 from rl.evaluation import oracle
 from rl.models.roles import ForwardDynamics, InverseDynamics
-from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import fit_adapter
@@ -31,8 +29,8 @@ from trainers.studies.demo.labels import mine
 from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
-from trainers.studies.grpo_run import GROUP, PROMPTS, grpo_from
 from trainers.studies.grpo_settings import start_of
+from trainers.studies.shared import GROUP, PROMPTS, attached, grpo_from, kept
 
 logger = logging.getLogger("rl")
 START = "bootstrapped"
@@ -115,25 +113,15 @@ def study(run: Path, arms: Sequence[str], amounts: Amounts, output: Path) -> dic
         greedily, names the true outcome of the case's true pair.
     """
     start = begin(run, amounts)
-    found = {"start": [_kept(output / "start", partial(_measured, start, run / START, start.idm))]}
+    found = {"start": [kept(output / "start", partial(_measured, start, run / START, start.idm))]}
     for name in arms:
         fdm, idm, rounds = run / START, start.idm, []
         for number in range(amounts.rounds):
             folder = output / name / f"round-{number + 1}"
-            rounds.append(_kept(folder, partial(_round, start, ARMS[name], number, fdm, idm, folder)))
+            rounds.append(kept(folder, partial(_round, start, ARMS[name], number, fdm, idm, folder)))
             fdm, idm = folder / "fdm", folder / "idm" if ARMS[name].inverse != "stays" else idm
         found[name] = rounds
     return found
-
-
-def _kept(folder: Path, work: Any) -> dict[str, Any]:
-    """What an earlier call measured in a folder, or do the work and keep it."""
-    file = folder / "measured.json"
-    if not file.is_file():
-        logger.warning("--- %s", folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(work()) + "\n")
-    return read_json(file)
 
 
 def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Path) -> dict[str, Any]:
@@ -141,7 +129,7 @@ def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Pa
     shard, story, began = start.shards[number], start.story, time.monotonic()
     steps = max(1, round(start.amounts.fdm_steps * arm.fdm_share))
     count = steps * PROMPTS["fdm"]
-    rewarding = story.judge if arm.rewarded_by else _attached(story, idm, "namer")
+    rewarding = story.judge if arm.rewarded_by else _naming(story, idm, "namer")
     tried = label_pairs(rewarding, shard[:count])
     rewards, seed = grpo_rewards(story, START, rewarding), story.seed * 1000 + number
     reward = {"fdm": grpo_from(story, "fdm", fdm, tried, rewards, steps, seed, folder / "fdm")}
@@ -156,28 +144,25 @@ def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Pa
     return {"seconds": seconds, "reward": reward, **_measured(start, folder / "fdm", learned)}
 
 
-def _attached(story: Story, run: Path, name: str) -> InverseDynamics:
-    """A run's adapter under a name, in the place of the one that had it."""
-    model: Any = story.vlm.model
-    if name in model.peft_config:
-        model.delete_adapter(name)
-    story.vlm.attach_adapter(run / "adapter", name)
+def _naming(story: Story, run: Path, name: str) -> InverseDynamics:
+    """A run's inverse model under a name, in the place of the one that had it."""
+    attached(story, run, name)
     return InverseDynamics(story.vlm, name)
 
 
 def _foreseeing(story: Story, run: Path) -> ForwardDynamics:
-    _attached(story, run, "foresees")
+    attached(story, run, "foresees")
     return ForwardDynamics(story.vlm, "foresees")
 
 
 def _sft(start: Start, idm: Path, pairs: Sequence[Triplet], number: int, folder: Path) -> None:
     """The inverse model goes on by SFT on labelled triplets and its own words, verified by the new forward model."""
     story = start.story
-    namer, seed = _attached(story, idm, "namer"), story.seed * 1000 + number
+    namer, seed = _naming(story, idm, "namer"), story.seed * 1000 + number
     judge = _foreseeing(story, folder / "fdm")
     named = label_pairs(namer, pairs, temperature=1.0, num_samples=GROUP, seed=seed, fdm=judge)
     set_seed(seed)
-    _attached(story, idm, "learner")
+    attached(story, idm, "learner")
     (folder / "idm").mkdir(exist_ok=True)
     rows = role_rows(story.vlm, "idm", [*story.labelled, *named])
     fit_adapter(story, str(folder / "idm"), "learner", "idm", rows, start.amounts.idm_steps * 4, SFT_RATE)
@@ -190,7 +175,7 @@ def _measured(start: Start, fdm: Path, idm: Path) -> dict[str, Any]:
     metrics, each = of_system("foresees", test, start.validation)
     for cases in (test, start.validation):
         cases.forget("foresees")
-    named = oracle.describe_pairs(_attached(story, idm, "namer"), test.world, test.tasks)[1]
+    named = oracle.describe_pairs(_naming(story, idm, "namer"), test.world, test.tasks)[1]
     by_case = {**{key: _short(values) for key, values in each.items()}, "named": _short(named)}
     return {"metrics": {**metrics, "named": float(np.mean(named))}, "by_case": by_case}
 

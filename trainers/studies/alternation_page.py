@@ -11,7 +11,7 @@ from rl.evaluation.intervals import mean_of_runs
 from rl.report import markdown
 from trainers.studies.alternation import ARMS, Amounts
 from trainers.studies.demo.report import how_sure
-from trainers.studies.grpo_run import GROUP, PROMPTS
+from trainers.studies.shared import GROUP, PROMPTS
 
 MEASURES = {
     "success": ("success, T 1", 100.0),

@@ -7,8 +7,6 @@ runs of the main job.
 
 from __future__ import annotations
 
-import json
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs
 from rl.models.known import LINEAR_LAYERS
 from rl.report import markdown
-from rl.running.files import read_json, write_whole
+from rl.running.files import read_json
 from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter
 from trainers.sft.rows import role_rows
@@ -34,10 +32,9 @@ from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.report import how_sure
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
-from trainers.studies.grpo_run import GROUP, PROMPTS, grpo_from
 from trainers.studies.grpo_settings import start_of
+from trainers.studies.shared import GROUP, PROMPTS, attached, check_runs, drop, grpo_from, kept
 
-logger = logging.getLogger("rl")
 START = "sft"
 ARMS = {
     "continued": "`sft` goes on, on the labelled video alone",
@@ -56,23 +53,16 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much is imitated or tried, and on how much it is measured; `validation` cases choose the temperatures.
-
-    `continued_rate` is what the continued run's learning rate falls from: it goes on from what is trained already.
-    """
+    """How much is imitated or tried, and on how much it is measured; `validation` cases choose the temperatures."""
 
     sizes: tuple[int, ...] = (1000, 2000, 4000)
-    grpo_steps: int = 192
-    continued_steps: int = 800
-    continued_rate: float = 1e-3
+    grpo_steps: int = 128
     cases: int = 1000
     validation: int = 200
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(*self.sizes, self.grpo_steps, self.continued_steps, self.cases, self.validation) < 1:
+        if not self.sizes or min(*self.sizes, self.grpo_steps, self.cases, self.validation) < 1:
             raise RewindError("give sizes, steps and cases, each at least 1")
-        if self.continued_rate <= 0:
-            raise RewindError(f"--continued_rate must be above 0, not {self.continued_rate:g}")
 
 
 Measured = dict[str, Any]
@@ -86,82 +76,60 @@ def check(runs: Sequence[Path], amounts: Amounts) -> None:
     Raises:
         RewindError: a folder without what is needed, two of one name, fewer selected labels than the largest size.
     """
+    check_runs(runs, ("idm", START, "bootstrapped"))
     for run in runs:
-        if missing := [name for name in ("idm", START, "bootstrapped") if not (run / name / "run.json").is_file()]:
-            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
         selected = read_json(run / "run.json")["config"]["budget"]["selected"]
         if selected < max(amounts.sizes):
             raise RewindError(f"--sizes {max(amounts.sizes)}: {run} has {selected} selected labels, give at most that")
-    if len({run.name for run in runs}) < len(runs):
-        raise RewindError("two of --runs have the same name, which their results would share: rename one")
 
 
 def study(run: Path, amounts: Amounts, output: Path) -> Run:
     """All arms at all sizes; what an earlier call with the same amounts did is kept."""
     story = start_of(run, amounts.validation)
-    story.vlm.attach_adapter(run / START / "adapter", START)
     test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
+    measured = partial(_measured, story, test, validation)
+    found = {"start": kept(output / "start", partial(measured, run / START))}
     order = np.random.default_rng(story.seed).permutation(len(story.synthetic))
-    found = {"start": _kept(output / "start", lambda folder: None, partial(_measured, story, test, validation))}
     for size in sorted(amounts.sizes):
-        labelled = [story.synthetic[n] for n in order[:size]]
+        video = [story.synthetic[n] for n in order[:size]]
         for arm in ARMS:
-            train = partial(_train, story, arm, labelled, amounts, output / f"merged-{size}")
-            measure = partial(_measured, story, test, validation)
-            found[f"{arm}-{size}"] = _kept(output / f"{arm}-{size}", train, measure)
+            folder = output / f"{arm}-{size}"
+            train = partial(_train, story, arm, video, amounts, output / f"merged-{size}", folder)
+            found[folder.name] = kept(folder, partial(_trained, train, partial(measured, folder)))
     return found
 
 
-def _kept(folder: Path, train: Callable[[Path], None], measure: Callable[[Path], Measured]) -> Measured:
-    """What an earlier call measured in a folder, or train, measure and keep it."""
-    file = folder / "measured.json"
-    if not file.is_file():
-        logger.warning("--- %s", folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        train(folder)
-        made = {"seconds": time.monotonic() - began}
-        write_whole(file, json.dumps(made | measure(folder)) + "\n")
-    return read_json(file)
+def _trained(train: Callable[[], None], measure: Callable[[], Measured]) -> Measured:
+    began = time.monotonic()
+    train()
+    return {"seconds": time.monotonic() - began, **measure()}
 
 
 def _train(story: Story, arm: str, video: Sequence[Triplet], amounts: Amounts, merged: Path, folder: Path) -> None:
     """Train an arm's adapter into its folder."""
     vlm, budget = story.vlm, story.budget
     set_seed(story.seed)
-    if arm == "merged":
-        _drop(story, "learner")
-        rank = budget.fdm_rank
-        lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS), lora_dropout=0.0)
-        add_adapter(vlm, lora, "learner")
-        rows = role_rows(vlm, "fdm", [*story.labelled, *video], Importance())
+    if arm in ("continued", "merged"):
+        known = story.labelled if arm == "merged" else []
+        if arm == "continued":
+            attached(story, story.output / START, "learner")
+        else:
+            drop(story, "learner")
+            rank = budget.fdm_rank
+            lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS))
+            add_adapter(vlm, lora, "learner")
+        rows = role_rows(vlm, "fdm", [*known, *video], Importance())
         fit_adapter(story, str(folder), "learner", "fdm", rows, budget.fdm_steps, budget.bootstrapped_learning_rate)
-    elif arm == "continued":
-        _attached(story, story.output / START, "learner")
-        rows = role_rows(vlm, "fdm", video, Importance())
-        fit_adapter(story, str(folder), "learner", "fdm", rows, amounts.continued_steps, amounts.continued_rate)
     else:
         begin = story.output / START if arm == "grpo" else merged
-        _attached(story, begin, "begin")
+        attached(story, begin, "begin")
         rewards = grpo_rewards(story, "begin", story.idm)
         grpo_from(story, "fdm", begin, video, rewards, amounts.grpo_steps, story.seed, folder)
 
 
-def _drop(story: Story, name: str) -> None:
-    model: Any = story.vlm.model
-    if name in model.peft_config:
-        model.delete_adapter(name)
-
-
-def _attached(story: Story, run: Path, name: str) -> None:
-    """A run's adapter under a name, in the place of the one that had it."""
-    _drop(story, name)
-    story.vlm.attach_adapter(run / "adapter", name)
-
-
-def _measured(story: Story, test: Cases, validation: Cases, folder: Path) -> Measured:
+def _measured(story: Story, test: Cases, validation: Cases, run: Path) -> Measured:
     """M of a forward model and, case by case, what differences are taken of."""
-    _attached(story, folder if (folder / "adapter").is_dir() else story.output / START, "measured")
+    attached(story, run, "measured")
     metrics, each = of_system("measured", test, validation)
     for cases in (test, validation):
         cases.forget("measured")
@@ -199,15 +167,15 @@ def page(told: dict[str, Any]) -> str:
     )
     command = f"python scripts/study_imitation.py --runs {' '.join(told['runs'])}"
     for name, value in asdict(amounts).items():
-        command += f" --{name} {' '.join(map(str, value)) if name == 'sizes' else f'{value:g}'}"
+        command += f" --{name} {' '.join(map(str, value)) if name == 'sizes' else value}"
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     about = (
         f"From the `{START}` of {len(runs)} run(s) of the main job, one a seed, and its labelled video: the pairs that "
         "the IDM named, the FDM verified and the IDM's likelihood selected, a random part of each size. GRPO: "
         f"{amounts.grpo_steps} steps of {PROMPTS['fdm']} x {GROUP} candidates with the main job's reward and settings, "
-        f"rewarded by the IDM that labelled. `continued`: {amounts.continued_steps} steps at "
-        f"{amounts.continued_rate:g}. Measured by the oracle on {amounts.cases} test scenes a seed with the same "
-        f"noise: one sample at temperature 1, one at the temperature that was best on {amounts.validation} validation "
+        "rewarded by the IDM that labelled; SFT: steps and rate of the main job, with token weights. Measured by the "
+        f"oracle on {amounts.cases} test scenes a seed with the same noise: one sample at temperature 1, one at the "
+        f"temperature that was best on {amounts.validation} validation "
         "scenes. Differences are paired, means of the seeds with 95 % intervals; seconds are of training."
     )
     words = [

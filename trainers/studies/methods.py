@@ -6,7 +6,6 @@ same test cases and noise; every figure is a difference to the start.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +21,6 @@ from rl.errors import RewindError
 from rl.evaluation.action_chains import sample_chains
 from rl.evaluation.intervals import mean_of_runs
 from rl.report import markdown
-from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
@@ -39,6 +37,7 @@ from trainers.studies.demo.report import how_sure
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
 from trainers.studies.grpo_settings import KEEP_WEIGHT, STEPS, chain_success, rewards_of, start_of, world_chains
+from trainers.studies.shared import check_runs, kept
 
 logger = logging.getLogger("rl")
 GROUP, PROMPTS_A_STEP = 8, 32
@@ -182,11 +181,7 @@ def check(runs: Sequence[Path], asked: Sequence[str], known: Iterable[str] = MET
     """
     if unknown := sorted(set(asked) - set(known)):
         raise RewindError(f"no {kind} {', '.join(unknown)}: there are {', '.join(known)}")
-    for run in runs:
-        if missing := [name for name in ("idm", "judge_idm", START) if not (run / name / "run.json").is_file()]:
-            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
-    if len({run.name for run in runs}) < len(runs):
-        raise RewindError("two of --runs have the same name, which their results would share: rename one")
+    check_runs(runs, ("idm", "judge_idm", START))
 
 
 def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> dict[str, Any]:
@@ -205,10 +200,11 @@ def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> 
     story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")
     story.vlm.attach_adapter(run / START / "adapter", START)
     test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
-    found = {"start": _kept(output / "start", lambda folder: 0.0, partial(_measured, START, test, validation))}
+    measured = partial(_measured, test=test, validation=validation)
+    found = {"start": kept(output / "start", lambda: {"seconds": 0.0, **measured(START)})}
     for name in methods:
 
-        def train(folder: Path, name: str = name) -> float:
+        def work(name: str = name, folder: Path = output / name) -> dict[str, Any]:
             story.vlm.attach_adapter(run / START / "adapter", "default")
             only_policy_trains(story.vlm)
             set_seed(story.seed)
@@ -218,21 +214,10 @@ def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> 
             save_adapter(story.vlm, folder, role="fdm")
             story.vlm.model.delete_adapter("default")  # type: ignore[operator]
             story.vlm.attach_adapter(folder / "adapter", f"after_{name}")
-            return seconds
+            return {"seconds": seconds, **measured(f"after_{name}")}
 
-        found[name] = _kept(output / name, train, partial(_measured, f"after_{name}", test, validation))
+        found[name] = kept(output / name, work)
     return found
-
-
-def _kept(folder: Path, train: Callable[[Path], float], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What an earlier call measured in a folder, or train, measure and keep it."""
-    file = folder / "measured.json"
-    if not file.is_file():
-        logger.warning("--- %s", folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        made = {"seconds": train(folder), **measure()}
-        write_whole(file, json.dumps(made) + "\n")
-    return read_json(file)
 
 
 def _measured(name: str, test: Cases, validation: Cases) -> dict[str, Any]:

@@ -1,15 +1,19 @@
-"""GRPO of either role from an adapter, with the main job's settings, as the studies of several systems run it."""
+"""What the studies share that train several systems from runs of the main job: GRPO of a role, and what they keep."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import set_seed
 
+from rl.errors import RewindError
 from rl.models.roles import Role
+from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.common.adapters import only_policy_trains, save_adapter
 from trainers.common.metrics import MetricsFile, show_quietly
@@ -17,6 +21,7 @@ from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.story import Story
 
+logger = logging.getLogger("rl")
 GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
 """Candidates of a group, and groups a step of either role (fewer where there are fewer pairs)."""
 SENTENCE_TOKENS = 24
@@ -80,8 +85,53 @@ def grpo_from(
     show_quietly(trainer)
     trainer.train()
     save_adapter(vlm, folder, role=role)
-    model: Any = vlm.model
-    for name in {"default", "ref"} & set(model.peft_config):  # TRL's copy of the start is the KL term's reference
-        model.delete_adapter(name)
+    drop(story, "default", "ref")  # TRL's copy of the start, which the KL term takes
     told = [row["reward"] for row in trainer.state.log_history if "reward" in row]
     return [float(np.mean(part)) for part in np.array_split(told, min(4, len(told)))]
+
+
+def drop(story: Story, *names: str) -> None:
+    """Take adapters off the backbone, those of them that are on it."""
+    model: Any = story.vlm.model
+    for name in names:
+        if name in model.peft_config:
+            model.delete_adapter(name)
+
+
+def attached(story: Story, run: Path, name: str) -> None:
+    """A run's adapter under a name, in the place of the one that had it."""
+    drop(story, name)
+    story.vlm.attach_adapter(run / "adapter", name)
+
+
+def kept(folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an earlier call measured in a folder, or do the work and keep it."""
+    file = folder / "measured.json"
+    if not file.is_file():
+        logger.warning("--- %s", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(work()) + "\n")
+    return read_json(file)
+
+
+def check_runs(runs: Sequence[Path], needed: Sequence[str]) -> None:
+    """Look at the runs of the main job that a study is given, before any work.
+
+    Raises:
+        RewindError: a folder without what is needed, two of one name.
+    """
+    for run in runs:
+        if missing := [name for name in needed if not (run / name / "run.json").is_file()]:
+            raise RewindError(f"{run} has no '{missing[0]}': give run folders of demo.py or reproduce.py")
+    if len({run.name for run in runs}) < len(runs):
+        raise RewindError("two of --runs have the same name, which their results would share: rename one")
+
+
+def write_page(output: Path, page: Path | None, told: dict[str, Any], text: str) -> None:
+    """A study's page into its run folder as `results.md` and, if asked for, elsewhere; its JSON beside either."""
+    for file in (output / "results.md", page):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file.with_suffix(".json"), json.dumps(told) + "\n")
+            write_whole(file, text)
+    print(text)
