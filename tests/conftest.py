@@ -80,6 +80,21 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("published"))
 
 
+TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 20, "--idm_steps", 2]
+TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_steps", 2]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the main job at the amounts of `TINY`."""
+    from test_scripts import succeed
+
+    output = tmp_path_factory.mktemp("demo") / "run"
+    shown = succeed("scripts/demo.py", *TINY, "--output", output)
+    assert "best of N by the IDM, grpo" in shown
+    return output
+
+
 @pytest.fixture
 def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
