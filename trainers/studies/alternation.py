@@ -30,7 +30,7 @@ from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
 from trainers.studies.grpo_settings import start_of
-from trainers.studies.shared import GROUP, PROMPTS, attached, grpo_from, kept
+from trainers.studies.shared import GROUP, PROMPTS, attached, grpo_from, kept, short
 
 logger = logging.getLogger("rl")
 START = "bootstrapped"
@@ -176,10 +176,5 @@ def _measured(start: Start, fdm: Path, idm: Path) -> dict[str, Any]:
     for cases in (test, start.validation):
         cases.forget("foresees")
     named = oracle.describe_pairs(_naming(story, idm, "namer"), test.world, test.tasks)[1]
-    by_case = {**{key: _short(values) for key, values in each.items()}, "named": _short(named)}
+    by_case = {**{key: short(values) for key, values in each.items()}, "named": short(named)}
     return {"metrics": {**metrics, "named": float(np.mean(named))}, "by_case": by_case}
-
-
-def _short(values: Sequence[float] | np.ndarray) -> list[float]:
-    """Numbers case by case as a file of thousands of them holds them: most are 0 or 1."""
-    return [int(value) if value == int(value) else round(float(value), 3) for value in values]

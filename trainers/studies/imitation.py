@@ -33,7 +33,7 @@ from trainers.studies.demo.report import how_sure
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
 from trainers.studies.grpo_settings import start_of
-from trainers.studies.shared import GROUP, PROMPTS, attached, check_runs, drop, grpo_from, kept
+from trainers.studies.shared import GROUP, PROMPTS, attached, check_runs, drop, grpo_from, kept, short
 
 START = "sft"
 ARMS = {
@@ -133,7 +133,7 @@ def _measured(story: Story, test: Cases, validation: Cases, run: Path) -> Measur
     metrics, each = of_system("measured", test, validation)
     for cases in (test, validation):
         cases.forget("measured")
-    return {"metrics": metrics, "by_case": {key: np.round(values, 3).tolist() for key, values in each.items()}}
+    return {"metrics": metrics, "by_case": {key: short(values) for key, values in each.items()}}
 
 
 def table(runs: Sequence[Run]) -> str:

@@ -114,6 +114,11 @@ def kept(folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return read_json(file)
 
 
+def short(values: Sequence[float] | np.ndarray) -> list[float]:
+    """Numbers case by case as a file of thousands of them holds them: most are 0 or 1."""
+    return [int(value) if value == int(value) else round(float(value), 3) for value in values]
+
+
 def check_runs(runs: Sequence[Path], needed: Sequence[str]) -> None:
     """Look at the runs of the main job that a study is given, before any work.
 
