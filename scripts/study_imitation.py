@@ -34,11 +34,11 @@ def main() -> None:
     from trainers.studies.shared import write_page
 
     amounts = Amounts(tuple(a.sizes), a.grpo_steps, a.cases, a.validation)
-    check(a.runs, amounts)
+    labelled = check(a.runs, amounts)
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
     output = claim(a.output, "study_imitation.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, amounts, output / folder.name) for folder in a.runs}
-    told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
+    told = {"amounts": asdict(amounts), "labelled": labelled, "versions": versions(), "runs": found}
     write_page(output, a.page, told, page(told))
 
 

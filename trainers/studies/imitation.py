@@ -70,17 +70,18 @@ Run = dict[str, Measured]
 """'start' and '<arm>-<size>' -> `seconds`, `metrics`, `by_case`."""
 
 
-def check(runs: Sequence[Path], amounts: Amounts) -> None:
-    """Look at the input before any work.
+def check(runs: Sequence[Path], amounts: Amounts) -> list[int]:
+    """Look at the input before any work; returns how many labelled triplets the models of each run learned from.
 
     Raises:
         RewindError: a folder without what is needed, two of one name, fewer selected labels than the largest size.
     """
     check_runs(runs, ("idm", START, "bootstrapped"))
-    for run in runs:
-        selected = read_json(run / "run.json")["config"]["budget"]["selected"]
-        if selected < max(amounts.sizes):
+    budgets = [read_json(run / "run.json")["config"]["budget"] for run in runs]
+    for run, budget in zip(runs, budgets, strict=True):
+        if (selected := budget["selected"]) < max(amounts.sizes):
             raise RewindError(f"--sizes {max(amounts.sizes)}: {run} has {selected} selected labels, give at most that")
+    return [budget["labelled"] for budget in budgets]
 
 
 def study(run: Path, amounts: Amounts, output: Path) -> Run:
@@ -169,8 +170,10 @@ def page(told: dict[str, Any]) -> str:
     for name, value in asdict(amounts).items():
         command += f" --{name} {' '.join(map(str, value)) if name == 'sizes' else value}"
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+    labelled = " and ".join(f"{count:,}" for count in sorted({*told["labelled"]}))
     about = (
-        f"From the `{START}` of {len(runs)} run(s) of the main job, one a seed, and its labelled video: the pairs that "
+        f"From the `{START}` of {len(runs)} run(s) of the main job, one a seed, which learned from {labelled} labelled "
+        "triplets, and its labelled video: the pairs that "
         "the IDM named, the FDM verified and the IDM's likelihood selected, a random part of each size. GRPO: "
         f"{amounts.grpo_steps} steps of {PROMPTS['fdm']} x {GROUP} candidates with the main job's reward and settings, "
         "rewarded by the IDM that labelled; SFT: steps and rate of the main job, with token weights. Measured by the "
