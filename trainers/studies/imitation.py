@@ -162,10 +162,8 @@ def _cell(runs: Sequence[Run], ours: str, theirs: str, key: str) -> str:
 
 def page(told: dict[str, Any]) -> str:
     """The page that `study_imitation.py` writes from its JSON."""
-    runs, amounts = (
-        list(told["runs"].values()),
-        Amounts(**{**told["amounts"], "sizes": tuple(told["amounts"]["sizes"])}),
-    )
+    runs, sizes = list(told["runs"].values()), tuple(told["amounts"]["sizes"])
+    amounts = Amounts(**{**told["amounts"], "sizes": sizes})
     command = f"python scripts/study_imitation.py --runs {' '.join(told['runs'])}"
     for name, value in asdict(amounts).items():
         command += f" --{name} {' '.join(map(str, value)) if name == 'sizes' else value}"
@@ -173,20 +171,19 @@ def page(told: dict[str, Any]) -> str:
     labelled = " and ".join(f"{count:,}" for count in sorted({*told["labelled"]}))
     about = (
         f"From the `{START}` of {len(runs)} run(s) of the main job, one a seed, which learned from {labelled} labelled "
-        "triplets, and its labelled video: the pairs that "
-        "the IDM named, the FDM verified and the IDM's likelihood selected, a random part of each size. GRPO: "
+        "triplets, and its labelled video: the pairs that the IDM named, the FDM verified and the IDM's likelihood "
+        "selected, a random part of each size. GRPO: "
         f"{amounts.grpo_steps} steps of {PROMPTS['fdm']} x {GROUP} candidates with the main job's reward and settings, "
         "rewarded by the IDM that labelled; SFT: steps and rate of the main job, with token weights. Measured by the "
         f"oracle on {amounts.cases} test scenes a seed with the same noise: one sample at temperature 1, one at the "
-        f"temperature that was best on {amounts.validation} validation "
-        "scenes. Differences are paired, means of the seeds with 95 % intervals; seconds are of training."
+        f"temperature that was best on {amounts.validation} validation scenes. Differences are paired, means of the seeds with 95 % intervals; seconds are of training."
     )
     words = [
         f"- {size} pairs, `{ours}` - `{theirs}`, {MEASURES[key][0]}: "
         + how_sure(_difference(runs, f"{ours}-{size}", f"{theirs}-{size}", key)).replace(" of success", "")
         for ours, theirs in COMPARED
         for key in ("success", "success_at_best_temperature")
-        for size in sorted(amounts.sizes)
+        for size in sorted(sizes)
     ]
     arms = [f"- `{name}`: {told_of}" for name, told_of in ARMS.items()]
     head = f"Written by `{command} --page FILE`; not by hand. Versions: {versions}."
