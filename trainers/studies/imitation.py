@@ -176,7 +176,8 @@ def page(told: dict[str, Any]) -> str:
         f"{amounts.grpo_steps} steps of {PROMPTS['fdm']} x {GROUP} candidates with the main job's reward and settings, "
         "rewarded by the IDM that labelled; SFT: steps and rate of the main job, with token weights. Measured by the "
         f"oracle on {amounts.cases} test scenes a seed with the same noise: one sample at temperature 1, one at the "
-        f"temperature that was best on {amounts.validation} validation scenes. Differences are paired, means of the seeds with 95 % intervals; seconds are of training."
+        f"temperature that was best on {amounts.validation} validation scenes. Differences are paired, means of the "
+        "seeds with 95 % intervals; seconds are of training."
     )
     words = [
         f"- {size} pairs, `{ours}` - `{theirs}`, {MEASURES[key][0]}: "
