@@ -62,8 +62,9 @@ class Packing:
     def read(self, vlm: UnifiedVLM) -> Tensor:
         """Hidden states [R, n, D] that predict each row's own tokens."""
         config: Any = vlm.transformer().config
-        # It stays: a checkpointed layer is run again after this, and without a packing it is sdpa to the bit.
-        config._attn_implementation = SHARED_PREFIX
+        with vlm._lock:  # or a thread that is in two parts now would put back what it found before
+            # It stays: a checkpointed layer is run again after this, and without a packing it is sdpa to the bit.
+            config._attn_implementation = SHARED_PREFIX
         output = vlm.transformer()(
             input_ids=self.ids,
             position_ids=self.positions,
