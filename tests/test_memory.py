@@ -227,6 +227,23 @@ def test_max_rows_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows_that_fit(cost, 4, CPU, max_rows=6) == 6
 
 
+def test_a_row_at_a_time_reads_a_short_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three prompts and four spans each, fifteen passes: not twenty-four."""
+    vlm, passes = make_tiny(), []
+    prompts = [prompt for prompt in PROMPTS for _ in range(4)]
+    allowed = vlm.layout.image_ids_V
+    spans = [allowed[[n % 7, 1, 2]].tolist() for n in range(12)]
+    distribution = TokenDistribution(allowed)
+    with torch.no_grad():
+        whole = scoring.span_log_probs(vlm, prompts, spans, distribution)
+        read = UnifiedVLM.hidden_states
+        monkeypatch.setattr(UnifiedVLM, "hidden_states", lambda *a, **k: (passes.append(1), read(*a, **k))[1])
+        found = scoring.span_log_probs(vlm, prompts, spans, distribution, max_rows=1)
+    assert len(passes) == 15
+    for one, other in zip(whole, found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 OF_MANY_PLACES = {
     **dict.fromkeys(("demo", "reproduce"), ""),
     **dict.fromkeys(("study_alternation", "study_grpo", "study_methods", "study_search"), "--output out"),
