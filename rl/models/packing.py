@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.models.attention import SHARED_PREFIX, can_share, two_part_attention
-from rl.models.costs import SHARED_FROM
+from rl.models.costs import SHARED_FROM as SHARED_FROM  # for whoever lays rows out
 from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")

@@ -27,9 +27,9 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import pad
 
 from rl.errors import RewindError
+from rl.models import packing
 from rl.models.distribution import TokenDistribution
 from rl.models.inputs import token_ids
-from rl.models.packing import shares
 from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
 from rl.models.unified import UnifiedVLM
 from rl.triplets import Scored, Triplet
@@ -116,19 +116,12 @@ def preference_rows(
     return found
 
 
-@dataclass
-class PairsBehindPrompts(DataCollatorForPreference):
-    """TRL's batch, chosen rows before rejected ones, with all prompts ending in one column where they are shared.
-
-    Args:
-        vlm: says whether prompts of a length are shared; others are padded as TRL pads them, on the right.
-    """
-
-    vlm: Any = None
+class PairsBehindPrompts(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's batch, chosen rows before rejected ones; long prompts all end in one column, so that they can be shared."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `completion_mask` int64 [2 B, T]; `position_ids` and `own` where shared."""
-        if not shares(self.vlm, max(len(row["prompt_ids"]) for row in examples)):
+        """`input_ids`, `attention_mask`, `completion_mask` int64 [2 B, T]; of long prompts `position_ids` and `own`."""
+        if max(len(row["prompt_ids"]) for row in examples) < packing.SHARED_FROM:
             found: dict[str, Any] = super().torch_call(examples)
             return found
         names = ["prompt_ids"] * 2, ["chosen_ids", "rejected_ids"]
@@ -180,7 +173,7 @@ class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=PairsBehindPrompts(vlm.layout.pad, pad_to_multiple_of=args.pad_to_multiple_of, vlm=vlm),
+            data_collator=PairsBehindPrompts(vlm.layout.pad, pad_to_multiple_of=args.pad_to_multiple_of),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=vlm.tokenizer,
