@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.model_flags import ROWS_HELP
 
 BUDGET = ("labelled", "videos", "selected", "test", "validation")
 STEPS = ("idm_steps", "fdm_steps", "grpo_steps", "grpo_prompts", "best_of_n_steps")
@@ -40,15 +41,19 @@ def parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on with an interrupted run; a finished one is moved to OUTPUT.1"
     )
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rl.models.memory import at_most
     from rl.running.run_folder import claim, move_finished
     from trainers.studies.demo.job import REPORT_FILE, main_job, splits_of
     from trainers.studies.demo.report import text_table
     from trainers.studies.demo.story import Budget
+
+    at_most(vars(arguments).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
     given = {name: getattr(arguments, name) for name in (*BUDGET, *STEPS)}
     budget = Budget(**{name: value for name, value in given.items() if value is not None})

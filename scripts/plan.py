@@ -91,6 +91,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         total = rows * for_passes
     elif algorithm in ("best_of_n", "dpo"):
         total = CHUNK * (arguments.num_candidates or 8)
+    together = algorithm == "grpo" and not passes % (for_passes * arguments.num_iterations)
     drawn = min(most, total) if arguments.rollout_rows is None else arguments.rollout_rows
     each = (arguments.num_generations if algorithm == "grpo" else arguments.num_candidates) or 8
     judge = arguments.judge_idm if algorithm == "grpo" else None
@@ -110,7 +111,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         frozen_adapters={"sft": 0, "best_of_n": 1}.get(algorithm, 2) + (judge is not None) - len(apart),
         beside=sum(shape_of(base_told_by(name)).parameters() for name in apart),
         rows=2 * rows if algorithm == "dpo" else rows,  # chosen and rejected
-        grouped=min(rows, each) if algorithm == "grpo" and not passes % (for_passes * arguments.num_iterations) else 1,
+        grouped=2 if algorithm == "dpo" else min(rows, each) if together else 1,
         rollout_rows=drawn,
         candidates=max(1, min(each, drawn)),
         scored=max(total, drawn) if asked and drawn else 0,

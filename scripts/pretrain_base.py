@@ -20,8 +20,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rl.models.memory import at_most
     from trainers.pretraining.recipe import make_base  # torch is imported only once the arguments are known to be right
 
+    at_most(vars(arguments).pop("max_rows"))  # bounds memory alone: no part of what the run is
     make_base(arguments)
 
 

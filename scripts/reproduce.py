@@ -14,6 +14,7 @@ import trainers  # noqa: F401  (says so if another package named 'rl' hides ours
 from rl.errors import RewindError
 from rl.running.command_line import parse_with_config, run
 from rl.running.files import write_whole
+from rl.running.model_flags import ROWS_HELP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,13 +26,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", type=Path, default=Path("docs/results"), help="a JSON file a finished seed")
     p.add_argument("--page", type=Path, help="the page of tables; RESULTS.md beside --results if not given")
     p.add_argument("--budget", nargs="*", metavar="NAME=N", help="other amounts than the usual ones, e.g. test=200")
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
 def main() -> None:
     a = parse_with_config(parser())
+    from rl.models.memory import at_most
     from trainers.studies import reproduce
     from trainers.studies.reproduce_page import page_of
+
+    at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
     budget = reproduce.with_changes(reproduce.BUDGET, a.budget or [])
     family = reproduce.family_of(a.base) if a.base else a.family or "chameleon"

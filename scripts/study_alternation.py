@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.model_flags import ROWS_HELP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,17 +28,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--page", type=Path, help="also write the page here, its JSON beside it: docs/findings/alternation.md"
     )
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
 def main() -> None:
     a = parse_with_config(parser())
+    from rl.models.memory import at_most
     from rl.running.run_folder import claim
     from trainers.studies.alternation import ARMS, Amounts, study
     from trainers.studies.alternation_page import page
     from trainers.studies.methods import check
     from trainers.studies.reproduce import versions
     from trainers.studies.shared import write_page
+
+    at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
     arms = a.arms or list(ARMS)
     amounts = Amounts(a.rounds, a.fdm_steps, a.idm_steps, a.cases, a.validation)

@@ -13,6 +13,7 @@ import trainers  # noqa: F401  (says so if another package named 'rl' hides ours
 from rl.errors import RewindError
 from rl.running.command_line import parse_with_config, plain, run
 from rl.running.files import write_whole
+from rl.running.model_flags import ROWS_HELP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chains", type=int, default=0, help="train on chains of 3 actions, measure on so many of them")
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
@@ -33,8 +35,11 @@ def main() -> None:
     a = parse_with_config(parser())
     import yaml
 
+    from rl.models.memory import at_most
     from rl.running.run_folder import claim
     from trainers.studies.grpo_settings import check, study, table
+
+    at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
     settings = {}
     for spec in a.settings:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.model_flags import ROWS_HELP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,16 +24,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--validation", type=int, default=200, help="validation cases, which choose the temperatures")
     p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
     p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/findings/imitation.md")
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
 def main() -> None:
     a = parse_with_config(parser())
+    from rl.models.memory import at_most
     from rl.running.run_folder import claim
     from trainers.studies.imitation import Amounts, check, page, study
     from trainers.studies.reproduce import versions
     from trainers.studies.shared import write_page
 
+    at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
     amounts = Amounts(tuple(a.sizes), a.grpo_steps, a.cases, a.validation)
     labelled = check(a.runs, amounts)
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}

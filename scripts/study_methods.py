@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trainers  # noqa: F401  (says so if another package named 'rl' hides ours)
 from rl.running.command_line import parse_with_config, plain, run
+from rl.running.model_flags import ROWS_HELP
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,15 +23,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--validation", type=int, default=120, help="validation cases, which choose the temperatures")
     p.add_argument("--output", type=Path, required=True, help="a run folder; gone on with if the amounts are the same")
     p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/findings/methods.md")
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
 def main() -> None:
     a = parse_with_config(parser())
+    from rl.models.memory import at_most
     from rl.running.run_folder import claim
     from trainers.studies.methods import METHODS, Amounts, check, page, study
     from trainers.studies.reproduce import versions
     from trainers.studies.shared import write_page
+
+    at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
     methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases, a.validation)
     check(a.runs, methods)

@@ -15,6 +15,7 @@ import trainers  # noqa: F401  (says so if another package named 'rl' hides ours
 from rl.errors import RewindError
 from rl.running.command_line import parse_with_config, plain, run
 from rl.running.files import write_whole
+from rl.running.model_flags import ROWS_HELP
 
 PARTS = ("best_of_n", "rollout", "refinement")
 
@@ -35,15 +36,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, required=True)
     p.add_argument("--page", type=Path, help="also write the page here, its JSON beside it: docs/findings/search.md")
     p.add_argument("--overwrite", action="store_true", help="replace what is in --output")
+    p.add_argument("--max_rows", type=int, help=ROWS_HELP)
     return p
 
 
 def main() -> None:
     a = parse_with_config(parser())
+    from rl.models.memory import at_most
     from rl.running.run_folder import claim
     from trainers.studies.reproduce import versions
     from trainers.studies.search import jobs, study
     from trainers.studies.search_page import page_of
+
+    at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
     if a.scenes < 1 or a.candidates < 1:
         raise RewindError("--scenes and --candidates must be at least 1")

@@ -164,6 +164,33 @@ def test_a_run_of_epochs_that_had_ended_trains_no_further(tmp_path: Path) -> Non
     assert longer.state.global_step == 6
 
 
+def test_out_of_memory_in_a_loss_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ended it, where, and what needs less, by the names of the script that trains; other errors stay."""
+    gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\nmore")
+    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+    why, step = "Tried to allocate 2.00 GiB. GPU 0 has", "step 1: use "
+    batch = "(2 now, with --gradient_accumulation_steps as many times larger for the same steps)"
+    plan = " or more GPUs; scripts/plan.py says what fits"
+    again = " or --gradient_checkpointing true"
+    kept: dict[str, Any] = {"gradient_checkpointing": True}
+    for raised, settings, own, said in (
+        (gpu, {}, "", f"{why}), {step}a smaller --per_device_train_batch_size {batch}{again}{plan}"),
+        (gpu, kept, "", f"{why}), {step}a smaller --per_device_train_batch_size {batch}{plan}"),
+        (cpu, {"per_device_train_batch_size": 1}, "", f"memory), {step}{again[4:]}{plan}"),
+        (cpu, {}, "--batch_size", f"memory), {step}a smaller --batch_size (2 now)"),
+        (RuntimeError("shapes"), {}, "", "shapes"),
+    ):
+        run = sft(tmp_path, **settings)
+
+        def fails(*_: Any, error: RuntimeError = raised, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(run, "compute_loss", fails)
+        with pytest.raises(RuntimeError if said == "shapes" else RewindError) as caught:
+            fit(run, tmp_path, False, own)
+        assert str(caught.value).endswith(said)
+
+
 def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
     fit(sft(tmp_path, max_steps=2, save_steps=1, save_only_model=True), tmp_path, resume=False)
     fit(sft(tmp_path, max_steps=2, save_steps=1, save_only_model=True), tmp_path, resume=True)  # it had ended

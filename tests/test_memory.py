@@ -214,6 +214,57 @@ def test_scripts_that_only_encode_have_it_too(script: str) -> None:
     assert ("--max_rows" in known, "--compile" in known) == (True, False)
 
 
+def test_max_rows_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts whose models are opened in many places bound them all, whatever a call asks for."""
+    monkeypatch.setitem(memory._of_this_process, "max_rows", None)
+    cost = Cost(prompt=0, row=1)
+    memory.at_most(3)
+    assert [rows_that_fit(cost, 4, CPU, max_rows=most) for most in (None, 2, 6)] == [3, 2, 3]
+    assert make_tiny().pictures_at_once(64) == 3
+    with pytest.raises(RewindError, match="max_rows must be at least 1, not 0"):
+        memory.at_most(0)
+    memory.at_most(None)
+    assert rows_that_fit(cost, 4, CPU, max_rows=6) == 6
+
+
+def test_a_row_at_a_time_reads_a_short_prompt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three prompts and four spans each, fifteen passes: not twenty-four."""
+    vlm, passes = make_tiny(), []
+    prompts = [prompt for prompt in PROMPTS for _ in range(4)]
+    allowed = vlm.layout.image_ids_V
+    spans = [allowed[[n % 7, 1, 2]].tolist() for n in range(12)]
+    distribution = TokenDistribution(allowed)
+    with torch.no_grad():
+        whole = scoring.span_log_probs(vlm, prompts, spans, distribution)
+        read = UnifiedVLM.hidden_states
+        monkeypatch.setattr(UnifiedVLM, "hidden_states", lambda *a, **k: (passes.append(1), read(*a, **k))[1])
+        found = scoring.span_log_probs(vlm, prompts, spans, distribution, max_rows=1)
+    assert len(passes) == 15
+    for one, other in zip(whole, found, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+OF_MANY_PLACES = {
+    **dict.fromkeys(("demo", "reproduce"), ""),
+    **dict.fromkeys(("study_alternation", "study_grpo", "study_methods", "study_search"), "--output out"),
+    "pretrain_base": "--world tabletop --output out",
+}
+
+
+@pytest.mark.parametrize("script", OF_MANY_PLACES)
+def test_studies_and_recipes_hand_max_rows_on(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they do anything else."""
+    module = import_module(f"scripts.{script}")
+
+    def at_most(max_rows: int) -> None:
+        raise RewindError(f"{max_rows} rows were asked for")
+
+    monkeypatch.setattr(memory, "at_most", at_most)
+    monkeypatch.setattr("sys.argv", [script, *OF_MANY_PLACES[script].split(), "--max_rows", "3"])
+    with pytest.raises(RewindError, match="3 rows were asked for"):
+        module.main()
+
+
 def test_max_rows_of_flags_and_of_the_door(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_model_flags(parser)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tiny
+from datasets import Dataset
 from opened_families import opened, trainable
 from test_grpo import low_tokens, trainer
 from test_grpo_sentences import trainer as sentence_trainer
@@ -19,6 +20,8 @@ from rl.models.attention import SHARED_PREFIX
 from rl.models.distribution import TokenDistribution
 from rl.models.unified import UnifiedVLM
 from trainers.common.log_probs import IGNORED, score_under
+from trainers.dpo.arguments import RewindDPOConfig
+from trainers.dpo.trainer import WorldModelDPOTrainer
 from trainers.grpo.together import together
 
 ALONE, TOGETHER = 10_000, 1
@@ -159,6 +162,62 @@ def test_a_rollout_for_several_steps_stays_shuffled(tmp_path: Path, share: Any, 
     run.train()
     assert run.sampler_trainer_gap < 1e-5
     assert [one for one in packed if one[2]] == [(2, 4, True)] * 2  # of the two groups some of each
+
+
+def test_a_pair_reads_its_prompt_once(tmp_path: Path, share: Any, packed: list) -> None:
+    """DPO's policy and reference, in training and evaluation; prompts of several lengths, and of one short of them the
+    pad; the same figures and weights as by TRL's own padding.
+    """
+    logs, weights = [], []
+    for tokens in (ALONE, TOGETHER):
+        share(tokens)
+        packed.clear()
+        vlm = trainable(make_tiny())
+        spans = rows_of(vlm, [0, 1, 2, 0, 1, 2])
+        ids = [row[mask.bool()].tolist() for row, mask in zip(spans["input_ids"], spans["attention_mask"], strict=True)]
+        cut = [len(vlm.fdm_prompt([0] * vlm.layout.tokens_per_image, words)) for words in WORDS]
+        pairs = Dataset.from_list(
+            [
+                {"prompt_ids": ids[n][: cut[n]], "chosen_ids": ids[n][cut[n] :], "rejected_ids": ids[n + 3][cut[n] :]}
+                for n in range(3)
+            ]
+        )
+        settings: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "ld_alpha": 0.5}
+        settings |= {"max_steps": 2, "per_device_train_batch_size": 3, "learning_rate": 0.1, "logging_steps": 1}
+        settings |= {"optim": "sgd", "gradient_checkpointing": True, "pad_to_multiple_of": 8, "eval_strategy": "steps"}
+        settings |= {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "eval_steps": 2}
+        run = WorldModelDPOTrainer(vlm, RewindDPOConfig(str(tmp_path), **settings), pairs, eval_dataset=pairs)
+        run.train()
+        assert packed == ([] if tokens == ALONE else [(3, 6, True), (3, 6, False)] * 2 + [(3, 6, False)] * 2)
+        logs.append(run.state.log_history)
+        weights.append(torch.cat([p.detach().flatten() for n, p in vlm.model.named_parameters() if ".default." in n]))
+    for alone, shared in zip(*logs, strict=True):
+        timed = ("runtime", "_per_second", "total_flos", "train_loss")
+        for name in (name for name in alone if not name.endswith(timed)):
+            assert alone[name] == pytest.approx(shared[name], abs=1e-5, rel=1e-4), name
+    assert logs[0][0]["logps/chosen"] != logs[0][1]["logps/chosen"]
+    assert torch.allclose(*weights, atol=1e-5)
+
+
+def test_the_attention_is_named_under_the_backbones_lock(share: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread that is in two parts puts back what it found: the name has to wait for it."""
+    vlm, told = trainable(make_tiny()), []
+    score_under(vlm, TokenDistribution(vlm.layout.image_ids_V))
+    inputs = rows_of(vlm, [0, 0, 1])
+    config = vlm.transformer().config
+    monkeypatch.setattr(config, "_attn_implementation_internal", "sdpa")
+
+    class Noted:
+        def __enter__(self) -> None:
+            told.append(config._attn_implementation)
+
+        def __exit__(self, *_: Any) -> None:
+            told.append(config._attn_implementation)
+
+    share(TOGETHER)
+    monkeypatch.setattr(vlm, "_lock", Noted())
+    vlm.model(**inputs, fused_lm_head=True)
+    assert told == ["sdpa", SHARED_PREFIX]
 
 
 @pytest.mark.parametrize("half_base", [False, True], ids=["autocast", "bf16"])

@@ -210,6 +210,7 @@ def test_a_long_prompt_is_read_once_for_the_rows_behind_it() -> None:
     for passes, grouped in ((None, 8), (1, 8), (2, 8), (4, 1)):
         given = [] if passes is None else ["--steps_per_generation", str(passes)]
         assert job_of(parser().parse_args([*read, *given]))[2].grouped == grouped
+    assert job_of(parser().parse_args(["--base", "chameleon-7b", "--algorithm", "dpo"]))[2].grouped == 2
 
 
 def test_guidance_reads_twice_and_both_roles_train_two_adapters() -> None:

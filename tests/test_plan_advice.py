@@ -29,14 +29,14 @@ def script() -> Any:
 
 
 RULES = {  # docs/guide/scaling.md: (base, algorithm, GiB, GPUs, strategy): the largest batch
-    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 100), ("dpo", 30))},
-    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 88), ("dpo", 26))},
-    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 18), ("dpo", 6))},
-    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 19), ("dpo", 7))},
+    **{("chameleon-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 49), ("grpo", 100), ("dpo", 37))},
+    **{("liquid-7b", a, 80, 1, "ddp"): n for a, n in (("sft", 42), ("grpo", 88), ("dpo", 33))},
+    **{("emu3-8b", a, 80, 1, "ddp"): n for a, n in (("sft", 11), ("grpo", 18), ("dpo", 8))},
+    **{("emu3-8b", a, 80, 4, "zero2"): n for a, n in (("sft", 11), ("grpo", 19), ("dpo", 8))},
     **{("chameleon-30b", a, 80, 1, "ddp"): n for a, n in (("sft", 2), ("grpo", 4), ("dpo", 1))},
     **{("chameleon-30b", "sft", 80, 4, "zero3"): 19, ("chameleon-30b", "grpo", 80, 4, "zero2"): 5},
-    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 13), ("dpo", 4))},
-    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 8), ("dpo", 2))},
+    **{("chameleon-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 7), ("grpo", 13), ("dpo", 5))},
+    **{("liquid-7b", a, 24, 4, "zero2"): n for a, n in (("sft", 4), ("grpo", 8), ("dpo", 3))},
     **{("emu3-8b", a, 24, 4, "zero2"): n for a, n in (("sft", 1), ("grpo", 1), ("dpo", 0))},
     **{("chameleon-30b", a, 24, 8, "zero3"): 0 for a in ("sft", "grpo")},
 }
@@ -54,12 +54,13 @@ def test_the_rules_of_thumb_of_the_guide(rule: tuple[str, str, int, int, str]) -
 
 
 def test_what_fits_where_the_batch_is_too_large() -> None:
-    """Emu3's DPO at the plan's usual batch of 8, and what fits nowhere."""
-    _, shape, job = script().job_of(script().parser().parse_args(["--base", "emu3-8b", "--algorithm", "dpo"]))
+    """Emu3's DPO at a batch of 9 pairs, and what fits nowhere."""
+    words = ["--base", "emu3-8b", "--algorithm", "dpo", "--rows", "9"]
+    _, shape, job = script().job_of(script().parser().parse_args(words))
     found = plan(shape, job, [1, 4])
     one, four = what_fits(shape, job, found, 80 * 2**30, pairs=True)
-    assert one == "1 GPU: a --per_device_train_batch_size that fits: single 6"
-    assert four == "4 GPUs: a --per_device_train_batch_size that fits: ddp 6, zero1 7, zero2 7"
+    assert one == "1 GPU: a --per_device_train_batch_size that fits: single 8"
+    assert four == "4 GPUs: a --per_device_train_batch_size that fits: ddp 8, zero1 8, zero2 8"
     assert what_fits(shape, replace(job, rows=12), plan(shape, replace(job, rows=12), [1, 4]), 80 * 2**30) == []
     words = ["--base", "chameleon-30b", "--algorithm", "sft", "--rows", "1"]
     _, shape, job = script().job_of(script().parser().parse_args(words))
@@ -87,7 +88,7 @@ def test_a_fitted_mix_is_planned_as_its_terms(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["chameleon-7b", "liquid-7b", "emu3-8b"])
 def test_defaults_and_configs_fit_on_one_gpu(base: str) -> None:
-    """Each method as its script has it, and each config of the base, on 80 GiB; Emu3's pairs ask for its config."""
+    """Each method as its script has it, and each config of the base, on 80 GiB."""
     given = [["--algorithm", name] for name in ("sft", "grpo", "dpo", "best_of_n")]
     given += [["--config", str(file)] for file in sorted((ROOT / "configs" / base).glob("*.yaml"))]
     assert len(given) == 9
@@ -97,4 +98,4 @@ def test_defaults_and_configs_fit_on_one_gpu(base: str) -> None:
         _, shape, job = script().job_of(arguments)
         if memory(shape, job, "ddp", 1)["peak"] > 0.9 * 80 * 2**30:
             over.append(words[-1])
-    assert over == (["dpo"] if base == "emu3-8b" else [])
+    assert over == []

@@ -97,6 +97,21 @@ def _available_ram(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/
     return found
 
 
+def at_most(max_rows: int | None) -> None:
+    """Bound the rows at once of whatever this process opens, beside what a call, a role or a backbone says: for scripts
+    whose models are opened in several places.
+
+    Raises:
+        RewindError: less than one row.
+    """
+    if max_rows is not None:
+        check_whole("max_rows", max_rows, least=1)
+    _of_this_process["max_rows"] = max_rows
+
+
+_of_this_process: dict[str, int | None] = {"max_rows": None}
+
+
 def rows_that_fit(
     cost: Cost, each: int, device: torch.device, max_rows: int | None = None, usual: int = MAX_ROWS
 ) -> int:
@@ -115,6 +130,7 @@ def rows_that_fit(
     if max_rows is not None:
         check_whole("max_rows", max_rows, least=1)
     most, free = max_rows or usual, free_bytes(device)
+    most = min(most, _of_this_process["max_rows"] or most)
     if free is None:
         return most
     fitting = cost.fitting(each, free)

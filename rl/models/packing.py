@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rl.models.attention import SHARED_PREFIX, can_share, two_part_attention
-from rl.models.costs import SHARED_FROM
+from rl.models.costs import SHARED_FROM as SHARED_FROM  # for whoever lays rows out
 from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")
@@ -62,8 +62,9 @@ class Packing:
     def read(self, vlm: UnifiedVLM) -> Tensor:
         """Hidden states [R, n, D] that predict each row's own tokens."""
         config: Any = vlm.transformer().config
-        # It stays: a checkpointed layer is run again after this, and without a packing it is sdpa to the bit.
-        config._attn_implementation = SHARED_PREFIX
+        with vlm._lock:  # or a thread that is in two parts now would put back what it found before
+            # It stays: a checkpointed layer is run again after this, and without a packing it is sdpa to the bit.
+            config._attn_implementation = SHARED_PREFIX
         output = vlm.transformer()(
             input_ids=self.ids,
             position_ids=self.positions,

@@ -139,13 +139,16 @@ class _Reading:
     def copied(self, numbers: Sequence[int]) -> dict[int, Tensor]:
         """The same of spans ordered by their prompts: each prompt is read once and copied to its rows."""
         found: dict[int, Tensor] = {}
+        prefilled: dict[tuple[tuple[int, ...], ...], Stream] = {}
 
         def work(part: range, _: range) -> None:
             these = [numbers[n] for n in part]
             order: dict[tuple[int, ...], int] = {}
             which = [order.setdefault(tuple(self.prompts[n]), len(order)) for n in these]
-            stream = Stream.prefill(self.vlm, list(order))
-            rows = stream.rows(torch.tensor(which, device=self.vlm.device))
+            if (prompts := tuple(order)) not in prefilled:  # with few rows at once, a prompt has several parts
+                prefilled.clear()
+                prefilled[prompts] = Stream.prefill(self.vlm, prompts)
+            rows = prefilled[prompts].rows(torch.tensor(which, device=self.vlm.device))
             found.update(self._scores(these, [rows.read(self._ids(these))[self._here(these)]]))
 
         self._portions(numbers, 1, False).over(range(len(numbers)), range(1), work)

@@ -161,11 +161,13 @@ def last_checkpoint(output: Path) -> str | None:
     return None
 
 
-def fit(trainer: Trainer, output: Path, resume: bool) -> None:
+def fit(trainer: Trainer, output: Path, resume: bool, batch: str = "") -> None:
     """Train, from the last whole checkpoint in `output` if `resume` and there is one.
 
+    `batch` is the script's own name for the size of a batch, where it is not TRL's.
+
     Raises:
-        RewindError: checkpoints that nothing can go on from; training left weights that are no numbers.
+        RewindError: checkpoints that nothing can go on from; memory ended; training left weights that are no numbers.
     """
     checkpoint = on_main(lambda: _checkpoint_to_go_on_from(trainer.args, output)) if resume else None
     if resume:
@@ -177,9 +179,31 @@ def fit(trainer: Trainer, output: Path, resume: bool) -> None:
         for callback in _parts(trainer):
             callback.read_part(Path(checkpoint))
     if checkpoint is None or not _was_the_last(trainer, Path(checkpoint)):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                raise _out_of_memory(trainer, error, batch) from error
+            raise
     with gathered_adapter(trainer.model):
         check_finite(trainer.model, output)
+
+
+def _out_of_memory(trainer: Trainer, error: RuntimeError, batch: str) -> RewindError:
+    """What would need less: a loss is not halved by itself, since a batch may be compared within itself (GRPO's is)."""
+    args, ways = trainer.args, []
+    learns = bool(trainer.model.training)  # type: ignore[union-attr]
+    size = args.per_device_train_batch_size if learns else args.per_device_eval_batch_size
+    if size > 1:
+        keeps = ", with --gradient_accumulation_steps as many times larger for the same steps" if learns else ""
+        named = batch or f"--per_device_{'train' if learns else 'eval'}_batch_size"
+        ways.append(f"a smaller {named} ({size} now{'' if batch else keeps})")
+    if not batch:
+        ways += [] if args.gradient_checkpointing or not learns else ["--gradient_checkpointing true"]
+        ways.append("more GPUs; scripts/plan.py says what fits")
+    why, step = str(error).splitlines()[0].rstrip(". "), trainer.state.global_step + 1
+    ways = ways or ["a smaller model or smaller pictures"]
+    return RewindError(f"out of memory in training ({why}), step {step}: use {' or '.join(ways)}")
 
 
 def _checkpoint_to_go_on_from(args: TrainingArguments, output: Path) -> str | None:

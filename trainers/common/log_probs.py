@@ -27,7 +27,7 @@ IGNORED = -100
 
 @dataclass
 class TokenScores(ModelOutput):
-    """What TRL reads of a fused forward, each [B, T - 1] or [B, n], 0 where the next token's label is -100.
+    """What TRL reads of a fused forward, each [B, T - 1], 0 where the next token's label is -100.
 
     `log_probs` and `entropy` in nats, `mean_logits` the mean log-probability of the allowed tokens, `is_top1` whether
     the label is the likeliest of them, `log_z` the logarithm of the partition function over the allowed ids. A
@@ -52,8 +52,8 @@ def score_under(
     family's own. A guided distribution is for an FDM's sequences, prompt and target padded on the left: they are read
     with and without their action's words in one pass of twice the rows, and gradients flow through both.
 
-    With `own=n` the last n tokens of each row stand behind a prompt, all prompts ending in one column: those that are
-    alike are read once (`rl.models.packing`), and the scores are [B, n].
+    With `own=n` the last n tokens of each row stand behind a prompt, all prompts ending in one column and without
+    labels: those that are alike are read once (`rl.models.packing`).
 
     Args:
         vlm: the backbone.
@@ -84,9 +84,10 @@ def score_under(
         read = (settings["input_ids"], settings["attention_mask"], settings["position_ids"]) if own else None
         packing = None if read is None else packed(vlm, *read, own)
         if packing is None:
-            hidden, labels = vlm.transformer()(*arguments, **settings).last_hidden_state[:, :-1], labels[:, 1:]
+            hidden = vlm.transformer()(*arguments, **settings).last_hidden_state[:, :-1]
         else:
-            hidden, labels = packing.read(vlm), labels[:, -own:]
+            hidden = packing.read(vlm)
+        labels = labels[:, 1:]
         for token in forced:  # what stands there by rule: probability 1, no product with the head, no gradient
             labels = labels.masked_fill(labels == token, IGNORED)
         asked = [name for name in outputs if entropy or name != "entropy"]
@@ -104,18 +105,20 @@ def _beside_action_free(vlm: UnifiedVLM, ids_BT: Tensor, mask_BT: Tensor) -> dic
 
 def _scores(
     distribution: TokenDistribution,
-    hidden_BTD: Tensor,
+    hidden_BnD: Tensor,
     head_weight: Tensor,
     labels_BT: Tensor,
     outputs: Collection[str],
     entropy_learns: bool,
 ) -> TokenScores:
+    """Hidden states predict the last n labels; all before them are -100."""
     learned, found = labels_BT != IGNORED, {}
+    own = learned[:, -hidden_BnD.shape[1] :]
     if "log_z" in outputs:
-        every, found["log_z"] = distribution.log_probs_and_log_z(hidden_BTD[learned], head_weight)
+        every, found["log_z"] = distribution.log_probs_and_log_z(hidden_BnD[own], head_weight)
     else:
-        branches = hidden_BTD.chunk(2) if distribution.guided else (hidden_BTD,)
-        conditional, *unconditional = (branch[learned] for branch in branches)
+        branches = hidden_BnD.chunk(2) if distribution.guided else (hidden_BnD,)
+        conditional, *unconditional = (branch[own] for branch in branches)
         every = distribution.log_probs(conditional, head_weight, *unconditional)
     positions = distribution.positions(labels_BT[learned])
     found["log_probs"] = every.gather(-1, positions[:, None])[:, 0]

@@ -4,8 +4,11 @@ The highest candidate of a group against the lowest, if they are far enough apar
 reference are the sampler's own, over image tokens only. An SFT term on the chosen candidate is TRL's own:
 `loss_type=["sigmoid", "sft"]` with `loss_weights`.
 
+A pair's prompt is read once for both, with gradients, where it is long (`rl.models.packing`).
+
 Seams of TRL 1.16 that it touches: `_prepare_dataset`, which would tokenise text and here returns rows of token ids as
-they are; the model's forward with `fused_lm_head=True` (`trainers.common.log_probs`).
+they are; the collator, of whose columns TRL passes all that it does not know to the model; the model's forward with
+`fused_lm_head=True` (`trainers.common.log_probs`).
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.utils import pad
 
 from rl.errors import RewindError
+from rl.models import packing
 from rl.models.distribution import TokenDistribution
 from rl.models.inputs import token_ids
 from rl.models.roles import IDM_ADAPTER, JUDGE_ADAPTER
@@ -109,6 +116,32 @@ def preference_rows(
     return found
 
 
+class PairsBehindPrompts(DataCollatorForPreference):  # type: ignore[misc]
+    """TRL's batch, chosen rows before rejected ones; long prompts all end in one column, so that they can be shared."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask`, `completion_mask` int64 [2 B, T]; of long prompts `position_ids` and `own`."""
+        if max(len(row["prompt_ids"]) for row in examples) < packing.SHARED_FROM:
+            found: dict[str, Any] = super().torch_call(examples)
+            return found
+        names = ["prompt_ids"] * 2, ["chosen_ids", "rejected_ids"]
+        spans = [[torch.tensor(row[name]) for name in both for row in examples] for both in names]
+
+        def padded(values: list[list[torch.Tensor]], fill: int) -> list[torch.Tensor]:
+            whole = self.pad_to_multiple_of  # a sum of two multiples is one
+            return [pad(v, fill, side, whole) for v, side in zip(values, ("left", "right"), strict=True)]
+
+        ids, seen = padded(spans, self.pad_token_id), padded([[torch.ones_like(s) for s in one] for one in spans], 0)
+        mask = torch.cat(seen, 1)
+        return {
+            "input_ids": torch.cat(ids, 1),
+            "attention_mask": mask,
+            "completion_mask": torch.cat([torch.zeros_like(seen[0]), seen[1]], 1),
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+            "own": seen[1].shape[1],
+        }
+
+
 class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
     """DPO of a forward dynamics model.
 
@@ -140,6 +173,7 @@ class WorldModelDPOTrainer(WholeCheckpoints, DPOTrainer):
         super().__init__(
             model=model,
             args=args,
+            data_collator=PairsBehindPrompts(vlm.layout.pad, pad_to_multiple_of=args.pad_to_multiple_of),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=vlm.tokenizer,

@@ -40,7 +40,7 @@ class Job:
         frozen_adapters: further adapters of the same size on the backbone: the reference's, the IDM's, a judge's.
         beside: parameters of models of their own: an IDM or a judge of another base.
         rows: sequences in one forward and backward pass.
-        grouped: how many of them stand behind one prompt, which is read once if it is long (GRPO).
+        grouped: how many of them stand behind one prompt, which is read once if it is long (GRPO, DPO).
         rollout_rows: sequences drawn at once, if they fit; 0 if nothing is drawn.
         candidates: how many of them stand behind one prompt.
         scored: predictions whose pair of pictures the IDM reads at once, if they fit; 0 if none does.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rl.running.model_flags import ROWS_HELP
+
 
 def base_parser(description: str | None = None) -> argparse.ArgumentParser:
     """All flags with their defaults."""
@@ -58,6 +60,7 @@ def base_parser(description: str | None = None) -> argparse.ArgumentParser:
     )
     train.add_argument("--learning_rate", type=float, default=2e-3)
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--max_rows", type=int, help=ROWS_HELP)
     out = p.add_argument_group("output")
     out.add_argument("--output", type=Path, required=True)
     out.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")

@@ -192,5 +192,5 @@ def train_language(
         callbacks=[MetricsFile(output / "metrics.jsonl")],
         vlm=vlm,
     )
-    fit(trainer, output, resume)
+    fit(trainer, output, resume, "--batch_size")
     vlm.model.eval()

@@ -66,4 +66,4 @@ def train_tokenizer(
         ImageGrid("reconstruction", draw, max(1, steps // 10), output / "tensorboard"),
     ]
     trainer = TokenizerTrainer(model=model, args=arguments, train_dataset=Images(images_NHWC), callbacks=callbacks)
-    fit(trainer, output, resume)
+    fit(trainer, output, resume, "--tokenizer_batch_size")
