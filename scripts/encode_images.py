@@ -25,6 +25,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--triplets", nargs="+", type=Path, required=True, help="files of triplets, or pairs without words")
     p.add_argument("--limit", type=int, help="only the first triplets of each file")
     p.add_argument("--no_distances", action="store_true", help="codes alone: enough unless --token_weights are trained")
+    p.add_argument(
+        "--distances",
+        choices=["float32", "float16"],
+        help="float16: half the bytes, and token weights that differ a little from those that there are without a "
+        "cache (default: as the folder has them, else float32)",
+    )
     p.add_argument("--shard", help="I/N (from 0/N): every N-th block of triplets")
     add_data_flags(p)
     add_model_flags(p, base=False, draws=False)
@@ -36,7 +42,7 @@ def main() -> None:
     a = parse_with_config(parser())
     from tqdm.auto import tqdm
 
-    from rl import load_fdm, load_idm
+    from rl import RewindError, load_fdm, load_idm
     from rl.data.tokens.cache import TokenCache
     from rl.data.tokens.encoding import Counts, encode_missing
     from rl.data.triplet_files import read_triplets
@@ -44,12 +50,14 @@ def main() -> None:
     from rl.running.shards import shard_of
     from trainers.rerank.recipe import take_own_gpu
 
+    if a.no_distances and a.distances:
+        raise RewindError(f"--no_distances leaves none to be kept as {a.distances}: leave one of them out")
     shard = shard_of(a.shard) or (0, 1)
     take_own_gpu()
     files = [read_triplets(file, a.limit, named=False, **reading(a)) for file in a.triplets]
     how = {name: value for name, value in opening(a).items() if name != "base"}
     vlm = (load_idm if role_of(a.base) == "idm" else load_fdm)(a.base, **how).backbone
-    cache = TokenCache(a.output, vlm)
+    cache = TokenCache(a.output, vlm, a.distances)
     begun, counts = time.perf_counter(), Counts()
     with tqdm(total=sum(map(len, files)) // shard[1], desc="encode", disable=shard[0] > 0) as bar:
         for triplets in files:

@@ -140,7 +140,7 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
-    from rl.evaluation.benchmark import add_rewards, compare
+    from rl.evaluation.benchmark import compare
     from rl.models.opening import load_idm_beside
     from rl.report.grids import sheet
     from rl.running.run_folder import claim
@@ -165,16 +165,15 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     )
     list_left_out(output, left_out)
     read_from(arguments.token_cache, [fdm.backbone, *([] if idm is None else [idm.backbone])], triplets)
-    results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed)
-    if rewards:
-        add_rewards(results, triplets, drawn, _rating(rewards))
+    rate = _rating(rewards) if rewards else None
+    results, drawn = compare(fdm, idm, triplets, arguments.temperature, arguments.seed, rate)
     write_whole(output / "results.json", json.dumps(results, indent=1) + "\n")
     rows = [
         [(t.source, t.action), (t.target, "true target"), (candidate.image, "predicted")]
-        for t, candidate in zip(triplets, drawn, strict=True)
+        for t, candidate in zip(triplets, drawn, strict=False)
         if t.target is not None
     ]
-    sheet([[*a, *b] for a, b in zip(rows[:24:2], rows[1:24:2], strict=False)] or [rows[0]]).save(output / "sheet.png")
+    sheet([[*a, *b] for a, b in zip(rows[::2], rows[1::2], strict=False)] or [rows[0]]).save(output / "sheet.png")
     print(json.dumps(results, indent=1))
     print(f"results and sheet.png in {output}")
 
@@ -238,16 +237,20 @@ def _best_of_n(
     # Twice as many as the largest N: with fewer, the estimate for that N would rest on one subset.
     drawn = 2 * arguments.best_of
     settings = {"temperature": arguments.temperature, "seed": arguments.seed}
-    groups = fdm.sample([t.source for t in tasks], [t.action for t in tasks], drawn, **settings)
-    sources = [task.source for task in tasks for _ in range(drawn)]
-    actions = [task.action for task in tasks for _ in range(drawn)]
-    targets = [task.target for task in tasks for _ in range(drawn)]
     family = getattr(world, "family", lambda action: None)
-    candidates, names = [candidate for group in groups for candidate in group], [family(action) for action in actions]
-    flat = score(rewards, Batch(actions, candidates, sources, targets, names))
-    scores = [[s.total for s in flat[start : start + drawn]] for start in range(0, len(flat), drawn)]
+    scores, right = list[list[float | None]](), list[list[float]]()
+    at_once = max(1, oracle.AT_ONCE // drawn)
+    for start in range(0, len(tasks), at_once):
+        part = tasks[start : start + at_once]
+        groups = fdm.sample([t.source for t in part], [t.action for t in part], drawn, **settings)
+        rows = [(task, candidate) for task, group in zip(part, groups, strict=True) for candidate in group]
+        actions, names = [task.action for task, _ in rows], [family(task.action) for task, _ in rows]
+        sources, targets = [task.source for task, _ in rows], [task.target for task, _ in rows]
+        flat = score(rewards, Batch(actions, [one for _, one in rows], sources, targets, names))
+        scores += [[s.total for s in flat[n : n + drawn]] for n in range(0, len(flat), drawn)]
+        right += oracle.are_right(groups, world, part)
     numbers = [2**k for k in range(arguments.best_of.bit_length()) if 2**k <= arguments.best_of]
-    return oracle.best_of_n(groups, scores, world, tasks, expected_best, numbers)
+    return oracle.best_of_n(scores, right, expected_best, numbers)
 
 
 def _check_size(name: str, backbone: UnifiedVLM, world: World) -> None:

@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunk_size", type=int, default=256, help="pairs labelled between two progress steps")
     p.add_argument("--shard", help="I/N (from 0/N): every N-th chunk; the last shard to end merges all of them")
     p.add_argument("--link_pictures", action="store_true", help="refer to the pictures where they are: no copies")
+    p.add_argument(
+        "--parquet", action="store_true", help="triplets as a folder of Parquet shards in place of triplets.json"
+    )
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
     add_cache_flag(p)
@@ -166,7 +169,7 @@ def _write(
     left_out: Sequence[LeftOut],
     calibration: Calibration | None,
 ) -> None:
-    """`triplets.json` of what all processes have named, and what became of every pair."""
+    """The triplets of what all processes have named, and what became of every pair."""
     from collections import Counter
 
     from rl import RewindError
@@ -174,6 +177,7 @@ def _write(
     from rl.data.labels.shards import WORDS_FILE
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.mixture import is_mixture
+    from rl.data.parquet_files import write_parquet
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
 
@@ -193,8 +197,11 @@ def _write(
     if not found:
         raise RewindError(f"the model {a.idm} had no words for any of {len(pairs)} pairs")
     list_left_out(a.output, [*left_out, *wordless])
-    shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here, or that this one replaces
-    file = write_triplets(found, a.output, link=a.link_pictures)
+    if a.parquet:
+        file = write_parquet(found, a.output, link=a.link_pictures)
+    else:
+        shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here
+        file = write_triplets(found, a.output, link=a.link_pictures)
     reasons = Counter(one.reason for one in [*left_out, *wordless])
     totals = {"in": len(pairs) + len(left_out), "labelled": len(found), "left_out": dict(reasons.most_common())}
     write_whole(a.output / "totals.json", json.dumps(totals, indent=1) + "\n")

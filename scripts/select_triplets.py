@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--triplets", type=Path, required=True, help="a JSON list with scores, as label.py writes it")
+    p.add_argument("--triplets", type=Path, required=True, help="triplets with scores, as label.py writes them")
     p.add_argument("--k", type=int, required=True, help="how many to take")
     p.add_argument("--by", default="score", help="the column that says which is best: score, confidence, ...")
     p.add_argument("--min_score", type=float, help="only what has at least this score")

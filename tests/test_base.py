@@ -66,7 +66,7 @@ def test_it_knows_pictures_and_words(shipped: UnifiedVLM, tasks: list[oracle.Tas
 
 def test_it_does_not_know_dynamics(shipped: UnifiedVLM, tasks: list[oracle.Task]) -> None:
     found, images = oracle.fdm_outcomes(ForwardDynamics(shipped), Tabletop("test"), tasks)
-    assert images.shape == (200, 64, 64, 3)
+    assert images.shape == (oracle.SHOWN, 64, 64, 3)
     assert found["success"] < 0.10
     greedy, _ = oracle.fdm_outcomes(ForwardDynamics(shipped), Tabletop("test"), tasks, temperature=0.0)
     assert greedy["success"] < 0.10

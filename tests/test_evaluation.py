@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import weakref
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import pytest
 
 from rewards import load_rewards, score
 from rl.errors import RewindError
-from rl.evaluation import oracle
-from rl.evaluation.benchmark import add_rewards, compare
+from rl.evaluation import benchmark, oracle
+from rl.evaluation.benchmark import compare
 from rl.evaluation.intervals import paired_difference, wilson
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics, InverseDynamics
@@ -86,9 +86,10 @@ def test_best_of_n_by_score_and_by_oracle() -> None:
     pictures = [p for task in tasks for p in (task.source, task.source, task.source, task.target)]
     groups = [[Drawn(4 * i + j) for j in range(4)] for i in range(5)]
     good, bad = [[0.0, 0.0, 0.0, 1.0]] * 5, [[1.0, 1.0, 1.0, 0.0]] * 5
-    found = oracle.best_of_n(groups, good, world, tasks, expected_best, [1, 2, 4])
+    right = oracle.are_right(groups, world, tasks)
+    found = oracle.best_of_n(good, right, expected_best, [1, 2, 4])
     assert found["by_score"] == found["by_oracle"] == {"1": 0.25, "2": 0.5, "4": 1.0}
-    assert oracle.best_of_n(groups, bad, world, tasks, expected_best, [1, 2])["by_score"] == {"1": 0.25, "2": 0.0}
+    assert oracle.best_of_n(bad, right, expected_best, [1, 2])["by_score"] == {"1": 0.25, "2": 0.0}
 
 
 def test_predictions_against_true_targets(tiny: ChameleonVLM, picture: np.ndarray) -> None:
@@ -123,8 +124,7 @@ def test_rewards_beside_the_measures(tiny: ChameleonVLM, picture: np.ndarray) ->
         Triplet(picture, "invert it", 255 - picture),
         Triplet(picture, "wait", picture),
     ]
-    found, drawn = compare(ForwardDynamics(tiny), None, triplets)
-    before = copy.deepcopy(found)
+    before, _ = compare(ForwardDynamics(tiny), None, triplets)
     seen: list[list[str]] = []
 
     def length(prompts: list[str]) -> list[float | None]:
@@ -140,7 +140,7 @@ def test_rewards_beside_the_measures(tiny: ChameleonVLM, picture: np.ndarray) ->
         scored = iter(score(rewards, batch_of(groups)))
         return [[next(scored).scores for _ in group] for _, group in groups]
 
-    add_rewards(found, triplets, drawn, rate)
+    found, _ = compare(ForwardDynamics(tiny), None, triplets, rate=rate)
     assert seen == [[triplet.action for triplet in triplets for _ in range(3)]]  # prediction, copy and truth in a group
     assert list(found["truth"]) == ["light", "unnamed", "average"]
     for key in ("tasks", "copy"):
@@ -153,3 +153,41 @@ def test_rewards_beside_the_measures(tiny: ChameleonVLM, picture: np.ndarray) ->
     assert found["tasks"]["average"]["rewards"]["never"] == {"n": 0}
     wrong = found["tasks"]["average"]["rewards"]["target_distance"]["mean"]
     assert wrong == pytest.approx(before["tasks"]["average"]["token_accuracy"] - 1)
+
+
+def test_comparing_holds_some_triplets_at_a_time(
+    tiny: ChameleonVLM, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven triplets two at a time: the figures of all at once, and neither candidates nor pictures of earlier ones."""
+    monkeypatch.setattr(benchmark, "SHOWN", 1)
+    big = picture.repeat(2, 0).repeat(2, 1)  # so that the pictures at the model's size are arrays of their own
+    rows = [Triplet(big, f"turn it by {n}", np.roll(big, n, 1), task="ab"[n % 2]) for n in range(7)]
+    fdm, idm = ForwardDynamics(tiny), InverseDynamics(tiny)
+    seen: list[weakref.ref[Any]] = []
+    living: list[int] = []
+    to_array = tiny.to_array
+
+    def watched(*given: Any) -> np.ndarray:
+        found = to_array(*given)
+        seen.append(weakref.ref(found))
+        return found
+
+    def rate(groups: Any) -> Any:
+        seen.extend(weakref.ref(candidate) for _, group in groups for candidate in group)
+        living.append(sum(one() is not None for one in seen))
+        return [[{"n": float(one.ids[0])} for one in group] for _, group in groups]
+
+    whole, _ = compare(fdm, idm, rows, rate=rate)
+    assert living == [7 * 3]
+    monkeypatch.setattr(tiny, "to_array", watched)
+    seen.clear()
+    living.clear()
+    found, shown = compare(fdm, idm, rows, rate=rate, at_once=2)
+    assert living == [2 * 3, 1 + 2 * 3, 1 + 2 * 3, 1 + 3]  # the one that is handed back, and those of the part
+    assert len(shown) == 1
+    assert len(seen) > 7 * 3
+    for key, tasks in whole.items():
+        assert [*found[key]] == ["a", "b", "average"]
+        for task, entry in tasks.items():
+            assert found[key][task].pop("idm_likelihood") == pytest.approx(entry.pop("idm_likelihood"), rel=1e-5)
+            assert found[key][task] == entry

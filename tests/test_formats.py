@@ -151,10 +151,14 @@ def test_epic_kitchens_table_with_videos_or_frames(tmp_path: Path) -> None:
     assert said(found) == [("take plate", 11, 33)]
     assert (found[0].label, found[0].provenance) == ("take", "P01_11")
     assert found[0].more["narration_id"] == "P01_11_0"
-    other = table(tmp_path / "b" / "EPIC_100_train.csv", [EPIC_ROW])
-    for number in (1, 3):
-        save(tmp_path / "b" / "P01" / "rgb_frames" / "P01_11" / f"frame_{number:010d}.jpg", number, "PNG")
-    assert said(read_triplets(other)) == [("take plate", 1, 3)]
+    old = table(tmp_path / "old" / "EPIC_train_action_labels.csv", [{"uid": "0", **EPIC_ROW}])  # of the 55 kitchens
+    video(tmp_path / "old" / "videos" / "train" / "P01" / "P01_11.MP4", [0, 11, 22, 33, 44])
+    assert said(read_triplets(old)) == [("take plate", 11, 33)]
+    for name, person in (("b", "P01"), ("c", "EPIC-KITCHENS/P01")):  # as the authors' script puts them
+        other = table(tmp_path / name / "EPIC_100_train.csv", [EPIC_ROW])
+        for number in (1, 3):
+            save(tmp_path / name / person / "rgb_frames" / "P01_11" / f"frame_{number:010d}.jpg", number, "PNG")
+        assert said(read_triplets(other)) == [("take plate", 1, 3)]
 
 
 def test_a_table_of_clips_like_epics(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import pytest
 from PIL import Image
 from test_scripts import start, succeed
 
+from rl.data.formats.table import Options
 from rl.data.labels.labelling import Proposal
 from rl.data.labels.shards import WORDS_FILE, Shards
+from rl.data.parquet_files import plain_shards, rows_of, write_parquet
+from rl.data.some_entries import streamed
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
 from rl.running.run_folder import claim
@@ -108,7 +112,9 @@ def test_an_output_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_label_script_in_shards_with_exact_totals(tmp_path: Path) -> None:
-    """Two processes at once end with the bytes of one; every entry is labelled or counted by its reason."""
+    """Two processes at once end with what one ends with, here as Parquet and there as JSON; every entry is labelled or
+    counted by its reason.
+    """
     pictures = np.random.default_rng(0).integers(0, 256, (7, 64, 64, 3), dtype=np.uint8)
     write_triplets([Triplet(picture, "", picture[::-1]) for picture in pictures], tmp_path / "pairs", "pairs.json")
     file = tmp_path / "pairs" / "pairs.json"
@@ -122,13 +128,73 @@ def test_label_script_in_shards_with_exact_totals(tmp_path: Path) -> None:
     totals = json.loads((tmp_path / "one" / "totals.json").read_text())
     assert totals == {"in": 7, "labelled": 5, "left_out": {"unreadable picture": 1, "no 'output'": 1}}
     assert len((tmp_path / "one" / "left_out.jsonl").read_text().splitlines()) == 2
-    two = [*command, "--output", tmp_path / "two", "--shard"]
+    two = [*command, "--parquet", "--output", tmp_path / "two", "--shard"]
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda shard: start(*two, shard), ["0/2", "1/2"]))
     assert [each.returncode for each in done] == [0, 0], done
-    for name in ("triplets.json", "totals.json", "left_out.jsonl"):
+    for name in ("totals.json", "left_out.jsonl", *(f"images/{n}-output.png" for n in range(5))):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    rows = list(rows_of([tmp_path / "two" / "triplets" / "triplets-00000.parquet"]))
+    assert rows == json.loads((tmp_path / "one" / "triplets.json").read_text())
+    assert not (tmp_path / "two" / "triplets.json").exists()
     assert sum("entries in = " in each.stdout for each in done) >= 1
+
+
+LABELLED = [
+    Triplet(pair.source, f"{n} up", pair.target, None, "a" if n % 2 else None, -n / 3, more={"margin": n} if n else {})
+    for n, pair in enumerate(PAIRS)
+]
+
+
+def test_parquet_shards_are_committed_one_by_one_and_killed_runs_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write_parquet(LABELLED, tmp_path / "whole", rows=4)
+    assert [file.name for file in sorted(whole.iterdir())] == [f"triplets-0000{n}.parquet" for n in range(3)]
+    moved: list[Path] = []
+    move = Path.replace
+
+    def killed(beside: Path, file: Path) -> Path:
+        if len(moved) == 1:
+            raise KeyboardInterrupt
+        moved.append(file)
+        return move(beside, file)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_parquet(LABELLED, tmp_path / "killed", rows=4)
+    monkeypatch.undo()
+    left = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").rglob("*.p*") if file in moved}
+    assert [*left] == [tmp_path / "killed" / "triplets" / "triplets-00000.parquet"]
+    pictures = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed" / "images").glob("0[0-3]-*.png")}
+    killed_at = write_parquet(LABELLED, tmp_path / "killed", rows=4)
+    assert all(file.stat().st_mtime_ns == when for file, when in (left | pictures).items())  # not written again
+    assert list(rows_of(plain_shards(killed_at) or [])) == list(rows_of(plain_shards(whole) or []))
+    assert len({*killed_at.iterdir()}) == 3
+    file = killed_at / "triplets-00001.parquet"
+    file.write_bytes(file.read_bytes()[:100])  # half of it, by another's hand
+    write_parquet(LABELLED[:8], tmp_path / "killed", rows=4)
+    assert [row["instruction"] for row in rows_of(plain_shards(killed_at) or [])] == [f"{n} up" for n in range(8)]
+
+
+def test_parquet_labels_are_read_as_json_is(tmp_path: Path) -> None:
+    """By the reader of triplets, and by the stream that `select_triplets.py` chooses from."""
+    json_file = write_triplets(LABELLED, tmp_path / "json")
+    folder = write_parquet(LABELLED, tmp_path / "parquet", rows=4)
+    expected = read_triplets(json_file)
+    read, some = streamed(folder, Options())
+    assert plain_shards(folder) is not None
+    for found in (read_triplets(folder), some(dict(enumerate(read())))[0]):
+        assert len(found) == len(expected)
+        for number, other in enumerate(expected):
+            one = found[number]
+            assert (one.action, one.label, one.score) == (other.action, other.label, other.score)
+            assert (one.more, one.task) == (other.more, None)
+            assert np.array_equal(np.asarray(one.target), np.asarray(other.target))
+    assert plain_shards(json_file) is None
+    mixed = [replace(one, more={"said": "so" if n else 3}) for n, one in enumerate(LABELLED[:2])]
+    with pytest.raises(RewindError, match=r"the column 'said' has values of several types"):
+        write_parquet(mixed, tmp_path / "mixed")
 
 
 def test_linked_pictures_are_read_again_and_not_copied(tmp_path: Path) -> None:

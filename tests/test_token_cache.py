@@ -225,6 +225,24 @@ def test_distances_are_the_very_same_however_they_came_there(vlm: ChameleonVLM, 
     assert all(np.allclose(a, b.numpy(), rtol=1e-4) for a, b in zip(found[0], plain, strict=True))
 
 
+def test_distances_in_half_the_bytes_are_a_cache_of_their_own(vlm: ChameleonVLM, tmp_path: Path) -> None:
+    triplets = written(tmp_path / "data", 3)
+    whole, half = TokenCache(tmp_path / "whole", vlm), TokenCache(tmp_path / "half", vlm, "float16")
+    for cache in (whole, half):
+        encode_missing(vlm, cache, triplets, distances=True)
+    half = TokenCache(tmp_path / "half", vlm)  # whoever reads it need not say so
+    assert len(whole.distances) == len(half.distances) == len(triplets)
+    for place in range(len(triplets)):
+        exact, near = whole.distance(place), half.distance(place)
+        assert near.dtype == np.float32
+        assert np.array_equal(near, exact.astype(np.float16).astype(np.float32))
+    half.append_distances([bytes(16)], [np.array([1e6], np.float32)])  # nothing becomes infinite
+    assert half.distance(int(half.distances.find([bytes(16)])[0])) == [np.finfo(np.float16).max]
+    for folder, kept, other in (("whole", "float32", "float16"), ("half", "float16", "float32")):
+        with pytest.raises(RewindError, match=f"keeps distances as {kept}: leave --distances {other} out"):
+            TokenCache(tmp_path / folder, vlm, other)
+
+
 def test_views_have_a_key_too(tmp_path: Path) -> None:
     from rl.picture_keys import content_key, stamp
 

@@ -11,6 +11,7 @@ from rl.data.entry_stream import entries_of
 from rl.data.formats.table import TRIED, Options, open_entries
 from rl.data.left_out import LeftOut
 from rl.data.mixture import is_mixture
+from rl.data.parquet_files import plain_shards, rows_of
 from rl.data.places import roots_of
 from rl.data.triplet_files import CHECKS, _names, _Reader
 from rl.errors import RewindError
@@ -41,6 +42,8 @@ def streamed(
     plain = options.format in (None, "plain") and not options.columns and options.split is None
     if plain and file.suffix.lower() in STREAMED:
         folder, read = as_written(file).parent, lambda: entries_of(file)
+    elif plain and (shards := plain_shards(file)):
+        folder, read = as_written(file).parent, lambda: rows_of(shards)
     else:
         rows, folder = open_entries(str(given), options)
         read = lambda: iter(rows)  # noqa: E731

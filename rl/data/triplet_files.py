@@ -214,23 +214,36 @@ def write_triplets(
 
     With `link`, pictures that lie in files are referred to in place of copies (`rl.data.linked`).
     """
-    linked = link_pictures(triplets, folder) if link else {}
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    width, entries = len(str(len(triplets))), []
-    for number, triplet in enumerate(triplets):
+    written = Written(triplets, folder, link)
+    path = folder / name
+    write_whole(path, json.dumps([written.write(number) for number in range(len(triplets))], indent=1) + "\n")
+    return path
+
+
+class Written:
+    """Triplets as entries of a file in `folder`, and their pictures there: PNG in `images`, or links with `link`."""
+
+    def __init__(self, triplets: Sequence[Triplet], folder: Path, link: bool) -> None:
+        self._triplets, self._folder = triplets, folder
+        self._linked = link_pictures(triplets, folder) if link else {}
+        self._width = len(str(len(triplets)))
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+
+    def write(self, number: int) -> dict[str, Any]:
+        """The entry of a triplet, after its pictures are written."""
+        for _, names, views in self._pictures(number):
+            for name, view in zip(names, views, strict=True):
+                if self._link_of(view) is None:
+                    to_image(view).save(self._folder / name)
+        return self.entry(number)
+
+    def entry(self, number: int) -> dict[str, Any]:
+        """The entry of a triplet; no picture is looked at."""
+        triplet = self._triplets[number]
         entry: dict[str, Any] = {"instruction": triplet.action} if triplet.action else {}
         if (vector := vector_of(triplet.action)) is not None:
             entry = {"action": list(vector)}
-        for key, picture in (("input", triplet.source), ("output", triplet.target)):
-            if picture is not None:
-                views = picture.pictures if isinstance(picture, Views) else (picture,)
-                names = [f"images/{number:0{width}d}-{key}{f'-{n}' if n else ''}.png" for n in range(len(views))]
-                for place, view in enumerate(views):
-                    if isinstance(view, PictureFile) and view.path in linked:
-                        names[place] = linked[view.path]
-                    else:
-                        to_image(view).save(folder / names[place])
-                entry[key] = names if len(names) > 1 else names[0]
+        entry |= {key: names if len(names) > 1 else names[0] for key, names, _ in self._pictures(number)}
         optional = {
             "task": triplet.task,
             "class": triplet.label,
@@ -238,7 +251,17 @@ def write_triplets(
             "source": triplet.provenance,
         }
         entry |= {key: value for key, value in optional.items() if value is not None}
-        entries.append({**entry, **{k: v for k, v in plain_columns(triplet.more).items() if k not in KNOWN}})
-    path = folder / name
-    write_whole(path, json.dumps(entries, indent=1) + "\n")
-    return path
+        return {**entry, **{k: v for k, v in plain_columns(triplet.more).items() if k not in KNOWN}}
+
+    def _pictures(self, number: int) -> Iterator[tuple[str, list[str], Sequence[Any]]]:
+        """For source and target: the key, and the file names and pictures of its views."""
+        triplet = self._triplets[number]
+        for key, picture in (("input", triplet.source), ("output", triplet.target)):
+            if picture is not None:
+                views = picture.pictures if isinstance(picture, Views) else (picture,)
+                begin = f"images/{number:0{self._width}d}-{key}"
+                copies = [f"{begin}{f'-{n}' if n else ''}.png" for n in range(len(views))]
+                yield key, [self._link_of(one) or copy for one, copy in zip(views, copies, strict=True)], views
+
+    def _link_of(self, view: Any) -> str | None:
+        return self._linked.get(view.path) if isinstance(view, PictureFile) else None

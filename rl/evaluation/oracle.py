@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,10 @@ from rl.world import Judgement, World, draw_task
 
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
+
+
+AT_ONCE, SHOWN = 256, 24
+"""Tasks whose predictions are held at once, and predicted pictures that are handed back."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +85,28 @@ def summary(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 def tokenizer_ceiling(vlm: UnifiedVLM, world: World, tasks: Sequence[Task]) -> dict[str, Any]:
     """How the true targets are judged after encoding and decoding: no model on this tokenizer can do better."""
-    decoded = vlm.decode(vlm.encode([task.target for task in tasks]))
-    return summary(judge_all(world, tasks, decoded))
+    judged = list[Judgement]()
+    for part in _parts(tasks, AT_ONCE):
+        judged += judge_all(world, part, vlm.decode(vlm.encode([task.target for task in part])))
+    return summary(judged)
 
 
 def fdm_outcomes(
     fdm: Any, world: World, tasks: Sequence[Task], temperature: float = 1.0, seed: int = 0
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """One sample a task by a `ForwardDynamics`, judged, with the copy rate (all tokens as in the source); and the
-    pictures, uint8 [N, H, W, 3].
+    """One sample a task by a `ForwardDynamics`, judged, with the copy rate (all tokens as in the source); and the first
+    `SHOWN` pictures, uint8 [N, H, W, 3].
     """
-    sources = [task.source for task in tasks]
-    groups = fdm.sample(sources, [task.action for task in tasks], 1, temperature=temperature, seed=seed)
-    ids = np.stack([group[0].ids for group in groups])
-    copies = (ids == fdm.backbone.encode(sources).cpu().numpy()).all(1)
-    images = fdm.backbone.decode(torch.from_numpy(ids))
-    return {**summary(judge_all(world, tasks, images)), "copy_rate": float(copies.mean())}, images
+    judged, copies, shown = list[Judgement](), list[np.ndarray](), list[np.ndarray]()
+    for part in _parts(tasks, AT_ONCE):
+        sources = [task.source for task in part]
+        groups = fdm.sample(sources, [task.action for task in part], 1, temperature=temperature, seed=seed)
+        ids = np.stack([group[0].ids for group in groups])
+        copies.append((ids == fdm.backbone.encode(sources).cpu().numpy()).all(1))
+        images = fdm.backbone.decode(torch.from_numpy(ids))
+        judged += judge_all(world, part, images)
+        shown += [image.copy() for image in images[: SHOWN - len(shown)]]
+    return {**summary(judged), "copy_rate": float(np.concatenate(copies).mean())}, np.stack(shown)
 
 
 def caption_accuracy(
@@ -153,30 +163,39 @@ def idm_descriptions(idm: Any, world: World, tasks: Sequence[Task]) -> dict[str,
     return found
 
 
+def are_right(groups: Sequence[Sequence[Any]], world: World, tasks: Sequence[Task]) -> list[list[float]]:
+    """Whether each candidate (with `.ids` and `.backbone`) of each task is a success, 1 or 0, by the oracle.
+
+    All of them are decoded at once.
+    """
+    backbone, size = groups[0][0].backbone, len(groups[0])
+    images = backbone.decode(np.stack([candidate.ids for group in groups for candidate in group]))
+    judged = judge_all(world, [task for task in tasks for _ in range(size)], images)
+    right = [float(j.success) for j in judged]
+    return [right[start : start + size] for start in range(0, len(right), size)]
+
+
 def best_of_n(
-    groups: Sequence[Sequence[Any]],
     scores: Sequence[Sequence[float | None]],
-    world: World,
-    tasks: Sequence[Task],
+    right: Sequence[Sequence[float]],
     estimate: Callable[[Sequence[float | None], Sequence[float], int], float],
     numbers: Sequence[int],
 ) -> dict[str, dict[str, float]]:
     """Success of best of n by a score, and by the oracle itself, as shares by n.
 
-    `groups` holds each task's candidates (with `.ids` and `.backbone`), `scores` a score each, `estimate(scores,
-    values, n)` the expected value of the best of n from all of them (`rl.search.best_of_n.expected_best`).
+    `scores` and `right` (`are_right`) hold a number a candidate of each task, `estimate(scores, values, n)` the
+    expected value of the best of n from all of them (`rl.search.best_of_n.expected_best`).
     """
-    backbone, size = groups[0][0].backbone, len(groups[0])
-    images = backbone.decode(np.stack([candidate.ids for group in groups for candidate in group]))
-    judged = judge_all(world, [task for task in tasks for _ in range(size)], images)
-    right = np.array([j.success for j in judged], dtype=float).reshape(len(tasks), size)
     return {
         "by_score": {
-            str(n): float(np.mean([estimate(s, r.tolist(), n) for s, r in zip(scores, right, strict=True)]))
-            for n in numbers
+            str(n): float(np.mean([estimate(s, r, n) for s, r in zip(scores, right, strict=True)])) for n in numbers
         },
-        "by_oracle": {str(n): float(np.mean([estimate(r.tolist(), r.tolist(), n) for r in right])) for n in numbers},
+        "by_oracle": {str(n): float(np.mean([estimate(r, r, n) for r in right])) for n in numbers},
     }
+
+
+def _parts(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
+    return (tasks[start : start + size] for start in range(0, len(tasks), size))
 
 
 def triplets_of(world: World, tasks: Sequence[Task], provenance: str) -> list[Triplet]:

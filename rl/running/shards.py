@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Shards:
     holds: ClassVar[str]
     """What lies in a shard, in a word."""
     results: ClassVar[tuple[str, ...]]
-    """Files in `output` that no run may find which begins anew."""
+    """Files and folders in `output` that no run may find which begins anew."""
     may_differ: ClassVar[tuple[str, ...]]
     """Arguments in which shards may differ."""
 
@@ -101,7 +102,10 @@ class Shards:
         if any(p is not None and Path(p).resolve().is_relative_to(self.output.resolve()) for p in inputs):
             raise RewindError(f"--overwrite would replace in {self.output} what this run reads: use another --output")
         for name in self.results:  # nobody is to take the old result for the new one
-            (self.output / name).unlink(missing_ok=True)
+            if (self.output / name).is_dir():
+                shutil.rmtree(self.output / name)
+            else:
+                (self.output / name).unlink(missing_ok=True)
 
     def missing(self, items: Mapping[str, int]) -> list[str]:
         """Shards that have not begun, or not written all their lines, in words; `items`: how many each file has in all.

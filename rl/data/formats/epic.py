@@ -16,8 +16,10 @@ _VIDEO = ("video_id", "clip", "video", "video_path", "video_name")
 _START = ("start_timestamp", "start", "start_time", "start_second", "start_sec")
 _STOP = ("stop_timestamp", "stop", "end", "end_timestamp", "stop_time", "end_time", "end_second", "end_sec")
 _WORDS = ("narration", "instruction", "label", "caption")
-_FOLDERS = ("", "videos/", "{person}/videos/", "{person}/", "EPIC-KITCHENS/{person}/videos/")
-_FRAMES = ("{person}/rgb_frames/{video}/", "rgb_frames/{video}/", "{video}/")
+_DOWNLOADED = "EPIC-KITCHENS/{person}/"
+"""Where the authors' script puts a person's files."""
+_FOLDERS = ("", "videos/", "{person}/videos/", "{person}/", f"{_DOWNLOADED}videos/", "videos/train/{person}/")
+_FRAMES = ("{person}/rgb_frames/{video}/", "rgb_frames/{video}/", "{video}/", f"{_DOWNLOADED}rgb_frames/{{video}}/")
 
 
 def seconds(given: Any) -> float | None:

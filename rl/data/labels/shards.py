@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from rl.data.labels.labelling import Proposal
 from rl.data.left_out import LEFT_OUT_FILE
+from rl.data.parquet_files import FOLDER
 from rl.running import shards
 from rl.running.files import json_lines
 from rl.triplets import Triplet
@@ -31,7 +32,7 @@ class Shards(shards.Shards):
 
     script = SCRIPT
     holds = "labels"
-    results = ("triplets.json", WORDS_FILE, LEFT_OUT_FILE)
+    results = ("triplets.json", FOLDER, "images", WORDS_FILE, LEFT_OUT_FILE)
     may_differ = LIMITS_OF_A_MACHINE
 
     def name(

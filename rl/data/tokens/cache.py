@@ -36,8 +36,8 @@ logger = logging.getLogger("rl")
 ABOUT_FILE = "tokenizer.json"
 _GRID = [pa.field(name, pa.int32()) for name in ("rows", "columns", "views")]
 _FILES = [pa.field("content", pa.binary(KEY_BYTES))]
-DISTANCE = pa.float32()
-"""Of feature distances: in half the bytes, token weights would not be the very ones that there are without a cache."""
+DISTANCES = {"float32": pa.float32(), "float16": pa.float16()}
+"""Of feature distances: in half the bytes, token weights are not the very ones that there are without a cache."""
 
 
 class TokenCache:
@@ -46,12 +46,13 @@ class TokenCache:
     Args:
         folder: made with the first shard; it may hold other tokenizers' codes, which are left as they are.
         vlm: whose tokenizer it is.
+        distances: how feature distances are kept, one of `DISTANCES`; None for as they are there, else float32.
 
     Raises:
-        RewindError: the folder holds something else.
+        RewindError: the folder holds something else, or distances of this tokenizer that are kept otherwise.
     """
 
-    def __init__(self, folder: str | Path, vlm: PictureTokens) -> None:
+    def __init__(self, folder: str | Path, vlm: PictureTokens, distances: str | None = None) -> None:
         self.folder, key = expanded(folder), vlm.tokenizer_key()
         self.own = self.folder / f"{key[:24]}"
         self._image_ids_V = vlm.layout.image_ids_V.cpu().numpy()
@@ -60,10 +61,13 @@ class TokenCache:
         self._code = np.uint16 if len(ranked) <= 1 << 16 else np.uint32
         self._check(key, vlm)
         self.codes = Shards(self.own, "codes", [*_GRID, pa.field("codes", pa.list_(pa.from_numpy_dtype(self._code)))])
-        self.distances = Shards(self.own, "distances", [pa.field("distances", pa.list_(DISTANCE))])
+        kept = self._kept_as(distances)
+        self._distance = DISTANCES[kept]
+        self.distances = Shards(self.own, "distances", [pa.field("distances", pa.list_(self._distance))])
         self.files = Shards(self.folder, "files", _FILES)
         self._new_files: dict[bytes, bytes] = {}
         self._about = {"tokenizer": key, "name": vlm.name, "image_size": vlm.image_size, "codes": len(ranked)}
+        self._about |= {"distances": kept} if kept != "float32" else {}
 
     def __deepcopy__(self, _: Any) -> TokenCache:
         return self
@@ -118,7 +122,7 @@ class TokenCache:
 
     def distance(self, place: int) -> np.ndarray:
         """Squared feature distances float32 [K] of the pair at a place (`distances.find`)."""
-        return self.distances.values(place, "distances")
+        return self.distances.values(place, "distances").astype(np.float32, copy=False)
 
     def append(self, keys: Sequence[bytes], pictures: Sequence[Codes]) -> None:
         """Add pictures by their keys, with the vocabulary ids of each, and note which files have been read.
@@ -136,7 +140,10 @@ class TokenCache:
 
     def append_distances(self, keys: Sequence[bytes], distances: Sequence[np.ndarray]) -> None:
         """Add the distances of pairs by the keys of both (`pair_key`)."""
-        self.distances.append(keys, {"distances": lists_of(distances, DISTANCE)})
+        kind = self._distance.to_pandas_dtype()
+        most = np.finfo(kind).max
+        rounded = [np.minimum(one, most).astype(kind, copy=False) for one in distances]
+        self.distances.append(keys, {"distances": lists_of(rounded, self._distance)})
 
     def note_files(self) -> None:
         """Keep which content the files have that were read."""
@@ -159,6 +166,18 @@ class TokenCache:
         return value
 
     # ---- whose it is
+
+    def _kept_as(self, distances: str | None) -> str:
+        """How distances are kept: as whoever began the folder has said."""
+        there = self.own / ABOUT_FILE
+        if not there.is_file():
+            return distances or "float32"
+        kept = str(read_json(there).get("distances", "float32"))
+        if distances not in (None, kept):
+            raise RewindError(
+                f"{self.folder} keeps distances as {kept}: leave --distances {distances} out, or name another folder"
+            )
+        return kept
 
     def _check(self, key: str, vlm: PictureTokens) -> None:
         if self.folder.exists() and not self.folder.is_dir():
