@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_chang
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
+START = "bootstrapped"
+"""What training by reward starts from, where video has done no harm (`start_of_rl`)."""
 TERMS = ("idm_likelihood", "keep_unchanged", CONFIDENCE)
 WITHOUT_FIT = ("idm_likelihood=1", "keep_unchanged=1")
 """Where there are too few triplets to fit weights on."""
@@ -60,6 +63,33 @@ def fit_mix(story: Story, name: str) -> list[Group]:
     return groups
 
 
+def most_like(story: Story, names: Sequence[str]) -> str:
+    """Of some systems, for which mixes were fitted, the one whose candidates of validation triplets are more like the
+    true targets, at temperature 1; the first of equals.
+    """
+    likeness = story.data.get("likeness", {})
+    return max(names, key=lambda name: likeness.get(name, 0.0))
+
+
+def start_of_rl(story: Story) -> str:
+    """What training by reward starts from: `START`, or `sft` where that draws better, so that video has done harm."""
+    return most_like(story, (START, "sft"))
+
+
+def hold_back(story: Story, name: str, start: str) -> None:
+    """Say so where a system draws worse than what it comes from (`most_like`); it is shown, and nothing starts from it
+    or is chosen from its candidates.
+    """
+    if most_like(story, (name, start)) == start:
+        ours, theirs = (story.data["likeness"][one] for one in (name, start))
+        sentence = (
+            f"do not use `{name}`: its candidates of validation triplets are less like the true targets ({ours:.3f}) "
+            f"than those of `{start}` ({theirs:.3f})"
+        )
+        logger.warning("held back: %s", sentence)
+        story.data.setdefault("held_back", {})[name] = sentence
+
+
 def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Reward]:
     """The mix that was fitted for a system, to choose among its candidates by.
 
@@ -90,7 +120,7 @@ def grpo_rewards(story: Story, start: str) -> list[Reward]:
 
 def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
     """Whether video and reinforcement learning can help here (`rl.evaluation.premise`), before either; it is said, kept
-    and shown, and the rows are trained all the same.
+    and shown. The rows are trained all the same, but only on labels that are as sure as it says.
     """
     triplets = validation_triplets(story)
     named = name_pairs(story.idm, triplets)
@@ -107,4 +137,4 @@ def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
     )
     for sentence in found["verdicts"]:
         logger.warning("premise: %s", sentence)
-    story.data["premise"] = {"video": found["video"], "rl": found["rl"], "verdicts": found["verdicts"]}
+    story.data["premise"] = {key: found[key] for key in ("video", "rl", "verdicts", "min_score")}
