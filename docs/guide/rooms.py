@@ -5,14 +5,13 @@ python scripts/demo.py --world docs/guide/rooms.py:Rooms --base runs/rooms --out
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from rl.world import Judgement
 
-SIZE, CELL = 4, 16
+SIZE, CELL = 3, 16
 FORWARD = {"up": (-1, 0), "right": (0, 1), "down": (1, 0), "left": (0, -1)}
 HEADINGS = tuple(FORWARD)
 COLOURS = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 230)}
@@ -44,27 +43,31 @@ class Room(NamedTuple):
         return self.put(self.place, f"agent {self.heading} {self.carries}".strip())
 
 
+def named(cell: int) -> str:
+    """'a1' for the top left cell, 'b1' for the one right of it."""
+    return f"{'abc'[cell % SIZE]}{cell // SIZE + 1}"
+
+
 def drawings() -> dict[str, np.ndarray]:
     """All that a cell can show, float [CELL, CELL, 3]."""
     rows, columns = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
-    edge, disc, arrow = np.maximum(abs(rows), abs(columns)), np.hypot(rows, columns), 2 * abs(columns) - rows
+    edge, disc = np.maximum(abs(rows), abs(columns)), np.hypot(rows, columns)
     floor = np.full((CELL, CELL, 3), (205.0, 195.0, 175.0))
     found = {FLOOR: floor, WALL: np.where(((rows // 4 + columns // 8) % 2 == 0)[..., None], 70.0, 100.0) + 0 * floor}
     for name, colour in COLOURS.items():
         found[f"{name} ball"] = np.where((disc < 5)[..., None], colour, floor)
         found[f"{name} box"] = np.where((edge < 7)[..., None], np.where((edge > 4)[..., None], 40, colour), floor)
     for turns, heading in enumerate(HEADINGS):
-        agent = np.where((arrow < 7) & (edge < 7), 1, 0) * np.where(rows < 7, 1, 0)
-        for carried in ("", *COLOURS):
-            picture = np.where(agent[..., None] == 1, (120, 40, 150), floor)
-            picture = np.where((disc < 3)[..., None], COLOURS[carried], picture) if carried else picture
+        for carried in ("", *COLOURS):  # its front is yellow, its back purple or what it carries
+            agent = np.where((rows < 0)[..., None], (250, 210, 40), COLOURS.get(carried, (110, 30, 140)))
+            picture = np.where((edge < 7)[..., None], agent, floor)
             name = f"agent {heading} {carried} ball" if carried else f"agent {heading}"
             found[name] = np.rot90(picture, -turns)
     return found
 
 
 class Rooms:
-    """Rooms of 4x4 cells: turn left, turn right, step forward, pick up the red ball, drop it, push the blue box."""
+    """Rooms of 3x3 cells: turn left, turn right, step forward, pick up the red ball, drop it, push the blue box."""
 
     name, image_size = "rooms", SIZE * CELL
 
@@ -73,7 +76,7 @@ class Rooms:
         self.names = list(self.drawn)
 
     def sample_scene(self, rng: np.random.Generator) -> Room:
-        number = int(rng.integers(4, 9))
+        number = int(rng.integers(2, 5))
         things = [WALL, *rng.choice([WALL, *BALLS, *BOXES, *BOXES], number)]
         cells = [*things, *[FLOOR] * (SIZE**2 - len(things))]
         mixed = tuple(str(cells[i]) for i in rng.permutation(SIZE**2))
@@ -118,7 +121,7 @@ class Rooms:
         """What each cell shows most likely; '?' where it is like nothing."""
         cells = image.reshape(SIZE, CELL, SIZE, CELL, 3).swapaxes(1, 2).reshape(SIZE**2, 1, CELL, CELL, 3)
         errors = np.sqrt(((cells - np.stack(list(self.drawn.values()))) ** 2).mean((2, 3, 4)))
-        return [self.names[row.argmin()] if row.min() < 25 else "?" for row in errors]
+        return [self.names[row.argmin()] if row.min() < 40 else "?" for row in errors]
 
     def judge(self, scene: Room, action: str, image: np.ndarray) -> Judgement:
         shown, before, right = self.shown(image), scene.seen(), self.outcomes(scene, action)[0].seen()
@@ -129,5 +132,7 @@ class Rooms:
         return Judgement(float(editing), max(0.0, 10 - 2.5 * others.count(False)), all(same))
 
     def caption(self, scene: Room, rng: np.random.Generator) -> str:
-        things = [f"{what} {'abcd'[cell % SIZE]}{cell // SIZE + 1}" for cell, what in enumerate(scene.seen())]
-        return "room of " + ", ".join(thing for thing in things if not re.match(FLOOR, thing))
+        agent, what = scene.seen()[scene.place], scene.at(scene.ahead())
+        things = [cell for cell, name in enumerate(scene.cells) if name != FLOOR]
+        other = int(rng.choice(things))
+        return f"{agent} at {named(scene.place)}, before it {what}, {scene.cells[other]} at {named(other)}"

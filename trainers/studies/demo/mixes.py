@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from rewards.totals import summed
 from rl.data.candidates.store import Group
 from rl.data.labels.labelling import name_pairs
 from rl.errors import RewindError
+from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.evaluation.premise import as_good_as_true, premise
-from rl.running.files import read_json
+from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.common.candidates import scored_groups
 from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_change, write_mix
@@ -25,6 +26,8 @@ from trainers.studies.demo.story import Story
 logger = logging.getLogger("rl")
 START = "bootstrapped"
 """What training by reward starts from, where video has done no harm (`start_of_rl`)."""
+LIKENESS_FILE = "likeness.json"
+"""In a system's run folder: how like its true target its candidates are, the mean for each validation triplet."""
 TERMS = ("idm_likelihood", "keep_unchanged", CONFIDENCE)
 WITHOUT_FIT = ("idm_likelihood=1", "keep_unchanged=1")
 """Where there are too few triplets to fit weights on."""
@@ -58,33 +61,29 @@ def fit_mix(story: Story, name: str) -> list[Group]:
         about |= {"idm": str(story.output / (story.verifier(name).adapter or "idm")), "temperature": 1.0}
         mix = mix_of_fit(found, TERMS, TERMS, arguments, about)
     write_mix(mix, [story.output / name])
-    story.data.setdefault("likeness", {})[name] = round(float(likeness_of(story.vlm, groups).mean()), 4)
+    likeness_SN = likeness_of(story.vlm, groups)
+    write_whole(story.output / name / LIKENESS_FILE, json.dumps({"likeness": likeness_SN.mean(1).tolist()}) + "\n")
+    story.data.setdefault("likeness", {})[name] = round(float(likeness_SN.mean()), 4)
     story.data.setdefault("mixes", {})[name] = " ".join(mix["rewards"])
     return groups
 
 
-def most_like(story: Story, names: Sequence[str]) -> str:
-    """Of some systems, for which mixes were fitted, the one whose candidates of validation triplets are more like the
-    true targets, at temperature 1; the first of equals.
-    """
-    likeness = story.data.get("likeness", {})
-    return max(names, key=lambda name: likeness.get(name, 0.0))
-
-
 def start_of_rl(story: Story) -> str:
-    """What training by reward starts from: `START`, or `sft` where that draws better, so that video has done harm."""
-    return most_like(story, (START, "sft"))
+    """What training by reward starts from: `START`, or `sft` where that one was held back."""
+    return "sft" if START in story.data.get("held_back", {}) else START
 
 
 def hold_back(story: Story, name: str, start: str) -> None:
-    """Say so where a system draws worse than what it comes from (`most_like`); it is shown, and nothing starts from it
-    or is chosen from its candidates.
+    """Say so where a system draws worse than what it comes from, by more than noise: where on the validation triplets
+    its candidates at temperature 1 are less like the true targets. It is shown, and nothing starts from it or is chosen
+    from its candidates.
     """
-    if most_like(story, (name, start)) == start:
-        ours, theirs = (story.data["likeness"][one] for one in (name, start))
+    ours, theirs = (read_json(story.output / one / LIKENESS_FILE)["likeness"] for one in (name, start))
+    difference, low, high = paired_difference(ours, theirs)
+    if high < 0:
         sentence = (
-            f"do not use `{name}`: its candidates of validation triplets are less like the true targets ({ours:.3f}) "
-            f"than those of `{start}` ({theirs:.3f})"
+            f"do not use `{name}`: on validation triplets its candidates are less like the true targets than those of "
+            f"`{start}`, {difference:+.3f} ({low:+.3f} to {high:+.3f})"
         )
         logger.warning("held back: %s", sentence)
         story.data.setdefault("held_back", {})[name] = sentence

@@ -22,17 +22,17 @@ from rl.triplets import Candidate
 from rl.world import Judgement
 from trainers.common.candidates import batch_of
 from trainers.studies.demo.improvement import IMPROVED
-from trainers.studies.demo.mixes import START, grpo_rewards, mixed_rewards, most_like, start_of_rl
+from trainers.studies.demo.mixes import START, grpo_rewards, mixed_rewards, start_of_rl
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
 OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy")
 SYSTEMS = ("base", "sft", "sft_twice_as_long", *OPTIONAL, "bootstrapped", "best_of_n_training", "grpo")
 RERANKED = "trained_and_reranked"
-"""The better one of the two that are trained by reward, or their start where that draws better than both, and the best
-of `RERANKED_OF` of its candidates by its mix."""
+"""The better one of the two that are trained by reward (their start, where both were held back), and the best of
+`RERANKED_OF` of its candidates by its mix."""
 UNTRAINED_RERANKED = "bootstrapped_and_reranked"
-"""The same of `START`, or of `sft` where that is the start: what training by reward has to beat."""
+"""The same of `START`, or of `sft` where `START` was held back: what training by reward has to beat."""
 RERANKED_OF = 8
 COMPARED = (
     ("bootstrapped", "sft"),
@@ -163,8 +163,11 @@ def systems_of(story: Story) -> list[str]:
 
 
 def better_trained(story: Story) -> str:
-    """Of the systems trained by reward, and their start, the one that draws better (`most_like`)."""
-    return most_like(story, (*IMPROVED, start_of_rl(story)))
+    """Of the systems trained by reward the one whose single candidates are more like the validation targets; what they
+    started from where both were held back.
+    """
+    left = [name for name in IMPROVED if name not in story.data.get("held_back", {})]
+    return max(left, key=lambda name: story.data.get("likeness", {}).get(name, 0.0), default=start_of_rl(story))
 
 
 def compared(start: str) -> list[tuple[str, str]]:
