@@ -26,12 +26,12 @@ ROOMS = f"{ROOT / 'docs' / 'guide' / 'rooms.py'}:Rooms"
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 
 
-def told(output: Path, **likeness: list[float]) -> Story:
+def told(output: Path, greedy: dict[str, list[float]], **likeness: list[float]) -> Story:
     """A story of which only this is known: how like their true targets candidates of validation triplets are."""
     nothing: Any = None
     for name, values in likeness.items():
         (output / name).mkdir()
-        (output / name / "likeness.json").write_text(json.dumps({"likeness": values}))
+        (output / name / "likeness.json").write_text(json.dumps({"1.0": values, "0.0": greedy.get(name, values)}))
     means = {name: float(np.mean(values)) for name, values in likeness.items()}
     return Story(nothing, {}, nothing, output, 0, Budget(), data={"likeness": means})
 
@@ -40,13 +40,13 @@ GOOD, LESS, NOISY = [0.9, 0.8] * 10, [0.7, 0.5] * 10, [0.88, 0.81] * 10
 
 
 def test_what_draws_worse_than_its_start_is_held_back_with_the_reason(tmp_path: Path) -> None:
-    story = told(tmp_path, sft=GOOD, bootstrapped=LESS, grpo=LESS, best_of_n_training=NOISY)
+    story = told(tmp_path, {}, sft=GOOD, bootstrapped=LESS, grpo=LESS, best_of_n_training=NOISY)
     assert start_of_rl(story) == "bootstrapped"
     hold_back(story, "bootstrapped", "sft")
     assert start_of_rl(story) == "sft"
     assert story.data["held_back"]["bootstrapped"] == (
-        "do not use `bootstrapped`: on validation triplets its candidates are less like the true targets than those of "
-        "`sft`, -0.250 (-0.270 to -0.230)"
+        "do not use `bootstrapped`: at temperature 1.0 its candidates of validation triplets are less like the true "
+        "targets than those of `sft`, -0.250 (-0.270 to -0.230)"
     )
     for name in ("grpo", "best_of_n_training"):
         hold_back(story, name, "sft")
@@ -56,8 +56,14 @@ def test_what_draws_worse_than_its_start_is_held_back_with_the_reason(tmp_path: 
     assert better_trained(story) == "sft"
 
 
+def test_what_only_sharpens_is_held_back_where_its_likeliest_pictures_are_worse(tmp_path: Path) -> None:
+    story = told(tmp_path, {"bootstrapped": GOOD, "grpo": LESS}, bootstrapped=LESS, grpo=NOISY)
+    hold_back(story, "grpo", "bootstrapped")
+    assert "at temperature 0.0" in story.data["held_back"]["grpo"]
+
+
 def test_what_draws_as_well_or_better_is_not_held_back(tmp_path: Path) -> None:
-    story = told(tmp_path, sft=LESS, bootstrapped=GOOD, grpo=NOISY, best_of_n_training=GOOD)
+    story = told(tmp_path, {}, sft=LESS, bootstrapped=GOOD, grpo=NOISY, best_of_n_training=GOOD)
     for name, before in (("bootstrapped", "sft"), ("grpo", "bootstrapped"), ("best_of_n_training", "bootstrapped")):
         hold_back(story, name, before)
     assert "held_back" not in story.data
