@@ -113,7 +113,8 @@ def premise(
         `confused` (true, said, how often); `fdm`:
         `right` (share of candidates that are the truth), `likeness`; `reward`: `ordered`, None where no two differ;
         `labels`: for parts of the data, the surest first, `share`, `accuracy` and `min_score`, None without any words;
-        `video` and `rl`, 'go', 'above' or 'no', each with its sentence in `verdicts`.
+        `video` and `rl`, 'go', 'above' or 'no', each with its sentence in `verdicts`; `min_score`: the least score of a
+        label to train on where `video` is 'above', else None.
     """
     same = np.array([words_of(a) == words_of(b) for a, b in zip(actions, said, strict=True)])
     named = same if named_S is None else named_S
@@ -141,28 +142,30 @@ def premise(
         "reward": {"ordered": share if np.isfinite(share) else None},
         "labels": labels,
     }
-    video, about_video = _video(labels, found["fdm"]["right"])
+    video, about_video, least = _video(labels, found["fdm"]["right"])
     rl, about_rl = _rl(share)
-    return found | {"video": video, "rl": rl, "verdicts": [about_video, about_rl]}
+    return found | {"video": video, "rl": rl, "verdicts": [about_video, about_rl], "min_score": least}
 
 
-def _video(labels: Sequence[dict[str, Any]], right: float) -> tuple[str, str]:
+def _video(labels: Sequence[dict[str, Any]], right: float) -> tuple[str, str, float | None]:
     needed = max(NEEDED_LABELS, NEEDED_RATIO * right)
     told = f"labels are right for {labels[0]['accuracy']:.0%} and the forward model draws {right:.0%} right"
     good = [part for part in labels if part["accuracy"] >= needed]
     if not good:
         best = max(part["accuracy"] for part in labels)
-        return "no", (
+        sentence = (
             f"do not train on labelled video: {told}; at most {best:.0%} of a surest part are right, and {needed:.0%} "
             "are needed to teach more than wrong labels cost. More labelled triplets help both models"
         )
+        return "no", sentence, None
     if good[0]["share"] == 1.0:
-        return "go", f"label video: {told}"
+        return "go", f"label video: {told}", None
     part, least = f"{good[0]['share']:.0%}", good[0]["min_score"]
-    return "above", (
+    sentence = (
         f"label video, and train on the surest {part} alone (score at least {least}), of which "
         f"{good[0]['accuracy']:.0%} are right: {told}"
     )
+    return "above", sentence, least
 
 
 def _rl(share: float) -> tuple[str, str]:

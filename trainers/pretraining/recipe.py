@@ -202,7 +202,10 @@ def _tokenizer_weights(run: Path, vq: VQTrainingModel) -> dict[str, torch.Tensor
     weights = load_file(file)
     expected = {key: value.shape for key, value in vq.state_dict().items()}
     if {key: value.shape for key, value in weights.items()} != expected:
-        raise RewindError(f"--tokenizer_from: {file} has other sizes: use its --image_size and --num_codes")
+        codes = len(weights.get("vqmodel.quantize.embedding.weight", ()))
+        raise RewindError(
+            f"--tokenizer_from: {file} has other sizes: use its --image_size, and --num_codes {codes}, what it has left"
+        )
     return weights
 
 

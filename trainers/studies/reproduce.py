@@ -178,6 +178,7 @@ def taken_together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     mean["paired"] = {
         name: {key: list(mean_of_runs([seed["differences"][name][key] for seed in seeds])) for key in entry}
         for name, entry in seeds[0]["differences"].items()
+        if all(name in seed["differences"] for seed in seeds)  # others started from another model
     }
     return {"seeds": each, "mean": mean}
 

@@ -1,4 +1,6 @@
-"""The main job's stages of reinforcement learning: GRPO and best-of-N training, both from `bootstrapped`."""
+"""The main job's stages of reinforcement learning: GRPO and best-of-N training, both from `bootstrapped`, or from `sft`
+where video has done harm.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,13 @@ from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.fitting import fit_adapter, stage_folder
-from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards
+from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards, start_of_rl
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
 
-START = "bootstrapped"
 IMPROVED = ("grpo", "best_of_n_training")
-"""Systems that are trained by reward, from `START`."""
+"""Systems that are trained by reward, from `start_of_rl`."""
 
 
 def grpo_prompts(story: Story) -> list[Triplet]:
@@ -38,10 +39,10 @@ def grpo_prompts(story: Story) -> list[Triplet]:
 
 
 def train_grpo(story: Story) -> None:
-    budget, vlm = story.budget, story.vlm
+    budget, vlm, start = story.budget, story.vlm, start_of_rl(story)
     prompts = grpo_prompts(story)
     set_seed(story.seed)
-    vlm.attach_adapter(story.output / START / "adapter", "default")
+    vlm.attach_adapter(story.output / start / "adapter", "default")
     only_policy_trains(vlm)
     run = stage_folder(story, "grpo")
     validation = sample_tasks(story.splits["validation"], budget.validation, story.seed)[: budget.grpo_validation]
@@ -74,7 +75,7 @@ def train_grpo(story: Story) -> None:
     trainer = WorldModelGRPOTrainer(
         vlm,
         prompts,
-        grpo_rewards(story, START),
+        grpo_rewards(story, start),
         config,
         validation=triplets_of(story.splits["validation"], validation, "world"),
         oracle=oracle,
@@ -91,12 +92,12 @@ def train_grpo(story: Story) -> None:
 
 def train_best_of_n(story: Story) -> None:
     """Rounds of drawing, choosing by the mix and fine-tuning: expert iteration on as many candidates as GRPO takes."""
-    budget, vlm, name = story.budget, story.vlm, "best_of_n_training"
+    budget, vlm, name, start = story.budget, story.vlm, "best_of_n_training", start_of_rl(story)
     set_seed(story.seed)
-    vlm.attach_adapter(story.output / START / "adapter", name)
+    vlm.attach_adapter(story.output / start / "adapter", name)
     part = grpo_prompts(story)[: budget.grpo_steps * budget.grpo_prompts]
     keep = Keep(budget.group_size, min_lead=0.1)
-    rewards, run, trained = mixed_rewards(story, START, frozen=START), stage_folder(story, name), False
+    rewards, run, trained = mixed_rewards(story, start, frozen=start), stage_folder(story, name), False
     for number, prompts in enumerate(np.array_split(np.arange(len(part)), budget.rounds)):
         drawn = scored_groups(
             story.fdm(name), rewards, [part[i] for i in prompts], keep.num_candidates, seed=story.seed, step=number
@@ -110,5 +111,5 @@ def train_best_of_n(story: Story) -> None:
             fit_adapter(story, name, name, "fdm", kept_rows(vlm, kept), steps, rate, f"round-{number + 1}")
             trained = True
     if not trained:
-        logger.warning("no group had a candidate that leads: '%s' stays '%s'", name, START)
+        logger.warning("no group had a candidate that leads: '%s' stays '%s'", name, start)
         save_adapter(vlm, run, name, role="fdm")

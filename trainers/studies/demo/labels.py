@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video.keyframes import Mining, flow_magnitudes
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.triplets import Triplet
+from rl.words import words_of
 from trainers.studies.demo.story import Story
 
+logger = logging.getLogger("rl")
 GREEDY = "labelled_greedy"
 """Folder of the labels that the paper's way gives."""
 
@@ -66,11 +69,24 @@ def mine(story: Story) -> tuple[list[Triplet], dict[int, set[tuple[Any, Any]]]]:
 
 
 def _selected(story: Story, pairs: Sequence[Triplet], **how: Any) -> tuple[list[Triplet], list[int]]:
-    """Pairs with words, and which of them are learned from."""
+    """Pairs with words, and which of them are learned from (`surest`)."""
     named = label_pairs(story.idm, pairs, seed=story.seed, **how)
-    chosen = select_stratified([t.score or 0.0 for t in named], [t.label or "" for t in named], story.budget.selected)
+    chosen = surest(named, story.budget.selected, story.data.get("premise", {}).get("min_score"))
     family = getattr(story.world, "family", lambda action: None)
-    return [replace(triplet, task=family(triplet.action)) for triplet in named], chosen.tolist()
+    return [replace(triplet, task=family(triplet.action)) for triplet in named], chosen
+
+
+def surest(named: Sequence[Triplet], count: int, min_score: float | None = None) -> list[int]:
+    """The numbers of up to so many triplets, the surest of each class in turns; where videos have no classes, of each
+    verb that was named, or what is easiest to name would be nearly all. Those below `min_score` are passed over.
+    """
+    sure = [n for n, t in enumerate(named) if min_score is None or (t.score or 0.0) >= min_score]
+    if not sure:
+        logger.warning("no label has a score of at least %s, as the premise asks: all are used", min_score)
+        sure = list(range(len(named)))
+    by_class = any(triplet.label for triplet in named)
+    classes = [(named[n].label or "") if by_class else "".join(words_of(named[n].action)[:1]) for n in sure]
+    return [sure[i] for i in select_stratified([named[n].score or 0.0 for n in sure], classes, count)]
 
 
 def _truth_of_labels(
@@ -78,10 +94,14 @@ def _truth_of_labels(
 ) -> dict[str, float]:
     """For the report alone: the share of pairs that hold exactly one action, and of selected labels that name it."""
     read = getattr(story.world, "read", None)
-    if read is None:
+    if getattr(story.world, "video", None) is None:  # then each pair is a scene and its outcome
+        shown = [next(iter(truths[id(t.source)])) for t in named]
+        before, after = [a for a, _ in shown], [b for _, b in shown]
+    elif read is None:
         return {}
-    before = [reading.scene for reading in read(np.stack([np.asarray(t.source) for t in named]))]
-    after = [reading.scene for reading in read(np.stack([np.asarray(t.target) for t in named]))]
+    else:
+        before = [reading.scene for reading in read(np.stack([np.asarray(t.source) for t in named]))]
+        after = [reading.scene for reading in read(np.stack([np.asarray(t.target) for t in named]))]
     one = [(a, b) in truths[id(t.source)] for a, b, t in zip(before, after, named, strict=True)]
     right = [
         a is not None and b in story.world.outcomes(a, t.action) for a, b, t in zip(before, after, named, strict=True)

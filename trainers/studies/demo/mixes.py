@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -13,16 +14,22 @@ from rewards.totals import summed
 from rl.data.candidates.store import Group
 from rl.data.labels.labelling import name_pairs
 from rl.errors import RewindError
+from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.evaluation.premise import as_good_as_true, premise
 from rl.models.roles import InverseDynamics
-from rl.running.files import read_json
+from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.common.candidates import scored_groups
 from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_change, write_mix
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
+START = "bootstrapped"
+"""What training by reward starts from, where video has done no harm (`start_of_rl`)."""
+LIKENESS_FILE = "likeness.json"
+"""In a system's run folder: how like its true target a candidate is, the mean for each validation triplet, by the
+temperature it was drawn at."""
 TERMS = ("idm_likelihood", "keep_unchanged", CONFIDENCE)
 WITHOUT_FIT = ("idm_likelihood=1", "keep_unchanged=1")
 """Where there are too few triplets to fit weights on."""
@@ -43,10 +50,9 @@ def fit_mix(story: Story, name: str) -> list[Group]:
     budget = story.budget
     arguments = {"keep_unchanged": usual_change(story.vlm, story.labelled)}
     rewards = load_rewards(TERMS, story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
-    drawn = scored_groups(
-        story.fdm(name), rewards, validation_triplets(story), budget.fitted_candidates, seed=story.seed
-    )
-    groups = list(drawn)
+    triplets, fdm = validation_triplets(story), story.fdm(name)
+    groups = list(scored_groups(fdm, rewards, triplets, budget.fitted_candidates, seed=story.seed))
+    greedy = list(scored_groups(fdm, rewards, triplets, 1, temperature=0.0, seed=story.seed))
     try:
         found, about = fitted(groups, rewards, story.vlm)
     except RewindError as error:
@@ -56,9 +62,35 @@ def fit_mix(story: Story, name: str) -> list[Group]:
         about |= {"idm": str(story.output / (story.verifier(name).adapter or "idm")), "temperature": 1.0}
         mix = mix_of_fit(found, TERMS, TERMS, arguments, about)
     write_mix(mix, [story.output / name])
-    story.data.setdefault("likeness", {})[name] = round(float(likeness_of(story.vlm, groups).mean()), 4)
+    drawn = {"1.0": likeness_of(story.vlm, groups), "0.0": likeness_of(story.vlm, greedy)}
+    kept = {temperature: values_SN.mean(1).tolist() for temperature, values_SN in drawn.items()}
+    write_whole(story.output / name / LIKENESS_FILE, json.dumps(kept) + "\n")
+    story.data.setdefault("likeness", {})[name] = round(float(drawn["1.0"].mean()), 4)
     story.data.setdefault("mixes", {})[name] = " ".join(mix["rewards"])
     return groups
+
+
+def start_of_rl(story: Story) -> str:
+    """What training by reward starts from: `START`, or `sft` where that one was held back."""
+    return "sft" if START in story.data.get("held_back", {}) else START
+
+
+def hold_back(story: Story, name: str, start: str) -> None:
+    """Say so where a system draws worse than what it comes from, by more than noise: where on the validation triplets
+    its candidates are less like the true targets, at temperature 1 or greedily (training by reward sharpens, which
+    helps the one and may cost the other). It is shown, and nothing starts from it or is chosen from its candidates.
+    """
+    ours, theirs = (read_json(story.output / one / LIKENESS_FILE) for one in (name, start))
+    for temperature in ours:
+        difference, low, high = paired_difference(ours[temperature], theirs[temperature])
+        if high < 0:
+            sentence = (
+                f"do not use `{name}`: at temperature {temperature} its candidates of validation triplets are less "
+                f"like the true targets than those of `{start}`, {difference:+.3f} ({low:+.3f} to {high:+.3f})"
+            )
+            logger.warning("held back: %s", sentence)
+            story.data.setdefault("held_back", {})[name] = sentence
+            return
 
 
 def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Reward]:
@@ -92,7 +124,7 @@ def grpo_rewards(story: Story, start: str, idm: InverseDynamics | None = None) -
 
 def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
     """Whether video and reinforcement learning can help here (`rl.evaluation.premise`), before either; it is said, kept
-    and shown, and the rows are trained all the same.
+    and shown. The rows are trained all the same, but only on labels that are as sure as it says.
     """
     triplets = validation_triplets(story)
     named = name_pairs(story.idm, triplets)
@@ -109,4 +141,4 @@ def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
     )
     for sentence in found["verdicts"]:
         logger.warning("premise: %s", sentence)
-    story.data["premise"] = {"video": found["video"], "rl": found["rl"], "verdicts": found["verdicts"]}
+    story.data["premise"] = {key: found[key] for key in ("video", "rl", "verdicts", "min_score")}

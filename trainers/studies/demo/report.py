@@ -13,6 +13,7 @@ from rl.data.video.keyframes import Mining, flow_magnitudes
 from rl.pictures import Picture
 from rl.report.grids import sheet
 from rl.report.html import curves, page, paragraph, picture, table
+from trainers.studies.demo.mixes import start_of_rl
 from trainers.studies.demo.results import Cases
 from trainers.studies.demo.story import Story
 
@@ -27,6 +28,7 @@ MEANINGS = {
     "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the fitted mix",
     "grpo": "bootstrapped, then GRPO; reward: the terms of the fitted mix, at fixed weights",
     "bootstrapped_and_reranked": "the best of 8 of the candidates of `bootstrapped` by its fitted mix",
+    "sft_and_reranked": "the best of 8 of the candidates of `sft`, from which training by reward started, by its mix",
     "trained_and_reranked": "the better one of those trained by reward, and the best of 8 of its candidates by its mix",
 }
 COMPARISONS = {
@@ -36,10 +38,13 @@ COMPARISONS = {
     "bootstrapped-bootstrapped_greedy": "what verifying the labels by the forward model adds",
     "grpo-bootstrapped": "what GRPO adds",
     "best_of_n_training-bootstrapped": "what training on the best of N adds",
+    "grpo-sft": "what GRPO adds where `bootstrapped` was held back",
+    "best_of_n_training-sft": "what training on the best of N adds where `bootstrapped` was held back",
     "best_of_n_training-grpo": "which of the two ways to train by reward draws better, from as many candidates",
     "trained_and_reranked-sft": "all of it together over labelled data alone",
     "trained_and_reranked-sft_equal_compute": "the same over `sft` trained about as long as `bootstrapped` and GRPO",
     "trained_and_reranked-bootstrapped_and_reranked": "of that, what training by reward adds where both are reranked",
+    "trained_and_reranked-sft_and_reranked": "of that, what training by reward adds where both are reranked",
     "best_of_8-best_of_1": "what the best of 8 by `idm_likelihood`, as in the paper, adds to `sft` without training",
     "best_of_8_mix-best_of_1": "the same by the fitted mix",
 }
@@ -65,6 +70,7 @@ def text_table(results: dict[str, Any]) -> str:
     lines.append(f"{'IDM exact match':<48}{100 * results['idm']['exact_match']:.1f}%")
     lines += [f"{f'mix of {name}':<48}{mix}" for name, mix in results["data"]["mixes"].items()]
     lines += [f"premise: {sentence}" for sentence in results["data"]["premise"]["verdicts"]]
+    lines += [f"held back: {sentence}" for sentence in results["data"].get("held_back", {}).values()]
     return "\n".join(lines)
 
 
@@ -144,9 +150,10 @@ def _comparisons(results: dict[str, Any]) -> str:
         for name, entry in results["paired"].items()
         if "judge" in entry
     ]
-    verdicts = results["data"]["premise"]["verdicts"]
-    premise = [paragraph(f"Looked at before: {sentence}.", note=True) for sentence in verdicts]
-    return "\n".join([table(head, rows + judge), *premise])
+    verdicts, held = results["data"]["premise"]["verdicts"], results["data"].get("held_back", {})
+    said = [f"Looked at before: {sentence}." for sentence in verdicts]
+    said += [f"Held back: {sentence}." for sentence in held.values()]
+    return "\n".join([table(head, rows + judge), *(paragraph(sentence, note=True) for sentence in said)])
 
 
 def _importance(story: Story, test: Cases) -> list[str]:
@@ -223,7 +230,8 @@ def _improvement(story: Story, results: dict[str, Any]) -> list[str]:
     rewards: dict[str, list[tuple[float, float]]] = {
         name: curve[name] for name in ("reward", "validation reward") if name in curve
     }
-    entries = [("GRPO", "grpo-bootstrapped"), ("Best-of-N training", "best_of_n_training-bootstrapped")]
+    start = start_of_rl(story)
+    entries = [("GRPO", f"grpo-{start}"), ("Best-of-N training", f"best_of_n_training-{start}")]
     entries.append(("The better one of both, and the best of 8 by its mix", "trained_and_reranked-sft"))
     words = [f"{name}: {how_sure(results['paired'][key]['success'])}." for name, key in entries]
     auc = f"{found['within_group_auc']:.2f}" if "within_group_auc" in found else "not measured"

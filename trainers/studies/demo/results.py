@@ -21,23 +21,24 @@ from rl.search.best_of_n import expected_best
 from rl.triplets import Candidate
 from rl.world import Judgement
 from trainers.common.candidates import batch_of
-from trainers.studies.demo.improvement import IMPROVED, START
-from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards
+from trainers.studies.demo.improvement import IMPROVED
+from trainers.studies.demo.mixes import START, grpo_rewards, mixed_rewards, start_of_rl
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
 OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy")
 SYSTEMS = ("base", "sft", "sft_twice_as_long", *OPTIONAL, "bootstrapped", "best_of_n_training", "grpo")
 RERANKED = "trained_and_reranked"
-"""The better one of the two that are trained by reward, and the best of `RERANKED_OF` of its candidates by its mix."""
+"""The better one of the two that are trained by reward (their start, where both were held back), and the best of
+`RERANKED_OF` of its candidates by its mix."""
 UNTRAINED_RERANKED = "bootstrapped_and_reranked"
-"""The same of `START`: what training by reward has to beat."""
+"""The same of `START`, or of `sft` where `START` was held back: what training by reward has to beat."""
 RERANKED_OF = 8
 COMPARED = (
     ("bootstrapped", "sft"),
     ("bootstrapped", "bootstrapped_greedy"),
-    ("grpo", "bootstrapped"),
-    ("best_of_n_training", "bootstrapped"),
+    ("grpo", START),
+    ("best_of_n_training", START),
     ("best_of_n_training", "grpo"),
     (RERANKED, "sft"),
     (RERANKED, "sft_equal_compute"),
@@ -132,12 +133,13 @@ def measure(story: Story, test: Cases, validation: Cases) -> tuple[dict[str, Any
     found["fdm"], each = {}, {}
     for name in systems_of(story):
         found["fdm"][name], each[name] = of_system(name, test, validation)
-    for row, name in ((UNTRAINED_RERANKED, START), (RERANKED, better_trained(story))):
+    start = start_of_rl(story)
+    for row, name in ((UNTRAINED_RERANKED.replace(START, start), start), (RERANKED, better_trained(story))):
         found["fdm"][row], each[row] = _reranked(story, test, name)
     differences: Differences = {"idm-sft": {"success": np.array(named, dtype=float) - each["sft"]["success"]}}
     if "idm_on_video" in found:
         differences["idm_on_video-idm"] = {"success": again - np.array(named, dtype=float)}
-    for ours, theirs in COMPARED:
+    for ours, theirs in compared(start):
         if ours in each and theirs in each:
             differences[f"{ours}-{theirs}"] = {key: each[ours][key] - each[theirs][key] for key in each[ours]}
     curves: dict[str, dict[str, Any]] = {f"best_of_n{by}": {} for by in ("", "_mix", "_oracle")}
@@ -161,8 +163,17 @@ def systems_of(story: Story) -> list[str]:
 
 
 def better_trained(story: Story) -> str:
-    """Of the systems trained by reward the one whose single candidates are more like the validation targets."""
-    return max(IMPROVED, key=lambda name: story.data.get("likeness", {}).get(name, 0.0))
+    """Of the systems trained by reward the one whose single candidates are more like the validation targets; what they
+    started from where both were held back.
+    """
+    left = [name for name in IMPROVED if name not in story.data.get("held_back", {})]
+    return max(left, key=lambda name: story.data.get("likeness", {}).get(name, 0.0), default=start_of_rl(story))
+
+
+def compared(start: str) -> list[tuple[str, str]]:
+    """`COMPARED`, where training by reward started from `start`."""
+    by_reward = (*IMPROVED, RERANKED)
+    return [(a, b.replace(START, start) if a in by_reward else b) for a, b in COMPARED]
 
 
 def _reranked(story: Story, test: Cases, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -241,18 +252,19 @@ def _rewarded(story: Story, test: Cases) -> dict[str, Any]:
     Both systems' candidates are scored in one call, so that they are compared with the same rivals.
     """
     size, part = story.budget.group_size, min(REWARDED_CASES, max(len(test.tasks) // 8, 1))
+    started = start_of_rl(story)
     triplets = triplets_of(test.world, test.tasks[:part], "world")
-    before, after = (test.sample(name, part, size) for name in (START, "grpo"))
+    before, after = (test.sample(name, part, size) for name in (started, "grpo"))
     rows = [triplet for triplet in triplets for _ in range(2 * size)]
     both = [c for a, b in zip(before, after, strict=True) for c in (*a, *b)]
     sources, actions = [row.source for row in rows], [row.action for row in rows]
-    rewards = grpo_rewards(story, START)
+    rewards = grpo_rewards(story, started)
     scored = score(rewards, Batch(actions, both, sources, task=[row.task for row in rows]))
     totals = np.array([np.nan if s.total is None else s.total for s in scored]).reshape(part, 2, size)
     judged = story.judge.score(sources, [np.asarray(candidate.image) for candidate in both], actions)
     said = np.array(judged).reshape(part, 2, size)
     drawn = [candidate for group in after for candidate in group]
-    start = story.fdm(START).log_probs(
+    start = story.fdm(started).log_probs(
         [t.source for t in triplets for _ in range(size)], drawn, [t.action for t in triplets for _ in range(size)]
     )
     found = {
