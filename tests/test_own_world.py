@@ -117,21 +117,8 @@ def test_a_world_of_few_labels_takes_no_harm(tmp_path: Path) -> None:
     small += ["--merge_codes", 0.3, "--steps", 1200, "--batch_size", 32]
     made = start("scripts/pretrain_base.py", "--world", ROOMS, *small, "--output", tmp_path / "base", timeout=3600)
     assert made.returncode == 0, made.stderr
-    few = [
-        "--labelled",
-        250,
-        "--videos",
-        1000,
-        "--selected",
-        500,
-        "--test",
-        300,
-        "--fdm_steps",
-        300,
-        "--idm_steps",
-        200,
-    ]
-    few += ["--idm_steps", 200]
+    few = ["--labelled", 250, "--videos", 1000, "--selected", 500, "--test", 300]
+    few += ["--fdm_steps", 300, "--idm_steps", 200]
     world = ["--world", ROOMS, "--base", tmp_path / "base"]
     done = start("scripts/demo.py", *world, *few, "--output", tmp_path / "run", timeout=3600)
     assert done.returncode == 0, done.stderr
