@@ -73,6 +73,7 @@ def main() -> None:
     from rl.data.labels.labelling import Naming, propose
     from rl.data.labels.shards import CHECKED_FILE, SCRIPT, WORDS_FILE, Shards
     from rl.data.left_out import for_resume, list_left_out
+    from rl.data.parquet_files import check_columns
     from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
     from rl.models.fingerprint import for_resume as base_for_resume
@@ -96,6 +97,8 @@ def main() -> None:
     checked: Sequence[Triplet] = (
         [] if a.labelled is None else read_triplets(a.labelled, with_targets=True, **reading(a))
     )
+    if a.parquet:
+        check_columns(pairs)
     take_own_gpu()
     fdm = None if a.verify is None else load_fdm(a.verify, **opening(a))
     idm = load_idm(a.idm, **opening(a)) if fdm is None else load_idm_beside(a.idm, fdm.backbone, **opening(a))
@@ -115,6 +118,7 @@ def main() -> None:
         inputs=inputs,
         resume=a.resume,
         overwrite=a.overwrite,
+        harmless={"parquet": "the triplets are written in the other form, the words stay"},
         each_process=shards.mine is not None,
     )
     list_left_out(shards.folder, left_out)
@@ -177,7 +181,7 @@ def _write(
     from rl.data.labels.shards import WORDS_FILE
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.mixture import is_mixture
-    from rl.data.parquet_files import write_parquet
+    from rl.data.parquet_files import FOLDER, write_parquet
     from rl.data.triplet_files import write_triplets
     from rl.running.files import write_whole
 
@@ -198,9 +202,11 @@ def _write(
         raise RewindError(f"the model {a.idm} had no words for any of {len(pairs)} pairs")
     list_left_out(a.output, [*left_out, *wordless])
     if a.parquet:
+        (a.output / "triplets.json").unlink(missing_ok=True)  # a run goes on with the other form
         file = write_parquet(found, a.output, link=a.link_pictures)
     else:
-        shutil.rmtree(a.output / "images", ignore_errors=True)  # of a run that was killed here
+        for folder in (FOLDER, "images"):  # of a run that was killed here, or had the other form
+            shutil.rmtree(a.output / folder, ignore_errors=True)
         file = write_triplets(found, a.output, link=a.link_pictures)
     reasons = Counter(one.reason for one in [*left_out, *wordless])
     totals = {"in": len(pairs) + len(left_out), "labelled": len(found), "left_out": dict(reasons.most_common())}

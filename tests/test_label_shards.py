@@ -18,7 +18,7 @@ from test_scripts import start, succeed
 from rl.data.formats.table import Options
 from rl.data.labels.labelling import Proposal
 from rl.data.labels.shards import WORDS_FILE, Shards
-from rl.data.parquet_files import plain_shards, rows_of, write_parquet
+from rl.data.parquet_files import check_columns, plain_shards, rows_of, write_parquet
 from rl.data.some_entries import streamed
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
@@ -134,7 +134,7 @@ def test_label_script_in_shards_with_exact_totals(tmp_path: Path) -> None:
     assert [each.returncode for each in done] == [0, 0], done
     for name in ("totals.json", "left_out.jsonl", *(f"images/{n}-output.png" for n in range(5))):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    rows = list(rows_of([tmp_path / "two" / "triplets" / "triplets-00000.parquet"]))
+    rows = list(rows_of([tmp_path / "two" / "triplets" / "triplets-00000-of-00001.parquet"]))
     assert rows == json.loads((tmp_path / "one" / "triplets.json").read_text())
     assert not (tmp_path / "two" / "triplets.json").exists()
     assert sum("entries in = " in each.stdout for each in done) >= 1
@@ -150,7 +150,7 @@ def test_parquet_shards_are_committed_one_by_one_and_killed_runs_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = write_parquet(LABELLED, tmp_path / "whole", rows=4)
-    assert [file.name for file in sorted(whole.iterdir())] == [f"triplets-0000{n}.parquet" for n in range(3)]
+    assert [file.name for file in sorted(whole.iterdir())] == [f"triplets-0000{n}-of-00003.parquet" for n in range(3)]
     moved: list[Path] = []
     move = Path.replace
 
@@ -165,13 +165,19 @@ def test_parquet_shards_are_committed_one_by_one_and_killed_runs_go_on(
         write_parquet(LABELLED, tmp_path / "killed", rows=4)
     monkeypatch.undo()
     left = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").rglob("*.p*") if file in moved}
-    assert [*left] == [tmp_path / "killed" / "triplets" / "triplets-00000.parquet"]
-    pictures = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed" / "images").glob("0[0-3]-*.png")}
+    assert [*left] == [tmp_path / "killed" / "triplets" / "triplets-00000-of-00003.parquet"]
+    with pytest.raises(RewindError, match=r"holds 1 of 3 shards: the run that wrote it did not end, --resume it"):
+        read_triplets(tmp_path / "killed" / "triplets")
+    gone, *others = sorted((tmp_path / "killed" / "images").glob("0[0-3]-*.png"))
+    gone.write_bytes(b"")  # the machine stopped before it was on the disk
+    pictures = {file: file.stat().st_mtime_ns for file in others}
+    (tmp_path / "killed" / "triplets" / "mine").mkdir()
     killed_at = write_parquet(LABELLED, tmp_path / "killed", rows=4)
     assert all(file.stat().st_mtime_ns == when for file, when in (left | pictures).items())  # not written again
     assert list(rows_of(plain_shards(killed_at) or [])) == list(rows_of(plain_shards(whole) or []))
-    assert len({*killed_at.iterdir()}) == 3
-    file = killed_at / "triplets-00001.parquet"
+    assert len({*killed_at.iterdir()}) == 3 + 1
+    assert gone.stat().st_size
+    file = killed_at / "triplets-00001-of-00003.parquet"
     file.write_bytes(file.read_bytes()[:100])  # half of it, by another's hand
     write_parquet(LABELLED[:8], tmp_path / "killed", rows=4)
     assert [row["instruction"] for row in rows_of(plain_shards(killed_at) or [])] == [f"{n} up" for n in range(8)]
@@ -194,7 +200,11 @@ def test_parquet_labels_are_read_as_json_is(tmp_path: Path) -> None:
     assert plain_shards(json_file) is None
     mixed = [replace(one, more={"said": "so" if n else 3}) for n, one in enumerate(LABELLED[:2])]
     with pytest.raises(RewindError, match=r"the column 'said' has values of several types"):
-        write_parquet(mixed, tmp_path / "mixed")
+        check_columns(mixed)
+    for wrong in ([2**70], [2**60 + 1, 0.5]):
+        with pytest.raises(RewindError, match="which Parquet does not hold"):
+            check_columns([replace(LABELLED[0], more={"id": value}) for value in wrong])
+    check_columns(LABELLED)
 
 
 def test_linked_pictures_are_read_again_and_not_copied(tmp_path: Path) -> None:

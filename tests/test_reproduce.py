@@ -28,7 +28,7 @@ def seed_file(seed: int, success: float) -> dict[str, Any]:
         "world": "tabletop",
         "seed": seed,
         "seconds": {"total": 60.0},
-        "data": {"test": 10, "label_accuracy": 0.5},
+        "data": {"test": 10, "label_accuracy": 0.5, "premise": {"video": "go", "min_score": None if seed else -1.0}},
         "idm": {"exact_match": 0.6},
         "ceiling": {"tokenizer": {"success": 1.0}},
         "fdm": {"sft": m},

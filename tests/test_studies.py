@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+from conftest import ROOT
 from safetensors.numpy import load_file
 from test_scripts import start, succeed
 
@@ -129,6 +131,7 @@ def test_both_roles_in_turns_from_the_same_start(demo: Path, tmp_path: Path) -> 
 
 
 def test_imitation_against_reward_on_the_same_labels(demo: Path, tmp_path: Path) -> None:
+    tmp_path = Path(os.path.relpath(tmp_path, ROOT))  # scripts start there: what they write must not depend on it
     # Two steps of GRPO, for the rate is 0 at the first one.
     short = ["--sizes", 2, 4, "--grpo_steps", 2, "--cases", 3, "--validation", 2]
     call = ["scripts/study_imitation.py", "--runs", demo, *short, "--output", tmp_path / "study"]

@@ -229,12 +229,13 @@ class Written:
         self._width = len(str(len(triplets)))
         (folder / "images").mkdir(parents=True, exist_ok=True)
 
-    def write(self, number: int) -> dict[str, Any]:
-        """The entry of a triplet, after its pictures are written."""
+    def write(self, number: int, only_missing: bool = False) -> dict[str, Any]:
+        """The entry of a triplet, after its pictures are written, or those of them that are not there."""
         for _, names, views in self._pictures(number):
             for name, view in zip(names, views, strict=True):
-                if self._link_of(view) is None:
-                    to_image(view).save(self._folder / name)
+                file = self._folder / name
+                if self._link_of(view) is None and not (only_missing and file.is_file() and file.stat().st_size):
+                    to_image(view).save(file)
         return self.entry(number)
 
     def entry(self, number: int) -> dict[str, Any]:

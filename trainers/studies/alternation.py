@@ -165,7 +165,7 @@ def _sft(start: Start, idm: Path, pairs: Sequence[Triplet], number: int, folder:
     attached(story, idm, "learner")
     (folder / "idm").mkdir(exist_ok=True)
     rows = role_rows(story.vlm, "idm", [*story.labelled, *named])
-    fit_adapter(story, str(folder / "idm"), "learner", "idm", rows, start.amounts.idm_steps * 4, SFT_RATE)
+    fit_adapter(story, str((folder / "idm").resolve()), "learner", "idm", rows, start.amounts.idm_steps * 4, SFT_RATE)
 
 
 def _measured(start: Start, fdm: Path, idm: Path) -> dict[str, Any]:

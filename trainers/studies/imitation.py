@@ -28,6 +28,7 @@ from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import LORA_ALPHA, fit_adapter
+from trainers.studies.demo.labels import labelled_by_idm
 from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.report import how_sure
 from trainers.studies.demo.results import Cases, of_system
@@ -77,11 +78,10 @@ def check(runs: Sequence[Path], amounts: Amounts) -> list[int]:
         RewindError: a folder without what is needed, two of one name, fewer selected labels than the largest size.
     """
     check_runs(runs, ("idm", START, "bootstrapped"))
-    budgets = [read_json(run / "run.json")["config"]["budget"] for run in runs]
-    for run, budget in zip(runs, budgets, strict=True):
-        if (selected := budget["selected"]) < max(amounts.sizes):
+    for run in runs:
+        if (selected := len(labelled_by_idm(run)[0])) < max(amounts.sizes):
             raise RewindError(f"--sizes {max(amounts.sizes)}: {run} has {selected} selected labels, give at most that")
-    return [budget["labelled"] for budget in budgets]
+    return [read_json(run / "run.json")["config"]["budget"]["labelled"] for run in runs]
 
 
 def study(run: Path, amounts: Amounts, output: Path) -> Run:
@@ -120,7 +120,9 @@ def _train(story: Story, arm: str, video: Sequence[Triplet], amounts: Amounts, m
             lora = LoraConfig(r=rank, lora_alpha=LORA_ALPHA * rank, target_modules=set(LINEAR_LAYERS))
             add_adapter(vlm, lora, "learner")
         rows = role_rows(vlm, "fdm", [*known, *video], Importance())
-        fit_adapter(story, str(folder), "learner", "fdm", rows, budget.fdm_steps, budget.bootstrapped_learning_rate)
+        fit_adapter(
+            story, str(folder.resolve()), "learner", "fdm", rows, budget.fdm_steps, budget.bootstrapped_learning_rate
+        )
     else:
         begin = story.output / START if arm == "grpo" else merged
         attached(story, begin, "begin")

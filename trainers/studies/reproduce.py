@@ -184,8 +184,10 @@ def taken_together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Mean of equal structures of numbers; what only some have is left out, words stay if all agree."""
+    """Mean of equal structures of numbers; what only some have is left out (or is None), words stay if all agree."""
     first = values[0]
+    if any(value is None for value in values):
+        return None
     if isinstance(first, dict):
         return {key: _mean([v[key] for v in values]) for key in first if all(key in v for v in values)}
     if isinstance(first, list):

@@ -142,6 +142,19 @@ def _parquet(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
 
 
+def check_all_there(folder: Path) -> None:
+    """See that all shards of triplets are in a folder of them (`rl.data.parquet_files`); of others' tables parts do.
+
+    Raises:
+        RewindError: the run that wrote them was stopped before the last one.
+    """
+    files = sorted(folder.glob("triplets-[0-9]*-of-[0-9]*.parquet"))
+    if files and (count := int(files[-1].stem.rpartition("-")[2])) != len(files):
+        raise RewindError(
+            f"{folder} holds {len(files)} of {count} shards: the run that wrote it did not end, --resume it first"
+        )
+
+
 def table_rows(path: Path, split: str | None) -> TableRows:
     """The rows of a table on this machine. Parquet is brought into Arrow once, in the cache of `datasets`.
 
@@ -150,6 +163,8 @@ def table_rows(path: Path, split: str | None) -> TableRows:
     """
     import datasets
     from datasets.data_files import DataFilesDict, get_data_patterns
+
+    check_all_there(path)
 
     def load() -> Any:
         if path.is_dir() and not _parquet(path):

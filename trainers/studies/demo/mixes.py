@@ -80,6 +80,9 @@ def hold_back(story: Story, name: str, start: str) -> None:
     its candidates are less like the true targets, at temperature 1 or greedily (training by reward sharpens, which
     helps the one and may cost the other). It is shown, and nothing starts from it or is chosen from its candidates.
     """
+    if not (story.output / start / LIKENESS_FILE).is_file():  # the run was begun before there was one
+        logger.warning("whether %s draws worse than %s is not known: %s was measured before that", name, start, start)
+        return
     ours, theirs = (read_json(story.output / one / LIKENESS_FILE) for one in (name, start))
     for temperature in ours:
         difference, low, high = paired_difference(ours[temperature], theirs[temperature])
