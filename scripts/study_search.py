@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--runs", nargs="+", default=["runs/demo"], help="run folders of demo.py, one a seed")
     p.add_argument("--system", default="sft", help="the forward model in them that is searched")
+    p.add_argument("--idm", default="idm", help="the inverse model in them; the mix of grpo takes 'idm_on_video'")
     p.add_argument(
         "--second_idm",
         nargs="+",
@@ -54,9 +55,9 @@ def main() -> None:
         raise RewindError("--scenes and --candidates must be at least 1")
     if a.page is not None and a.page.suffix != ".md":
         raise RewindError(f"--page must end in .md, its JSON stands beside it; not {a.page}")
-    todo = jobs([Path(folder) for folder in a.runs], a.system, a.second_idm)
+    todo = jobs([Path(folder) for folder in a.runs], a.system, a.second_idm, a.idm)
     output = claim(a.output, "study_search.py", plain(vars(a)), inputs=[*a.runs, *a.second_idm], overwrite=a.overwrite)
-    names = ("system", "scenes", "candidates", "second_idm")
+    names = ("system", "idm", "scenes", "candidates", "second_idm")
     found = {"command": command(a), **{name: getattr(a, name) for name in names}, "versions": versions(), "runs": []}
     for job in todo:
         cases = study(job, a.scenes, a.candidates, a.parts)
@@ -79,6 +80,7 @@ def write(file: Path, found: dict[str, Any]) -> None:
 def command(a: argparse.Namespace) -> str:
     """What makes the same figures again."""
     words = ["python", "scripts/study_search.py", "--runs", *a.runs, "--system", a.system]
+    words += ["--idm", a.idm] if a.idm != "idm" else []
     words += ["--second_idm", *a.second_idm] if a.second_idm else []
     words += ["--scenes", str(a.scenes), "--candidates", str(a.candidates)]
     words += ["--parts", *a.parts] if a.parts != list(PARTS) else []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rl.errors import RewindError
-from trainers.studies.search import BEAM, BEAM_CANDIDATES, GREEDY_CANDIDATES, STEPS, jobs
+from trainers.studies.search import BEAM, BEAM_CANDIDATES, GREEDY_CANDIDATES, REWARDS, STEPS, jobs
 from trainers.studies.search_page import page_of
 
 
@@ -80,9 +80,19 @@ def test_runs_are_looked_at_first(tmp_path: Path) -> None:
     assert jobs([first], "sft", ["other"])[0].second_idms == (first / "other",)
     with pytest.raises(RewindError, match="b has no 'idm' and 'grpo'"):
         jobs([second], "grpo")
+    with pytest.raises(RewindError, match="b has no 'idm_on_video' and 'sft'"):
+        jobs([second], "sft", idm="idm_on_video")
     with pytest.raises(RewindError, match=r"no inverse model other, neither in .*b nor as a folder"):
         jobs([first, second], "sft", ["other"])
     with pytest.raises(RewindError, match=r"a and .*c are both of seed 0, so of the same test scenes"):
         jobs([first, run_folder(tmp_path / "c", 0)], "sft")
     with pytest.raises(RewindError, match=r"a is of the world tabletop and .*d of lamp"):
         jobs([first, run_folder(tmp_path / "d", 2, "lamp")], "sft")
+
+
+def test_the_fitted_mix_is_searched_by_where_every_run_has_one(tmp_path: Path) -> None:
+    first, second = run_folder(tmp_path / "a", 0), run_folder(tmp_path / "b", 1)
+    (first / "sft" / "reward.json").write_text("{}")
+    assert [job.rewards for job in jobs([first, second], "sft")] == [REWARDS, REWARDS]
+    (second / "sft" / "reward.json").write_text("{}")
+    assert [job.rewards for job in jobs([first, second], "sft")] == [(*REWARDS, "fitted")] * 2

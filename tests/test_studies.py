@@ -58,7 +58,7 @@ def test_the_study_of_search_on_two_runs(demo: Path, tmp_path: Path) -> None:
     found = json.loads(page.with_suffix(".json").read_text())
     assert found == json.loads((tmp_path / "study" / "results.json").read_text())
     assert [run["seed"] for run in found["runs"]] == [0, 1]
-    names = [f"{name} {n}" for name in ("idm_likelihood", "idm_margin", "ensemble", "oracle") for n in (1, 2)]
+    names = [f"{name} {n}" for name in ("idm_likelihood", "idm_margin", "fitted", "ensemble", "oracle") for n in (1, 2)]
     for run in found["runs"]:
         cases = {name: values for name, values in run["cases"]["best_of_n"].items() if name not in CALIBRATION}
         assert list(cases) == names
