@@ -87,7 +87,7 @@ TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the main job at the amounts of `TINY`."""
-    from test_scripts import succeed
+    from script_runs import succeed
 
     output = tmp_path_factory.mktemp("demo") / "run"
     shown = succeed("scripts/demo.py", *TINY, "--output", output)

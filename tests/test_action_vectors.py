@@ -12,7 +12,7 @@ import pytest
 import torch
 from opened_families import opened, pictures, trainable
 from PIL import Image
-from test_scripts import start
+from script_runs import start
 from transformers import set_seed
 
 from rewards import Reward

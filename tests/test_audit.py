@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_scripts import start
+from script_runs import start
 
 from rewards.rivals import word_edits
 from rl.data.triplet_files import write_triplets

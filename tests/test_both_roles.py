@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
+from script_runs import succeed
 from test_grpo_resume import StopAfter
-from test_scripts import succeed
 from test_sft import triplets
 from transformers import set_seed
 

@@ -15,7 +15,7 @@ import torch
 from published import Shelf
 from published_parts import END_TURN, code_name, meta_weights
 from safetensors.torch import load_file
-from test_scripts import start
+from script_runs import start
 from torch import Tensor
 from torch.nn.functional import layer_norm, silu
 from transformers import AutoTokenizer, ChameleonForConditionalGeneration

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY
-from test_scripts import start
+from script_runs import start
 
 from rl import load_fdm, load_idm
 from rl.data.triplet_files import read_triplets

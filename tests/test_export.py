@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_tiny
 from peft import LoraConfig
-from test_scripts import start
+from script_runs import start
 from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 
 from rewards.mix import MIX_FILE, resolve

@@ -18,8 +18,8 @@ from conftest import SENTENCES
 from peft import LoraConfig
 from PIL import Image
 from published import Shelf, in_hub_cache
+from script_runs import start
 from test_grpo import low_tokens
-from test_scripts import start
 from transformers import set_seed
 
 from rewards import Reward

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from script_runs import succeed
 from test_pretraining import arguments
-from test_scripts import succeed
 from transformers import AutoModelForCausalLM, GemmaForCausalLM
 
 from rl import load_fdm, load_idm

@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
+from script_runs import start
 from test_mining_clips import files_in, mined_by_script, videos
-from test_scripts import start
 
 from rl.data.video.clips import CLIPS_FILE, PAIRS_FILE
 from rl.data.video.shards import Shards

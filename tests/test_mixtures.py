@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_scripts import start, succeed
+from script_runs import start, succeed
 
 from rl.data.chains import chains
 from rl.data.entries import JsonRows

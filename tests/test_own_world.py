@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_scripts import start
+from script_runs import start
 
 from rl.evaluation.oracle import sample_tasks
 from rl.triplets import Triplet

@@ -16,7 +16,7 @@ import torch
 from conftest import make_tiny
 from peft import LoraConfig
 from PIL import Image
-from test_scripts import start
+from script_runs import start
 from test_sft import trainer as sft_trainer
 from transformers import set_seed
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from script_runs import succeed
 from test_demo import TINY
 from test_pretraining import arguments
-from test_scripts import succeed
 
 from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, paired_difference

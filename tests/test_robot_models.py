@@ -14,8 +14,8 @@ import torch
 from opened_families import opened, pictures, shelf
 from published_robots import action_head, emu3_ranks
 from safetensors.torch import load_file, save_file
+from script_runs import start
 from test_families_refused import copy_with, refused
-from test_scripts import start
 
 from rl import RewindError, rerank
 from rl.models.conversion import prepare

@@ -12,7 +12,7 @@ import pytest
 from conftest import make_tiny
 from peft import LoraConfig
 from PIL import Image
-from test_scripts import start
+from script_runs import start
 
 from rl import load_fdm, load_idm
 from rl.errors import RewindError

@@ -1,66 +1,23 @@
-"""Every script as a user starts it: help without torch, a small run, bad input as one sentence and a non-zero exit."""
+"""Every script as a user starts it: help without torch, a small run."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from script_runs import start, succeed
 
 from rl.data.candidates.store import CandidateStore
 
 SCRIPTS = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 TRAINING = sorted(name for name in SCRIPTS if name.startswith("train_"))
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["trainers.studies.demo.job", "trainers.dpo.recipe", "trainers.best_of_n.recipe", "matplotlib"]
-)
-
-
-def start(*arguments: object, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A script in a process of its own, as `python SCRIPT ...` from the root of the project.
-
-    It is forked from a process that has imported the libraries already, which takes longer than most tests; a changed
-    environment gets a fresh interpreter.
-    """
-    argv = list(map(str, arguments))
-    if environment:
-        command, env = [sys.executable, *argv], {**os.environ, **environment}
-        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder) / "out", Path(folder) / "err"
-        process = FORKS.Process(target=_run_script, args=(argv, out, err))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"{argv} did not end: {err.read_text()}")
-        return subprocess.CompletedProcess(argv, process.exitcode, out.read_text(), err.read_text())
-
-
-def _run_script(argv: list[str], out: Path, err: Path) -> None:
-    for number, file in ((1, out), (2, err)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
-    os.chdir(ROOT)
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
-
-
-def succeed(*arguments: object) -> str:
-    done = start(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -333,93 +290,6 @@ def test_from_video_to_the_best_of_n(tmp_path: Path) -> None:
     assert 0 <= results["idm"]["exact_match"] <= 1
 
 
-SAMPLE = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move it", "--source"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ([*SAMPLE, "none.png", "--output", "OUT"], "there is no image none.png"),
-        ([*SAMPLE, "README.md", "--output", "OUT"], "README.md cannot be read as an image"),
-        (
-            ["scripts/sample.py", "--fdm", "nobody", "--action", "x", "--source", "PICTURE", "--output", "OUT"],
-            "no base",
-        ),
-        ([*SAMPLE, "PICTURE", "--action", " ", "--output", "OUT"], "the action is empty"),
-        (
-            [*SAMPLE, "PICTURE", "--triplets", "x.json", "--output", "OUT"],
-            "either --source and --action, or --triplets",
-        ),
-        ([*SAMPLE, "PICTURE", "--temperature", "-1", "--output", "OUT"], "the temperature must be 0 or more"),
-        (["scripts/make_world.py", "--world", "desk", "--output", "OUT"], "there is no world 'desk'"),
-        (["scripts/make_world.py", "--split", "dev", "--output", "OUT"], "has no split 'dev'"),
-        (["scripts/make_world.py", "--num_triplets", "0", "--output", "OUT"], "nothing to write"),
-        (["scripts/make_world.py", "--chain_length", "0", "--output", "OUT"], "--chain_length must be at least 1"),
-        (["scripts/make_world.py", "--config", "CONFIG", "--output", "OUT"], "unknown key 'num_triplet'"),
-        (["scripts/make_world.py", "--output", "docs"], "holds no run of this script"),
-        (["scripts/pretrain_base.py", "--output", "OUT"], "give either --world or --frames"),
-        (["scripts/pretrain_base.py", "--frames", "EMPTY", "--output", "OUT"], "holds no picture"),
-        (
-            ["scripts/pretrain_base.py", "--world", "tabletop", "--tokenizer_from", "EMPTY", "--output", "OUT"],
-            "--tokenizer_from: there is no",
-        ),
-        (["scripts/train_idm.py", "--output_dir", "OUT"], "give at least one file of triplets"),
-        (
-            ["scripts/train_fdm.py", "--triplets", "none.json", "--output_dir", "OUT"],
-            "cannot read the triplets none.json",
-        ),
-        (["scripts/train_fdm.py", "--config", "CONFIG", "--output_dir", "OUT"], "num_triplet"),
-        (["scripts/train_grpo.py", "--output_dir", "OUT"], "give the model to improve"),
-        (["scripts/train_grpo.py", "--rollout_steps", 3, "--output_dir", "OUT"], "8 predictions do not divide into"),
-        (["scripts/train_best_of_n.py", "--output_dir", "OUT"], "give the model to improve"),
-        (["scripts/train_dpo.py", "--output_dir", "OUT"], "give the model to improve"),
-        (["scripts/mine_videos.py", "--videos", "EMPTY", "--output", "OUT"], "holds no picture"),
-        (
-            ["scripts/mine_videos.py", "--videos", "EMPTY", "--quiet", "0.2", "--output", "OUT"],
-            "is of --rule settled alone",
-        ),
-        (
-            ["scripts/label.py", "--idm", "nobody", "--pairs", "none.json", "--output", "OUT"],
-            "cannot read the triplets",
-        ),
-        (
-            ["scripts/rerank.py", "--fdm", "tabletop-chameleon", *SAMPLE[3:], "PICTURE", "--output", "OUT"],
-            "'idm_likelihood' needs an inverse model",
-        ),
-        (
-            [
-                "scripts/rerank.py",
-                "--fdm",
-                "tabletop-chameleon",
-                *SAMPLE[3:],
-                "PICTURE",
-                "--output",
-                "OUT",
-                "--shard",
-                "2/2",
-            ],
-            "--shard takes I/N",
-        ),
-        (["scripts/evaluate.py", "--fdm", "tabletop-chameleon", "--num_scenes", "1", "--output", "OUT"], "at least 2"),
-        (
-            ["scripts/rerank.py", *SAMPLE[1:], "PICTURE", "--reward_arguments", "least=2", "--output", "OUT"],
-            "'least=2' is not JSON",
-        ),
-    ],
-)
-def test_bad_input(arguments: list[str], sentence: str, tmp_path: Path) -> None:
-    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    (tmp_path / "config.yaml").write_text("num_triplet: 3\n")
-    (tmp_path / "empty").mkdir()
-    names = {"OUT": "out", "PICTURE": "picture.png", "CONFIG": "config.yaml", "EMPTY": "empty"}
-    done = start(*[tmp_path / names[a] if a in names else a for a in arguments])
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
-    assert not (tmp_path / "out").exists()
-
-
 def test_pretrain_and_mine_on_real_pictures(real_data: Path, tmp_path: Path) -> None:
     """The commands of docs/findings/real-data.md at a tiny budget."""
     small = ["--image_size", 64, "--max_frames", 90, "--num_codes", 32, "--tokenizer_steps", 2, "--steps", 2]
@@ -464,7 +334,8 @@ def test_pretrain_and_mine_on_real_pictures(real_data: Path, tmp_path: Path) -> 
 def test_real_photograph(real_data: Path, tmp_path: Path) -> None:
     """The shipped base has never seen a photograph; it must still take one, say how, and draw something."""
     photo = sorted((real_data / "aurora-bench-sample" / "images").glob("whatsup*input.jpg"))[0]
-    done = start(*SAMPLE, photo, "--num_samples", 1, "--output", tmp_path / "out")
+    command = ["scripts/sample.py", "--fdm", "tabletop-chameleon", "--action", "move it", "--source", photo]
+    done = start(*command, "--num_samples", 1, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "scaled to 64x64" in done.stderr
     assert (tmp_path / "out" / "000-000.png").is_file()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_scripts import start, succeed
+from script_runs import start, succeed
 
 from rl.data.triplet_files import write_triplets
 from rl.data.video.keyframes import MotionMeter, flow_magnitudes

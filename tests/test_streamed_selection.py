@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_scripts import start
+from script_runs import start
 
 import rl.data.entry_stream
 import rl.data.labels.streamed_selection as streamed

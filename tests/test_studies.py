@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from conftest import ROOT
 from safetensors.numpy import load_file
-from test_scripts import start, succeed
+from script_runs import start, succeed
 
 from rl import load_fdm, load_idm
 from trainers.studies.search import CALIBRATION

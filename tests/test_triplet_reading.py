@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_scripts import start, succeed
+from script_runs import start, succeed
 
 from rl.data.left_out import LeftOut, for_resume, list_left_out
 from rl.data.triplet_files import read_triplets

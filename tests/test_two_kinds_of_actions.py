@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import make_tiny
 from PIL import Image
-from test_scripts import start
+from script_runs import start
 
 from rewards import load_rewards
 from rl import RewindError, load_fdm, load_idm

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_scripts import start
+from script_runs import start
 
 from rl.data.labels.calibration import LEAST, calibrate, evidence, fit_weight, same_words
 from rl.data.labels.labelling import Choice, Naming, Proposal, choose, label_pairs, name_pairs, named, propose
