@@ -30,6 +30,7 @@ from rl.running.files import read_json
 from rl.triplets import Triplet
 from rl.world import World
 from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
@@ -147,7 +148,7 @@ def study(
     )
     show_quietly(trainer)
     began = time.monotonic()
-    trainer.train()
+    fit(trainer, output, resume=False)
     seconds = time.monotonic() - began
     save_adapter(vlm, output, role="fdm")
     after = _measured(test, "grpo")

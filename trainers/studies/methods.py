@@ -25,6 +25,7 @@ from rl.triplets import Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
 from trainers.common.candidates import scored_groups
+from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.dpo.arguments import RewindDPOConfig
 from trainers.dpo.trainer import REFERENCE, Pairing, WorldModelDPOTrainer, preference_rows
@@ -37,7 +38,7 @@ from trainers.studies.demo.report import how_sure
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
 from trainers.studies.grpo_settings import KEEP_WEIGHT, STEPS, chain_success, rewards_of, start_of, world_chains
-from trainers.studies.shared import check_runs, kept
+from trainers.studies.shared import CONSTANT, check_runs, kept
 
 logger = logging.getLogger("rl")
 GROUP, PROMPTS_A_STEP = 8, 32
@@ -158,7 +159,7 @@ def _log(output: Path) -> MetricsFile:
 
 def _train(trainer: Any) -> None:
     show_quietly(trainer)
-    trainer.train()
+    fit(trainer, Path(trainer.args.output_dir), resume=False, batch=CONSTANT)
 
 
 def _prompts(story: Story, amounts: Amounts) -> list[Triplet]:

@@ -16,6 +16,7 @@ from rl.models.roles import Role
 from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
@@ -24,6 +25,8 @@ from trainers.studies.demo.story import Story
 logger = logging.getLogger("rl")
 GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
 """Candidates of a group, and groups a step of either role (fewer where there are fewer pairs)."""
+CONSTANT = "batch, which is a constant of this study"
+"""What to lower where memory ends, since no flag does (`trainers.common.checkpoints.fit`)."""
 SENTENCE_TOKENS = 24
 IDM_RATE = 3e-4
 
@@ -83,7 +86,7 @@ def grpo_from(
     log = [MetricsFile(folder / "metrics.jsonl")]
     trainer = WorldModelGRPOTrainer(vlm, triplets, rewards, config, callbacks=log, role=role, **ours[role])
     show_quietly(trainer)
-    trainer.train()
+    fit(trainer, folder, resume=False, batch=CONSTANT)
     save_adapter(vlm, folder, role=role)
     drop(story, "default", "ref")  # TRL's copy of the start, which the KL term takes
     told = [row["reward"] for row in trainer.state.log_history if "reward" in row]

@@ -11,6 +11,7 @@ from typing import Any
 
 from rl.models.roles import Role
 from trainers.common.adapters import only_policy_trains, save_adapter
+from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
@@ -53,7 +54,7 @@ def fit_adapter(
     weighted, log = "weights" in rows.column_names, MetricsFile(place / "metrics.jsonl")
     trainer = RoleSFTTrainer(story.vlm, role, config, rows, use_weights=weighted, callbacks=[log])
     show_quietly(trainer)
-    trainer.train()
+    fit(trainer, place, resume=False, batch=f"{role}_batch_size of the budget")
     save_adapter(story.vlm, run, adapter, role=role)
 
 

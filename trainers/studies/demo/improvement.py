@@ -15,6 +15,7 @@ from rl.triplets import Candidate, Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
 from trainers.common.candidates import scored_groups
+from trainers.common.checkpoints import fit
 from trainers.common.metrics import MetricsFile, show_quietly
 from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
@@ -83,7 +84,7 @@ def train_grpo(story: Story) -> None:
         callbacks=[MetricsFile(run / "metrics.jsonl")],
     )
     show_quietly(trainer)
-    trainer.train()
+    fit(trainer, run, resume=False, batch="grpo_prompts of the budget")
     story.gap = trainer.sampler_trainer_gap
     for name, key in (("reward", "reward"), ("validation reward", "eval_reward"), ("success", "eval_oracle_success")):
         story.curves[name] = [(row["step"], row[key]) for row in trainer.state.log_history if key in row]
