@@ -31,7 +31,8 @@ def main() -> None:
     a = parse_with_config(parser())
     from rl.models.memory import at_most
     from rl.running.run_folder import claim
-    from trainers.studies.methods import METHODS, Amounts, check, page, study
+    from trainers.studies.methods import METHODS, Amounts, check, study
+    from trainers.studies.methods_page import page
     from trainers.studies.reproduce import versions
     from trainers.studies.shared import write_page
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rl.errors import RewindError
-from trainers.studies.methods import MEASURES, Amounts, check, table
+from trainers.studies.methods import MEASURES, Amounts, check
+from trainers.studies.methods_page import table
 
 
 def test_the_table_is_method_minus_start_over_runs() -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
+from rewards import Reward
 from rl.errors import RewindError
 from rl.evaluation.action_chains import sample_chains
-from rl.evaluation.intervals import mean_of_runs
-from rl.report import markdown
+from rl.models.roles import InverseDynamics
 from rl.triplets import Triplet
 from trainers.best_of_n.keep import Keep, keep_best, kept_rows
 from trainers.common.adapters import only_policy_trains, save_adapter
@@ -34,16 +34,17 @@ from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
 from trainers.studies.demo.improvement import grpo_prompts
-from trainers.studies.demo.report import how_sure
+from trainers.studies.demo.mixes import grpo_rewards
 from trainers.studies.demo.results import Cases, of_system
 from trainers.studies.demo.story import Story
-from trainers.studies.grpo_settings import KEEP_WEIGHT, STEPS, chain_success, rewards_of, start_of, world_chains
+from trainers.studies.grpo_settings import STEPS, chain_success, start_of, world_chains
 from trainers.studies.shared import CONSTANT, check_runs, kept
 
 logger = logging.getLogger("rl")
-GROUP, PROMPTS_A_STEP = 8, 32
-BACKGROUND = -1.0
-"""Of `idm_margin`, in nats: about what an inverse model here gives to the right sentence on a right picture."""
+GROUP, PROMPTS_A_STEP = 8, 16
+"""As in the main job."""
+MIN_GAP = 0.5
+"""DPO's, between the best and the worst of a group, as in `configs/dpo_tabletop.yaml`."""
 START = "bootstrapped"
 JUDGED = 100
 """Test cases on which the judge IDM reads a candidate."""
@@ -90,7 +91,7 @@ def best_of_n(story: Story, amounts: Amounts, output: Path) -> None:
 
 def dpo(story: Story, amounts: Amounts, output: Path) -> None:
     """The best of each group against its worst, with TRL's SFT term on the best; settings of `configs/dpo_tabletop`."""
-    pairing = Pairing(GROUP, min_gap=0.5)
+    pairing = Pairing(GROUP, min_gap=MIN_GAP)
     pairs = [p for triplet, group in _groups(story, amounts) if (p := pairing.pair(triplet, group))]
     config = RewindDPOConfig(
         **_usual(output, story.seed),
@@ -109,8 +110,8 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
 def grpo(
     story: Story, amounts: Amounts, output: Path, prompts: Sequence[Triplet] | None = None, **settings: Any
 ) -> None:
-    """GRPO with the main job's settings and the studies' reward, without choice of a checkpoint; `settings` are
-    those of `WorldModelGRPOTrainer`.
+    """GRPO with the main job's settings, of which this has `importance_advantages`; `settings` are those of
+    `WorldModelGRPOTrainer`.
     """
     group = GROUP * settings.get("rollout_steps", 1)  # predictions of a group
     batch = GROUP * PROMPTS_A_STEP // group * group
@@ -121,10 +122,11 @@ def grpo(
         lr_scheduler_type="linear",
         warmup_steps=2,
         num_generations=GROUP,
+        scale_rewards="group",
         per_device_train_batch_size=batch,
     )
     tried, log = prompts or _prompts(story, amounts), [_log(output)]
-    _train(WorldModelGRPOTrainer(story.vlm, tried, rewards_of(story, BACKGROUND), config, callbacks=log, **settings))
+    _train(WorldModelGRPOTrainer(story.vlm, tried, _rewards(story), config, callbacks=log, **settings))
 
 
 def grpo_importance(story: Story, amounts: Amounts, output: Path) -> None:
@@ -169,9 +171,18 @@ def _prompts(story: Story, amounts: Amounts) -> list[Triplet]:
 
 def _groups(story: Story, amounts: Amounts) -> Any:
     """Scored groups, drawn from the start."""
-    return scored_groups(
-        story.fdm(START), rewards_of(story, BACKGROUND), _prompts(story, amounts), GROUP, seed=story.seed
-    )
+    return scored_groups(story.fdm(START), _rewards(story), _prompts(story, amounts), GROUP, seed=story.seed)
+
+
+def _rewards(story: Story) -> list[Reward]:
+    """What the main job's GRPO is rewarded by: the terms of a mix at the budget's weights, the start's likelihood among
+    them, by the inverse model that has learned from video if the run has one.
+    """
+    return grpo_rewards(story, START, InverseDynamics(story.vlm, _verifier(story.output)))
+
+
+def _verifier(run: Path) -> str:
+    return "idm_on_video" if (run / "idm_on_video").is_dir() else "idm"
 
 
 def check(runs: Sequence[Path], asked: Sequence[str], known: Iterable[str] = METHODS, kind: str = "method") -> None:
@@ -198,7 +209,8 @@ def study(run: Path, methods: Sequence[str], amounts: Amounts, output: Path) -> 
         'start' and each method -> `seconds` of training, `metrics` (M of `results.json`), `by_case`.
     """
     story = start_of(run, amounts.validation)
-    story.vlm.attach_adapter(run / "judge_idm" / "adapter", "judge_idm")
+    for name in {"judge_idm", _verifier(run)} - {"idm"}:  # that one is on the backbone
+        story.vlm.attach_adapter(run / name / "adapter", name)
     story.vlm.attach_adapter(run / START / "adapter", START)
     test, validation = Cases(story, "test", amounts.cases), Cases(story, "validation", amounts.validation)
     measured = partial(_measured, test=test, validation=validation)
@@ -233,51 +245,3 @@ def _measured(name: str, test: Cases, validation: Cases) -> dict[str, Any]:
     values = {**each, "judge_idm": said, "three_steps": steps}
     by_case = {key: np.asarray(one).tolist() for key, one in values.items()}
     return {"metrics": metrics, "by_case": by_case}
-
-
-def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Markdown: the start, then each method minus the start, mean of the runs with paired 95 % intervals."""
-    start = [run["start"] for run in runs]
-    head = ["", *(title for title, _, _ in MEASURES.values()), "seconds"]
-    means = {key: float(np.mean([np.mean(one["by_case"][key]) for one in start])) for key in MEASURES}
-    cells = [
-        f"{times * means[key]:.1f}" if times > 1 else f"{means[key]:.2f}" for key, (_, _, times) in MEASURES.items()
-    ]
-    rows = [["the start, `bootstrapped`", *cells, ""]]
-    for name in runs[0]:
-        if name == "start":
-            continue
-        cells = [f"{METHODS[name][0]} (`{name}`)"]
-        for key, (_, _, times) in MEASURES.items():
-            values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
-            difference, low, high = (times * x for x in mean_of_runs(values))
-            places = 1 if times > 1 else 2
-            cells.append(f"{difference:+.{places}f} ({low:+.{places}f} to {high:+.{places}f})")
-        cells.append(f"{np.mean([run[name]['seconds'] for run in runs]):.0f}")
-        rows.append(cells)
-    return markdown.table(head, rows)
-
-
-def page(told: dict[str, Any]) -> str:
-    """The page that `study_methods.py` writes from its JSON: the table, and each method against the start in words."""
-    runs, amounts, words = list(told["runs"].values()), Amounts(**told["amounts"]), []
-    for name in runs[0]:
-        if name != "start":
-            for key in ("success", "success_at_best_temperature"):
-                values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
-                words.append(f"- `{name}`, {MEASURES[key][0]}: {how_sure(mean_of_runs(values))}")
-    versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-    command = f"python scripts/study_methods.py --runs {' '.join(told['runs'])} --candidates {amounts.candidates}"
-    about = (
-        f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
-        f"{amounts.candidates} candidates in groups of {GROUP}, rewarded by `idm_margin` (1.0, with a background of "
-        f"{BACKGROUND:g} nat) and `keep_unchanged` ({KEEP_WEIGHT}), and is measured on {amounts.cases} test cases "
-        "a seed with the same noise: one sample at temperature 1, and one at the temperature that was best on "
-        f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of {STEPS} "
-        "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "
-        "with the paired 95 % interval; seconds are of training, drawing included."
-    )
-    command += f" --cases {amounts.cases} --validation {amounts.validation} --page FILE"
-    head = f"Written by `{command}`; not by hand. Versions: {versions}."
-    lines = ["# Ways to improve by rewards, at equal candidates", "", head, "", about, "", table(runs), *words, ""]
-    return "\n".join(lines)
