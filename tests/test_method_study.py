@@ -26,5 +26,5 @@ def test_the_table_is_method_minus_start_over_runs() -> None:
 def test_bad_input_is_refused_before_any_work(tmp_path: object) -> None:
     with pytest.raises(RewindError, match="no method ppo: there are best_of_n, dpo"):
         check([], ["dpo", "ppo"])
-    with pytest.raises(RewindError, match="at least 256 candidates"):
+    with pytest.raises(RewindError, match="at least 128 candidates"):
         Amounts(candidates=8)
