@@ -36,7 +36,7 @@ def test_the_page_of_one_run_by_hand() -> None:
     assert "| `idm_likelihood` | 20.0 | 50.0 |" in lines
     assert "| `idm_likelihood` | 50.0 | +30.0 (+30.0 to +30.0) |  | 50 % |" in lines
     assert "| `idm_margin` | 65.0 | +45.0 (+45.0 to +45.0) | +15.0 (+15.0 to +15.0) | 75 % |" in lines
-    assert "| beam of 2 | 100.0 | +50.0 (+0.0 to +100.0) |" in lines
+    assert "| beam of 2 | 100.0 | +50.0 (+0.0 to +100.0) | +50.0 (+0.0 to +100.0) |" in lines
     assert "| r, N 8 | 50.0 | 0.0 | -50.0 (-100.0 to +0.0) | 7.5 |" in lines
     assert "No second inverse model was given (`--second_idm`), so there is no row for `ensemble`." in page
     assert "| `ensemble`" not in page

@@ -103,8 +103,10 @@ def _rollouts(found: dict[str, Any], part: _Part) -> list[str]:
     rows = []
     for number, name in enumerate(part.names):
         gained = part.difference(name, part.names[number - 1]) if "beam" in name else ""
-        rows.append([name, f"{100 * part.mean(name):.1f}", gained])
-    return [f"## {STEPS} steps\n", table([f"{STEPS} steps", "success %", "beam minus greedy"], rows)]
+        over_one = part.difference(name, part.names[0]) if number else ""
+        rows.append([name, f"{100 * part.mean(name):.1f}", over_one, gained])
+    head = [f"{STEPS} steps", "success %", f"minus {part.names[0]}", "beam minus greedy"]
+    return [f"## {STEPS} steps\n", table(head, rows)]
 
 
 def _refinement(found: dict[str, Any], part: _Part) -> list[str]:
