@@ -72,16 +72,28 @@ def test_the_study_of_search_on_two_runs(demo: Path, tmp_path: Path) -> None:
 
 def test_ways_to_improve_from_the_same_start(demo: Path, tmp_path: Path) -> None:
     # Two steps of GRPO, for the rate is 0 at the first one.
-    short = ["--methods", "best_of_n", "dpo", "grpo", "--candidates", 512, "--cases", 3, "--validation", 2]
+    short = [
+        "--methods",
+        "best_of_n",
+        "dpo",
+        "grpo",
+        "grpo_trajectory",
+        "--candidates",
+        512,
+        "--cases",
+        3,
+        "--validation",
+        2,
+    ]
     call = ["scripts/study_methods.py", "--runs", demo, *short, "--output", tmp_path / "study"]
     shown = succeed(*call)
     assert json.loads((tmp_path / "study" / "results.json").read_text())["amounts"]["validation"] == 2
     made = tmp_path / "study" / demo.name
     assert [row.split("`")[1] for row in shown.splitlines() if row.startswith("| ") and "`" in row] == [
-        *("bootstrapped", "best_of_n", "dpo", "grpo"),
+        *("bootstrapped", "best_of_n", "dpo", "grpo", "grpo_trajectory"),
     ]
     starts = load_file(demo / "bootstrapped" / "adapter" / "adapter_model.safetensors")
-    for name in ("best_of_n", "dpo", "grpo"):
+    for name in ("best_of_n", "dpo", "grpo", "grpo_trajectory"):
         ends = load_file(made / name / "adapter" / "adapter_model.safetensors")
         assert any((ends[key] != starts[key]).any() for key in starts), name
         assert load_fdm(made / name).adapter is not None

@@ -110,7 +110,7 @@ def dpo(story: Story, amounts: Amounts, output: Path) -> None:
 def grpo(
     story: Story, amounts: Amounts, output: Path, prompts: Sequence[Triplet] | None = None, **settings: Any
 ) -> None:
-    """GRPO with the main job's settings, of which this has `importance_advantages`; `settings` are those of
+    """GRPO with the main job's settings but for its `importance_advantages`; `settings` are those of
     `WorldModelGRPOTrainer`.
     """
     group = GROUP * settings.get("rollout_steps", 1)  # predictions of a group
@@ -122,7 +122,7 @@ def grpo(
         lr_scheduler_type="linear",
         warmup_steps=2,
         num_generations=GROUP,
-        scale_rewards="group",
+        scale_rewards="none" if group > GROUP else "group",  # of several steps each is compared within itself
         per_device_train_batch_size=batch,
     )
     tried, log = prompts or _prompts(story, amounts), [_log(output)]
