@@ -74,11 +74,11 @@ def test_the_partition_function_is_that_of_the_allowed_ids() -> None:
 
 
 def test_contiguous_ids_are_a_view_of_the_head() -> None:
-    rows = TokenDistribution(torch.tensor([1, 2, 3]))._rows(HEAD)
+    rows = TokenDistribution(torch.tensor([1, 2, 3])).rows(HEAD)
     assert rows.data_ptr() == HEAD[1:].data_ptr()
-    assert torch.equal(TokenDistribution(torch.tensor([4, 1, 2]))._rows(HEAD), HEAD[[4, 1, 2]])
+    assert torch.equal(TokenDistribution(torch.tensor([4, 1, 2])).rows(HEAD), HEAD[[4, 1, 2]])
     # Same span and length, another order: no view.
-    assert torch.equal(TokenDistribution(torch.tensor([1, 3, 2, 4]))._rows(HEAD), HEAD[[1, 3, 2, 4]])
+    assert torch.equal(TokenDistribution(torch.tensor([1, 3, 2, 4])).rows(HEAD), HEAD[[1, 3, 2, 4]])
 
 
 def test_ids_that_cannot_occur() -> None:
