@@ -62,7 +62,7 @@ def score_under(
         distribution: of the tokens that the labels name.
         outputs: what is wanted beside `log_probs`, by its name in `TokenScores`; `log_z` needs a temperature above 0
             and no guidance. A call leaves the entropy out by `entropy=False`.
-        entropy_learns: whether gradients flow through the entropy, which costs two tensors of [tokens, allowed ids].
+        entropy_learns: whether gradients flow through the entropy, which costs a further product with the head.
     """
     inner: Any = vlm.model
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
