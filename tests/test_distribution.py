@@ -81,6 +81,13 @@ def test_contiguous_ids_are_a_view_of_the_head() -> None:
     assert torch.equal(TokenDistribution(torch.tensor([1, 3, 2, 4])).rows(HEAD), HEAD[[1, 3, 2, 4]])
 
 
+def test_rows_are_taken_out_once() -> None:
+    distribution = TokenDistribution(ALLOWED, temperature=0.5)
+    rows, over = distribution.rows(HEAD), distribution.over_rows
+    assert over.rows(rows).data_ptr() == rows.data_ptr()
+    assert torch.equal(over.log_probs(HIDDEN, rows), distribution.log_probs(HIDDEN, HEAD))
+
+
 def test_ids_that_cannot_occur() -> None:
     distribution = TokenDistribution(ALLOWED)
     assert distribution.positions(torch.tensor([4, 1])).tolist() == [2, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -183,6 +184,7 @@ class TokenDistribution:
             raise RewindError(f"token {int(ids[found < 0][0])} cannot occur here: it is not among the allowed ids")
         return found
 
+    @cached_property
     def over_rows(self) -> TokenDistribution:
         """The same with what `rows` returns for a head, so that many calls take the rows out of it once."""
         return replace(self, allowed_ids_V=torch.arange(len(self.allowed_ids_V)))

@@ -130,7 +130,7 @@ def token_scores(
     hidden = [branch[own] for branch in hidden_BnD.chunk(2 if distribution.guided else 1)]
     positions, rows = distribution.positions(labels_BT[learned]), distribution.rows(head_weight)
     names = ["log_probs", *(name for name in OUTPUTS if name in outputs)]
-    score = _Score(distribution.over_rows(), rows, names, entropy_learns)
+    score = _Score(distribution.over_rows, rows, names, entropy_learns)
     few = max(1, LOGITS_AT_ONCE // len(rows))
     learning = torch.is_grad_enabled()
     if len(positions) <= few or (learning and rows.requires_grad):

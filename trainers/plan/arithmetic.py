@@ -106,7 +106,7 @@ def activation_bytes(shape: Shape, job: Job) -> float:
     return shape.layers * layer + max(loss, back)
 
 
-def _logits_bytes(shape: Shape, job: Job) -> float:
+def _logits_bytes(shape: Shape, job: Job) -> int:
     """The codes' logits, their log-probabilities and the gradient of one of them, in float32: of all tokens, or, where
     those are many under a frozen head, of some at a time, beside slopes, which then become a gradient.
     """
