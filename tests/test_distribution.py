@@ -74,11 +74,18 @@ def test_the_partition_function_is_that_of_the_allowed_ids() -> None:
 
 
 def test_contiguous_ids_are_a_view_of_the_head() -> None:
-    rows = TokenDistribution(torch.tensor([1, 2, 3]))._rows(HEAD)
+    rows = TokenDistribution(torch.tensor([1, 2, 3])).rows(HEAD)
     assert rows.data_ptr() == HEAD[1:].data_ptr()
-    assert torch.equal(TokenDistribution(torch.tensor([4, 1, 2]))._rows(HEAD), HEAD[[4, 1, 2]])
+    assert torch.equal(TokenDistribution(torch.tensor([4, 1, 2])).rows(HEAD), HEAD[[4, 1, 2]])
     # Same span and length, another order: no view.
-    assert torch.equal(TokenDistribution(torch.tensor([1, 3, 2, 4]))._rows(HEAD), HEAD[[1, 3, 2, 4]])
+    assert torch.equal(TokenDistribution(torch.tensor([1, 3, 2, 4])).rows(HEAD), HEAD[[1, 3, 2, 4]])
+
+
+def test_rows_are_taken_out_once() -> None:
+    distribution = TokenDistribution(ALLOWED, temperature=0.5)
+    rows, over = distribution.rows(HEAD), distribution.over_rows
+    assert over.rows(rows).data_ptr() == rows.data_ptr()
+    assert torch.equal(over.log_probs(HIDDEN, rows), distribution.log_probs(HIDDEN, HEAD))
 
 
 def test_ids_that_cannot_occur() -> None:

@@ -19,6 +19,9 @@ from rl.models.distribution import TokenDistribution, head_product
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
 from rl.models.unified import UnifiedVLM
+from trainers.bench import logprobs
+from trainers.bench.measure import peak_bytes
+from trainers.common import log_probs
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 PROMPTS = [[0, 40, 41, 42], [0, 50, 51, 52, 53, 54, 55, 56], [0, 60]]
@@ -179,3 +182,20 @@ def test_the_head_in_half_precision() -> None:
     assert wide.grad is not None
     assert hidden.grad is not None
     assert torch.allclose(hidden.grad.float(), wide.grad, rtol=1e-2, atol=1e-2)
+
+
+@needs_gpu
+def test_log_probs_without_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of all tokens at once and their gradient, in half of what TRL's tiled head holds."""
+    size = {"tokens": 1024, "hidden": 256, "vocabulary": 65536, "codes": 8192, "half": 1, "repeats": 1}
+    ours, theirs = (peak_bytes(step) for step in logprobs.steps(size))
+    assert ours < 0.5 * theirs
+    hidden, head, ids, allowed = logprobs.setting(size)
+    found = []
+    for at_once in (2**21, 2**40):
+        monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", at_once)
+        both = logprobs.restricted(hidden, head, ids, allowed)
+        (gradient,) = torch.autograd.grad(both[0].mean(), hidden)
+        found.append((*(value.detach() for value in both), gradient.float()))
+    for some, every in zip(*found, strict=True):
+        assert torch.allclose(some, every, rtol=1e-2, atol=1e-2 * float(every.abs().max()))

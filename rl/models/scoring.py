@@ -195,12 +195,13 @@ class _Reading:
     def _scores(self, these: Sequence[int], hidden: Sequence[Tensor]) -> dict[int, Tensor]:
         """Log-probabilities of the scored tokens, from the states that predict them: one a place, row by row."""
         ids = torch.tensor([self.spans[n][t] for n in these for t in self.places[n]], device=hidden[0].device)
-        positions, head = self.distribution.positions(ids)[:, None], self.vlm.head_weight()
+        positions, over = self.distribution.positions(ids)[:, None], self.distribution.over_rows
+        rows = self.distribution.rows(self.vlm.head_weight())
         few = max(1, LOGITS_AT_ONCE // len(self.distribution.allowed_ids_V))
         parts = [slice(None)] if torch.is_grad_enabled() else chunks(len(ids), few)  # a graph would keep all of them
         found = []
         for n in parts:
-            log_probs = self.distribution.log_probs(hidden[0][n], head, *(free[n] for free in hidden[1:]))
+            log_probs = over.log_probs(hidden[0][n], rows, *(free[n] for free in hidden[1:]))
             found.append(log_probs.gather(-1, positions[n])[:, 0])
         flat = torch.cat(found)
         return dict(zip(these, flat.split([len(self.places[n]) for n in these]), strict=True))

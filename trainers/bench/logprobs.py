@@ -16,17 +16,32 @@ from trl.trainer.utils import add_fused_lm_head
 
 from rl.models.distribution import TokenDistribution
 from trainers.bench.measure import Size, peak_bytes, seconds
+from trainers.common.log_probs import token_scores
 
 
 def ours(size: Size) -> dict[str, Any]:
-    hidden, head, ids, allowed = setting(size)
-    return _measured(lambda: restricted(hidden, head, ids, allowed)[0], hidden, size)
+    step = steps(size)[0]
+    return {"seconds": seconds(step, size["repeats"]), "bytes": peak_bytes(step)}
 
 
 def baseline(size: Size) -> dict[str, Any]:
-    hidden, head, ids, _ = setting(size)
+    step = steps(size)[1]
+    return {"seconds": seconds(step, size["repeats"]), "bytes": peak_bytes(step)}
+
+
+def steps(size: Size) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Forwards and backwards: ours and the baseline's, on the same numbers."""
+    hidden, head, ids, allowed = setting(size)
     fused = fused_head(hidden, head)
-    return _measured(lambda: tiled(fused, ids)[0], hidden, size)
+
+    def step(log_probs: Callable[[], Tensor]) -> None:
+        hidden.grad = None
+        log_probs().mean().backward()
+
+    return (
+        lambda: step(lambda: restricted(hidden, head, ids, allowed)[0]),
+        lambda: step(lambda: tiled(fused, ids)[0]),
+    )
 
 
 def setting(size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,10 +58,8 @@ def setting(size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def restricted(hidden: Tensor, head: Tensor, ids: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies float32 [N] by our distribution, as the loss of GRPO asks for them."""
-    distribution = TokenDistribution(allowed)
-    every = distribution.log_probs(hidden, head)
-    entropy = -(every.exp() * every).sum(-1)
-    return every.gather(-1, distribution.positions(ids)[:, None])[:, 0], entropy
+    found: Any = token_scores(TokenDistribution(allowed), hidden[None], head, ids[None], ["entropy"])
+    return found.log_probs[0], found.entropy[0]
 
 
 def tiled(fused: FusedHead, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,11 +96,3 @@ def fused_head(hidden: Tensor, head: Tensor) -> FusedHead:
     model: Any = FusedHead(hidden, head)
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     return model  # type: ignore[no-any-return]
-
-
-def _measured(log_probs: Callable[[], Tensor], hidden: Tensor, size: Size) -> dict[str, Any]:
-    def forward_and_backward() -> None:
-        hidden.grad = None
-        log_probs().mean().backward()
-
-    return {"seconds": seconds(forward_and_backward, size["repeats"]), "bytes": peak_bytes(forward_and_backward)}

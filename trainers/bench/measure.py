@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,20 @@ Size = dict[str, int]
 
 def seconds(function: Callable[[], Any], repeats: int, warm: int = 1) -> list[float]:
     """Seconds of each of `repeats` calls, after `warm` that are not counted."""
-    found = []
+    return in_turns([function], repeats, warm)[0]
+
+
+def in_turns(functions: Sequence[Callable[[], Any]], repeats: int, warm: int = 1) -> list[list[float]]:
+    """Of each function what `seconds` returns, a call of one after a call of the other."""
+    found: list[list[float]] = [[] for _ in functions]
     for number in range(repeats + warm):
-        start = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if number >= warm:
-            found.append(time.perf_counter() - start)
+        for spent, function in zip(found, functions, strict=True):
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warm:
+                spent.append(time.perf_counter() - start)
     return found
 
 

@@ -23,6 +23,8 @@ from rl.models.packing import packed
 from rl.models.unified import UnifiedVLM
 
 IGNORED = -100
+OUTPUTS = ("entropy", "mean_logits", "is_top1", "log_z")
+"""What can be asked for beside `log_probs`."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def score_under(
         distribution: of the tokens that the labels name.
         outputs: what is wanted beside `log_probs`, by its name in `TokenScores`; `log_z` needs a temperature above 0
             and no guidance. A call leaves the entropy out by `entropy=False`.
-        entropy_learns: whether gradients flow through the entropy, which costs two tensors of [tokens, allowed ids].
+        entropy_learns: whether gradients flow through the entropy, which costs a further product with the head.
     """
     inner: Any = vlm.model
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
@@ -91,7 +93,7 @@ def score_under(
         for token in forced:  # what stands there by rule: probability 1, no product with the head, no gradient
             labels = labels.masked_fill(labels == token, IGNORED)
         asked = [name for name in outputs if entropy or name != "entropy"]
-        return _scores(distribution, hidden, vlm.head_weight(), labels, asked, entropy_learns)
+        return token_scores(distribution, hidden, vlm.head_weight(), labels, asked, entropy_learns)
 
     inner.forward = forward
 
@@ -103,34 +105,120 @@ def _beside_action_free(vlm: UnifiedVLM, ids_BT: Tensor, mask_BT: Tensor) -> dic
     return {"input_ids": torch.cat([ids_BT, ids_BT]), "attention_mask": mask, "position_ids": positions}
 
 
-def _scores(
+def token_scores(
     distribution: TokenDistribution,
     hidden_BnD: Tensor,
     head_weight: Tensor,
     labels_BT: Tensor,
-    outputs: Collection[str],
-    entropy_learns: bool,
+    outputs: Collection[str] = (),
+    entropy_learns: bool = False,
 ) -> TokenScores:
-    """Hidden states predict the last n labels; all before them are -100."""
-    learned, found = labels_BT != IGNORED, {}
+    """Scores of tokens from the hidden states before them.
+
+    Of many tokens no logits are kept, and with a frozen head none are computed again: see `_SlopesAhead`.
+
+    Args:
+        distribution: of the tokens that the labels name.
+        hidden_BnD: float; they predict the last n labels, all before which are -100. With guidance [2B, n, D]:
+            with and without the words.
+        head_weight: float [vocabulary, D].
+        labels_BT: int64, -100 where nothing is scored.
+        outputs, entropy_learns: as for `score_under`.
+    """
+    learned = labels_BT != IGNORED
     own = learned[:, -hidden_BnD.shape[1] :]
-    if "log_z" in outputs:
-        every, found["log_z"] = distribution.log_probs_and_log_z(hidden_BnD[own], head_weight)
+    hidden = [branch[own] for branch in hidden_BnD.chunk(2 if distribution.guided else 1)]
+    positions, rows = distribution.positions(labels_BT[learned]), distribution.rows(head_weight)
+    names = ["log_probs", *(name for name in OUTPUTS if name in outputs)]
+    score = _Score(distribution.over_rows, rows, names, entropy_learns)
+    few = max(1, LOGITS_AT_ONCE // len(rows))
+    learning = torch.is_grad_enabled()
+    if len(positions) <= few or (learning and rows.requires_grad):
+        found = score(positions, *hidden)
+    elif learning and any(branch.requires_grad for branch in hidden):
+        found = _SlopesAhead.apply(score, few, positions, *hidden)  # type: ignore[no-untyped-call]
     else:
-        branches = hidden_BnD.chunk(2) if distribution.guided else (hidden_BnD,)
-        conditional, *unconditional = (branch[own] for branch in branches)
-        every = distribution.log_probs(conditional, head_weight, *unconditional)
-    positions = distribution.positions(labels_BT[learned])
-    found["log_probs"] = every.gather(-1, positions[:, None])[:, 0]
-    if "entropy" in outputs:
-        found["entropy"] = _entropy(every) if entropy_learns else _entropy_alone(every.detach())
-    with torch.no_grad():
-        if "mean_logits" in outputs:
-            found["mean_logits"] = every.mean(-1)
-        if "is_top1" in outputs:
-            found["is_top1"] = every.argmax(-1) == positions
-    spread = {n: values.new_zeros(learned.shape).masked_scatter(learned, values) for n, values in found.items()}
-    return TokenScores(**spread)
+        tiles = zip(*(whole.split(few) for whole in (positions, *hidden)), strict=True)
+        found = [torch.cat(parts) for parts in zip(*(score(*tile) for tile in tiles), strict=True)]
+    named = zip(names, found, strict=True)
+    return TokenScores(**{n: values.new_zeros(learned.shape).masked_scatter(learned, values) for n, values in named})
+
+
+@dataclass(frozen=True)
+class _Score:
+    """What is asked of tokens, from their positions among the allowed ids [N] and hidden states [N, D] of each branch:
+    tensors [N], named `names`.
+    """
+
+    distribution: TokenDistribution
+    rows_VD: Tensor
+    names: list[str]
+    entropy_learns: bool
+
+    def __call__(self, positions_N: Tensor, *hidden_ND: Tensor) -> list[Tensor]:
+        found = {}
+        if "log_z" in self.names:
+            every, found["log_z"] = self.distribution.log_probs_and_log_z(hidden_ND[0], self.rows_VD)
+        else:
+            every = self.distribution.log_probs(hidden_ND[0], self.rows_VD, *hidden_ND[1:])
+        found["log_probs"] = every.gather(-1, positions_N[:, None])[:, 0]
+        if "entropy" in self.names:
+            found["entropy"] = _entropy(every) if self.entropy_learns else _entropy_alone(every.detach())
+        with torch.no_grad():
+            if "mean_logits" in self.names:
+                found["mean_logits"] = every.mean(-1)
+            if "is_top1" in self.names:
+                found["is_top1"] = every.argmax(-1) == positions_N
+        return [found[name] for name in self.names]
+
+
+class _SlopesAhead(torch.autograd.Function):
+    """A `_Score` of many tokens under a frozen head, some at a time, and how each of its values changes with its
+    token's hidden state.
+
+    A loss multiplies a token's slope by a number and adds up, so slopes [N, D] are all that its gradient needs: neither
+    logits [N, V] nor a second product with the head.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, score: _Score, few: int, positions_N: Tensor, *hidden_ND: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        found: list[list[Tensor]] = []
+        slopes: dict[int, list[Tensor]] = {}  # of the values that learn, for each branch
+        for start in range(0, len(positions_N), few):
+            tile = slice(start, start + few)
+            leaves = [hidden[tile].detach().requires_grad_() for hidden in hidden_ND]
+            # As in a backward pass, which is outside of autocast.
+            with torch.enable_grad(), torch.autocast(positions_N.device.type, enabled=False):
+                values = score(positions_N[tile], *leaves)
+                learn = [number for number, value in enumerate(values) if value.requires_grad]
+                for number in learn:
+                    into = slopes.setdefault(number, [torch.empty_like(hidden) for hidden in hidden_ND])
+                    more = number != learn[-1]
+                    for whole, part in zip(
+                        into, torch.autograd.grad(values[number].sum(), leaves, retain_graph=more), strict=True
+                    ):
+                        whole[tile] = part
+            found.append([value.detach() for value in values])
+        ctx.learn, ctx.branches = list(slopes), len(hidden_ND)
+        ctx.save_for_backward(*(slope for each in slopes.values() for slope in each))
+        whole_found = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.mark_non_differentiable(*(value for number, value in enumerate(whole_found) if number not in slopes))
+        return whole_found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients_N: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        slopes = ctx.saved_tensors
+        found: list[Tensor | None] = [None] * ctx.branches
+        for at, number in enumerate(ctx.learn):
+            gradient_N = gradients_N[number]
+            if gradient_N is None:
+                continue
+            for branch in range(ctx.branches):
+                slope, before = slopes[at * ctx.branches + branch], found[branch]
+                part = torch.mul(slope, gradient_N[:, None], out=torch.empty_like(slope))
+                found[branch] = part if before is None else before.add_(part)
+        return (None, None, None, *found)
 
 
 def _entropy(log_probs_NV: Tensor) -> Tensor:

@@ -98,13 +98,23 @@ def activation_bytes(shape: Shape, job: Job) -> float:
     inputs = tokens * shape.layers * shape.hidden * wide
     # Of the last norm its input, always float32, and output; the states that predict the picture.
     loss = tokens * shape.hidden * (8 + wide) + rows * picture * shape.hidden * wide
-    # The codes' logits, their log-probabilities and the gradient of one of them, in float32.
-    loss += 3 * 4 * rows * picture * shape.image_codes
+    loss += _logits_bytes(shape, job)
     # Backwards the gradients of a layer's widest tensors and of its input.
     back = tokens * wide * (2 * shape.intermediate + shape.hidden)
     if job.checkpointing:
         return inputs + max(loss, layer + back)
     return shape.layers * layer + max(loss, back)
+
+
+def _logits_bytes(shape: Shape, job: Job) -> int:
+    """The codes' logits, their log-probabilities and the gradient of one of them, in float32: of all tokens, or, where
+    those are many under a frozen head, of some at a time, beside slopes, which then become a gradient.
+    """
+    logits = job.rows * shape.tokens_per_image * shape.image_codes
+    if job.lora_r == 0 or logits <= costs.LOGITS_AT_ONCE:
+        return 3 * 4 * job.branches * logits
+    slopes = job.rows * job.branches * shape.tokens_per_image * shape.hidden * shape.weight_bytes
+    return slopes + max(3 * 4 * job.branches * costs.LOGITS_AT_ONCE, slopes)
 
 
 def sequence_tokens(shape: Shape, job: Job) -> int:
