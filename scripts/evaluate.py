@@ -69,6 +69,7 @@ def main() -> None:
     from rewards.mix import default_rewards, resolve
     from rl import load_fdm
     from rl.evaluation import oracle
+    from rl.evaluation.pictures_on_disk import PicturesOnDisk
     from rl.evaluation.probes import prefers_truth
     from rl.models.captions import continue_captions
     from rl.models.opening import load_idm_beside
@@ -95,7 +96,8 @@ def main() -> None:
         idm = load_idm_beside(arguments.idm, fdm.backbone, **opening(arguments))
         _check_size(arguments.idm, idm.backbone, world)
     fdm.check(temperature=arguments.temperature)
-    tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
+    count = max(arguments.num_scenes, arguments.num_ceiling)
+    tasks = oracle.sample_tasks(world, count, arguments.seed, PicturesOnDisk())
     rewards = _rewards(idm, world, tasks, arguments) if arguments.best_of > 1 else []
     inputs = [arguments.fdm, arguments.idm]
     output = claim(
