@@ -69,12 +69,12 @@ def main() -> None:
     from rewards.mix import default_rewards, resolve
     from rl import load_fdm
     from rl.evaluation import oracle
-    from rl.evaluation.pictures_on_disk import PicturesOnDisk
     from rl.evaluation.probes import prefers_truth
     from rl.models.captions import continue_captions
     from rl.models.opening import load_idm_beside
     from rl.report.grids import sheet
     from rl.running.run_folder import claim
+    from rl.spilled import SpilledArrays
     from rl.worlds import load_split
 
     if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
@@ -97,7 +97,7 @@ def main() -> None:
         _check_size(arguments.idm, idm.backbone, world)
     fdm.check(temperature=arguments.temperature)
     count = max(arguments.num_scenes, arguments.num_ceiling)
-    tasks = oracle.sample_tasks(world, count, arguments.seed, PicturesOnDisk())
+    tasks = oracle.sample_tasks(world, count, arguments.seed, SpilledArrays())
     rewards = _rewards(idm, world, tasks, arguments) if arguments.best_of > 1 else []
     inputs = [arguments.fdm, arguments.idm]
     output = claim(

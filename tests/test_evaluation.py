@@ -15,11 +15,11 @@ from rl.errors import RewindError
 from rl.evaluation import benchmark, oracle, probes
 from rl.evaluation.benchmark import compare
 from rl.evaluation.intervals import paired_difference, wilson
-from rl.evaluation.pictures_on_disk import PicturesOnDisk
 from rl.evaluation.probes import prefers_truth
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import expected_best
+from rl.spilled import SpilledArrays
 from rl.triplets import Triplet
 from rl.worlds.tabletop import Tabletop
 from trainers.common.candidates import batch_of
@@ -201,8 +201,7 @@ def test_a_worlds_cases_lie_in_a_file_and_give_the_same_figures(
     tiny: ChameleonVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, idm = Tabletop("test"), InverseDynamics(tiny)
-    kept = PicturesOnDisk()
-    ours, plain = oracle.sample_tasks(world, 6, 3, kept), oracle.sample_tasks(world, 6, 3)
+    ours, plain = oracle.sample_tasks(world, 6, 3, SpilledArrays()), oracle.sample_tasks(world, 6, 3)
     base: Any = ours[5].target
     while isinstance(base, np.ndarray):
         base = base.base
@@ -219,8 +218,8 @@ def test_a_worlds_cases_lie_in_a_file_and_give_the_same_figures(
     whole = measured(plain)
     monkeypatch.setattr(oracle, "READ_AT_ONCE", 4)
     monkeypatch.setattr(probes, "READ_AT_ONCE", 4)
-    assert measured(oracle.sample_tasks(world, 6, 3, PicturesOnDisk())) == whole
+    assert measured(oracle.sample_tasks(world, 6, 3, SpilledArrays())) == whole
     with Path("/dev/full").open("wb", buffering=0) as full:
-        monkeypatch.setattr(kept, "_file", full)
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
         with pytest.raises(RewindError, match="set TMPDIR"):
-            oracle.sample_tasks(world, 6, 3, kept)
+            oracle.sample_tasks(world, 6, 3, SpilledArrays())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rl.evaluation.intervals import wilson
-from rl.evaluation.pictures_on_disk import PicturesOnDisk
+from rl.spilled import SpilledArrays
 from rl.triplets import Triplet
 from rl.words import words_of
 from rl.world import Judgement, World, draw_task
@@ -39,14 +39,14 @@ class Task:
     target: np.ndarray
 
 
-def sample_tasks(world: World, count: int, seed: int | Sequence[int], kept: PicturesOnDisk | None = None) -> list[Task]:
+def sample_tasks(world: World, count: int, seed: int | Sequence[int], kept: SpilledArrays | None = None) -> list[Task]:
     """`count` tasks of the world's split; equal seeds give equal tasks. Warns where most of them are repeated ones.
 
     With `kept`, their pictures lie there, and memory holds the scenes alone.
     """
     rng = np.random.default_rng(seed)
     drawn, pictures = list[tuple[Any, str, Any]](), list[np.ndarray]()
-    keep = pictures.append if kept is None else kept.add
+    keep = pictures.append if kept is None else kept.append
     for _ in range(count):
         scene, action = draw_task(world, rng)
         outcomes = world.outcomes(scene, action)
