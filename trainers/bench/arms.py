@@ -66,7 +66,7 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
         *("tokens", ("encoding",), {"triplets": 64, "image_tokens": 256, "repeats": 3}),
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
     ),
-    "mining": ("data", ("ours", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),
+    "mining": ("data", ("ours", "dis", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),
     **{
         f"selection_{labels}": ("data", ("select",), {"labels": labels, "repeats": 3}, {"repeats": 1})
         for labels in (100_000, 1_000_000, 10_000_000)

@@ -125,6 +125,8 @@ def figures(raw: Raw) -> dict[str, Any]:
     if "epoch" in raw:
         arms = raw["epoch"]
         found["epoch_cache_speedup"] = arms["epoch_of_pictures"]["seconds"] / arms["epoch"]["seconds"]
+    if "mining" in raw:
+        found["mining_dis_of_decode"] = raw["mining"]["baseline"]["seconds"] / raw["mining"]["dis"]["seconds"]
     if "store" in raw:
         found["store_bytes_a_million"] = raw["store"]["ours"]["bytes_a_million"]
         found["store_dpo_bytes_a_million"] = raw["store"]["dpo"]["bytes_a_million"]
