@@ -74,6 +74,7 @@ def main() -> None:
     from rl.models.opening import load_idm_beside
     from rl.report.grids import sheet
     from rl.running.run_folder import claim
+    from rl.spilled import SpilledArrays
     from rl.worlds import load_split
 
     if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
@@ -95,7 +96,8 @@ def main() -> None:
         idm = load_idm_beside(arguments.idm, fdm.backbone, **opening(arguments))
         _check_size(arguments.idm, idm.backbone, world)
     fdm.check(temperature=arguments.temperature)
-    tasks = oracle.sample_tasks(world, max(arguments.num_scenes, arguments.num_ceiling), arguments.seed)
+    count = max(arguments.num_scenes, arguments.num_ceiling)
+    tasks = oracle.sample_tasks(world, count, arguments.seed, SpilledArrays())
     rewards = _rewards(idm, world, tasks, arguments) if arguments.best_of > 1 else []
     inputs = [arguments.fdm, arguments.idm]
     output = claim(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,14 @@ import pytest
 
 from rewards import load_rewards, score
 from rl.errors import RewindError
-from rl.evaluation import benchmark, oracle
+from rl.evaluation import benchmark, oracle, probes
 from rl.evaluation.benchmark import compare
 from rl.evaluation.intervals import paired_difference, wilson
+from rl.evaluation.probes import prefers_truth
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.search.best_of_n import expected_best
+from rl.spilled import SpilledArrays
 from rl.triplets import Triplet
 from rl.worlds.tabletop import Tabletop
 from trainers.common.candidates import batch_of
@@ -191,3 +195,31 @@ def test_comparing_holds_some_triplets_at_a_time(
         for task, entry in tasks.items():
             assert found[key][task].pop("idm_likelihood") == pytest.approx(entry.pop("idm_likelihood"), rel=1e-5)
             assert found[key][task] == entry
+
+
+def test_a_worlds_cases_lie_in_a_file_and_give_the_same_figures(
+    tiny: ChameleonVLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, idm = Tabletop("test"), InverseDynamics(tiny)
+    ours, plain = oracle.sample_tasks(world, 6, 3, SpilledArrays()), oracle.sample_tasks(world, 6, 3)
+    base: Any = ours[5].target
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, mmap.mmap), "memory holds pictures that nobody is looking at"
+    for mine, other in zip(ours, plain, strict=True):
+        assert (mine.scene, mine.action, mine.outcome) == (other.scene, other.action, other.outcome)
+        assert np.array_equal(np.stack([mine.source, mine.target]), np.stack([other.source, other.target]))
+    ours[0].source[:] = 0  # as a careless world might: the others stay
+    assert np.array_equal(ours[0].target, plain[0].target)
+
+    def measured(tasks: list[oracle.Task]) -> list[Any]:
+        return [oracle.idm_descriptions(idm, world, tasks), prefers_truth(idm.score, world, tasks)]
+
+    whole = measured(plain)
+    monkeypatch.setattr(oracle, "READ_AT_ONCE", 4)
+    monkeypatch.setattr(probes, "READ_AT_ONCE", 4)
+    assert measured(oracle.sample_tasks(world, 6, 3, SpilledArrays())) == whole
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: full)
+        with pytest.raises(RewindError, match="set TMPDIR"):
+            oracle.sample_tasks(world, 6, 3, SpilledArrays())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from rl.data.lazy import Lazy
 from rl.errors import RewindError
+from rl.spilled import Spilled
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -33,18 +35,24 @@ class NoEntry:
 class JsonRows(Lazy[Any]):
     """Entries as the bytes of their JSON, one behind the other, read when asked for.
 
-    A few hundred bytes an entry where Python objects take thousands; processes that are forked share them.
+    They lie in a temporary file (`rl.spilled`): memory holds eight bytes an entry where Python objects take thousands.
+
+    Raises:
+        RewindError: they cannot be written there, e.g. to a full disk.
     """
 
     def __init__(self, entries: Iterable[Any]) -> None:
-        content, ends, self._broken = bytearray(), [0], {}
+        content, ends, self._broken = Spilled(), array("q", [0]), {}
         for number, entry in enumerate(entries):
             if isinstance(entry, NoEntry):
                 self._broken[number] = entry
             else:
-                content += json.dumps(entry).encode()
-            ends.append(len(content))
-        self._content, self._ends = bytes(content), np.array(ends, dtype=np.int64)
+                content.add(json.dumps(entry).encode())
+            ends.append(content.size)
+        self._content, self._ends = content.mapped(), np.asarray(ends)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_content": bytes(self._content)}
 
     def __len__(self) -> int:
         return len(self._ends) - 1

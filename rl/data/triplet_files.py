@@ -29,8 +29,10 @@ from rl.running.files import write_whole
 from rl.stored import StoredPicture
 from rl.triplets import Triplet
 
-AT_ONCE = 4096
-"""Entries whose pictures are looked at between two progress steps; of so many in all, each picture is decoded."""
+FEW = 4096
+"""Of so many entries, each picture is decoded."""
+AT_ONCE = 512
+"""Entries that are looked at between two progress steps: what is made of them is held at once."""
 CHECKS = ("decode", "ends")
 """What `--check_pictures` names: all of a picture is decoded, or a file's two ends are looked at."""
 
@@ -59,7 +61,7 @@ def read_triplets(
     optionally `output`, `task`, `class`, `score` and `source` (provenance); what else it holds is kept as it stands
     (`Triplet.more`), for rewards that ask for it by name. Words beside a vector are its task. A list of pictures is
     one scene through several cameras (`rl.pictures.Views`). Pictures stay where they are and are decoded when somebody
-    looks (`rl.stored.StoredPicture`). Before, it is seen that each is there and whole: of up to `AT_ONCE` entries by
+    looks (`rl.stored.StoredPicture`). Before, it is seen that each is there and whole: of up to `FEW` entries by
     decoding it, at a reduced size where its format allows, of more by the two ends of its file.
 
     Image paths are relative to the file's folder or, if the first entries' pictures are not there, to one of the three
@@ -114,7 +116,7 @@ def _read(
     file = expanded(given)
     roots = roots_of(file, folder, options.image_root, _names(rows[:TRIED]))
     reader = _Reader(rows, roots, named, with_targets)
-    reader.look(check_pictures == "decode" if check_pictures else len(rows) <= AT_ONCE)
+    reader.look(check_pictures == "decode" if check_pictures else len(rows) <= FEW)
     faults = sorted(reader.faults.items())
     left = [LeftOut(str(file), n, one.key, one.reason, f"{file}, triplet {n}: {one}") for n, one in faults]
     check(file, len(rows), left, strict)
@@ -147,7 +149,7 @@ class _Reader:
         total = len(self._rows)
         with (
             ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool,
-            tqdm(total=total, desc="triplets", disable=total <= AT_ONCE) as bar,
+            tqdm(total=total, desc="triplets", disable=total <= FEW) as bar,
         ):
             for start in range(0, total, AT_ONCE):
                 numbers = range(start, min(start + AT_ONCE, total))

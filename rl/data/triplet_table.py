@@ -6,14 +6,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from rl.triplets import Triplet, columns_of
 
-SHARED = 4096
-"""Triplets that were asked for last and are handed out again: groups of candidates are told apart by their pictures'
-identity, so that a triplet of a batch has to be one object.
+SHARED = 1024
+"""Triplets that were asked for last and are handed out again, beside all that somebody holds: groups of candidates are
+told apart by their pictures' identity, so that a triplet of a batch has to be one object.
 """
 
 
@@ -30,18 +31,22 @@ class Triplets(Sequence[Triplet]):
 
     Args:
         parts: the data sets.
-        part_N, row_N: of which of them each triplet is, and which row there; int64 [N].
+        part_N, row_N: of which of them each triplet is, and which row there; int32 [N].
     """
 
     def __init__(self, parts: Sequence[Part], part_N: np.ndarray, row_N: np.ndarray) -> None:
         self._parts, self._part_N, self._row_N = tuple(parts), part_N, row_N
         self._last: OrderedDict[int, Triplet] = OrderedDict()
+        self._held: WeakValueDictionary[int, Triplet] = WeakValueDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Triplets, (self._parts, self._part_N, self._row_N)
 
     @classmethod
     def of(cls, part: Part, rows: Iterable[int]) -> Triplets:
         """The triplets of chosen rows of one data set."""
-        row_N = np.fromiter(rows, dtype=np.int64)
-        return cls([part], np.zeros(len(row_N), dtype=np.int64), row_N)
+        row_N = np.fromiter(rows, dtype=np.int32)
+        return cls([part], np.zeros(len(row_N), dtype=np.int32), row_N)
 
     @property
     def columns(self) -> list[str]:
@@ -59,10 +64,10 @@ class Triplets(Sequence[Triplet]):
         if isinstance(number, slice):
             return Triplets(self._parts, self._part_N[number], self._row_N[number])
         place = range(len(self))[number]
-        found = self._last.pop(place, None)
+        found = self._last.pop(place, None) or self._held.get(place)
         if found is None:
             found = self._parts[int(self._part_N[place])].make(int(self._row_N[place]))
-        self._last[place] = found
+        self._last[place] = self._held[place] = found
         if len(self._last) > SHARED:
             self._last.popitem(last=False)
         return found
@@ -92,7 +97,7 @@ class Triplets(Sequence[Triplet]):
 def joined(several: Sequence[Sequence[Triplet]]) -> Triplets:
     """Sequences of triplets, one behind the other."""
     parts: list[Part] = []
-    part_N, row_N = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    part_N, row_N = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for one in several:
         table = one if isinstance(one, Triplets) else _of_list(one)
         part_N.append(table._part_N + len(parts))

@@ -7,12 +7,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
 from rl.evaluation.intervals import wilson
+from rl.spilled import SpilledArrays
 from rl.triplets import Triplet
 from rl.words import words_of
 from rl.world import Judgement, World, draw_task
@@ -20,9 +21,11 @@ from rl.world import Judgement, World, draw_task
 if TYPE_CHECKING:
     from rl.models.unified import UnifiedVLM
 
-
+T = TypeVar("T")
 AT_ONCE, SHOWN = 256, 24
 """Tasks whose predictions are held at once, and predicted pictures that are handed back."""
+READ_AT_ONCE = 1024
+"""Tasks whose codes are held at once while they are captioned, named or scored."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,23 @@ class Task:
     target: np.ndarray
 
 
-def sample_tasks(world: World, count: int, seed: int | Sequence[int]) -> list[Task]:
-    """`count` tasks of the world's split; equal seeds give equal tasks. Warns where most of them are repeated ones."""
+def sample_tasks(world: World, count: int, seed: int | Sequence[int], kept: SpilledArrays | None = None) -> list[Task]:
+    """`count` tasks of the world's split; equal seeds give equal tasks. Warns where most of them are repeated ones.
+
+    With `kept`, their pictures lie there, and memory holds the scenes alone.
+    """
     rng = np.random.default_rng(seed)
-    tasks = []
+    drawn, pictures = list[tuple[Any, str, Any]](), list[np.ndarray]()
+    keep = pictures.append if kept is None else kept.append
     for _ in range(count):
         scene, action = draw_task(world, rng)
         outcomes = world.outcomes(scene, action)
         outcome = outcomes[int(rng.integers(len(outcomes)))]
-        tasks.append(Task(scene, action, outcome, world.render(scene, rng), world.render(outcome, rng)))
+        drawn.append((scene, action, outcome))
+        for state in (scene, outcome):
+            keep(world.render(state, rng))
+    each = iter(pictures if kept is None else kept.arrays())
+    tasks = [Task(*case, next(each), next(each)) for case in drawn]
     _warn_of_repetition(world, tasks)
     return tasks
 
@@ -119,7 +130,10 @@ def caption_accuracy(
     """
     rng = np.random.default_rng(seed)
     truths = [str(world.caption(task.scene, rng)).split() for task in tasks]  # type: ignore[attr-defined]
-    said = [rest.split() for rest in say([task.source for task in tasks], [truth[0] for truth in truths])]
+    said = list[list[str]]()
+    for part, begins in zip(_parts(tasks, READ_AT_ONCE), _parts(truths, READ_AT_ONCE), strict=True):
+        rests = say([task.source for task in part], [truth[0] for truth in begins])
+        said += [rest.split() for rest in rests]
     right = [
         sum(a == b for a, b in zip(words, truth[1:], strict=False)) / (len(truth) - 1)
         for words, truth in zip(said, truths, strict=True)
@@ -145,7 +159,9 @@ def token_f1(said: str, truth: str) -> float:
 
 def describe_pairs(idm: Any, world: World, tasks: Sequence[Task]) -> tuple[list[str], list[bool]]:
     """What an `InverseDynamics` says of the true pairs, and whether each names the outcome."""
-    said = idm.describe([task.source for task in tasks], [task.target for task in tasks])
+    said = list[str]()
+    for part in _parts(tasks, READ_AT_ONCE):
+        said += idm.describe([task.source for task in part], [task.target for task in part])
     return said, [names_the_outcome(world, task, words) for task, words in zip(tasks, said, strict=True)]
 
 
@@ -194,8 +210,8 @@ def best_of_n(
     }
 
 
-def _parts(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
-    return (tasks[start : start + size] for start in range(0, len(tasks), size))
+def _parts(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (things[start : start + size] for start in range(0, len(things), size))
 
 
 def triplets_of(world: World, tasks: Sequence[Task], provenance: str) -> list[Triplet]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rl.errors import RewindError
-from rl.evaluation.oracle import Task
+from rl.evaluation.oracle import READ_AT_ONCE, Task
 from rl.world import World
 
 TRIES = 1000
@@ -63,8 +63,11 @@ def prefers_truth(score: Score, world: World, tasks: Sequence[Task], seed: int =
     """
 
     def scores(rows: Sequence[tuple[np.ndarray, str, np.ndarray]]) -> np.ndarray:
-        sources, actions, targets = zip(*rows, strict=True)
-        return np.array(score(list(sources), list(targets), list(actions)))
+        found = list[float]()
+        for start in range(0, len(rows), READ_AT_ONCE):
+            sources, actions, targets = zip(*rows[start : start + READ_AT_ONCE], strict=True)
+            found += score(list(sources), list(targets), list(actions))
+        return np.array(found)
 
     truth = scores([(task.source, task.action, task.target) for task in tasks])
     wins = {kind: truth > scores(rows) for kind, rows in fakes(world, tasks, seed).items()}

@@ -47,6 +47,13 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
         for method, arm in (("sft", "ours"), ("grpo", "grpo"))
         for triplets in (1_000, 10_000, 100_000)
     },
+    **{
+        f"sft_aurora_{triplets}": (
+            *("aurora", ("ours",), {"triplets": triplets, "image_tokens": 4, "read": 1000}),
+            {"triplets": triplets // 100, "hidden": 64, "layers": 2, "read": 8},
+        )
+        for triplets in (1_000, 100_000)
+    },
     "epoch": (
         *("tokens", ("epoch", "epoch_of_pictures"), {"triplets": 32, "image_tokens": 1024, "repeats": 2}),
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
@@ -59,14 +66,14 @@ PARTS: dict[str, tuple[str, tuple[str, ...], dict[str, int], dict[str, int]]] = 
         *("tokens", ("encoding",), {"triplets": 64, "image_tokens": 256, "repeats": 3}),
         {"triplets": 4, "image_tokens": 16, "hidden": 64, "layers": 2, "repeats": 1},
     ),
-    "mining": ("data", ("ours", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),
+    "mining": ("data", ("ours", "dis", "baseline"), VIDEO, {"frames": 40, "pixels": 64, "repeats": 1}),
     **{
         f"selection_{labels}": ("data", ("select",), {"labels": labels, "repeats": 3}, {"repeats": 1})
         for labels in (100_000, 1_000_000, 10_000_000)
     },
 }
 
-NOT_IN_SMOKE = ("selection_1000000", "selection_10000000", "sft_data_100000", "grpo_data_100000")
+NOT_IN_SMOKE = ("selection_1000000", "selection_10000000", "sft_data_100000", "grpo_data_100000", "sft_aurora_100000")
 
 
 def measure(part: str, arm: str, preset: str) -> dict[str, Any]:

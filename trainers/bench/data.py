@@ -20,6 +20,11 @@ def ours(size: Size) -> dict[str, Any]:
     return _on_a_video(lambda path: mine(path, Mining(), size["pixels"]), size)
 
 
+def dis(size: Size) -> dict[str, Any]:
+    """The same with the faster flow."""
+    return _on_a_video(lambda path: mine(path, Mining(flow="dis"), size["pixels"]), size)
+
+
 def baseline(size: Size) -> dict[str, Any]:
     return _on_a_video(lambda path: sum(1 for _ in frames_of(path)), size)
 

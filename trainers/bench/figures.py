@@ -125,13 +125,19 @@ def figures(raw: Raw) -> dict[str, Any]:
     if "epoch" in raw:
         arms = raw["epoch"]
         found["epoch_cache_speedup"] = arms["epoch_of_pictures"]["seconds"] / arms["epoch"]["seconds"]
+    if "mining" in raw:
+        found["mining_dis_of_decode"] = raw["mining"]["baseline"]["seconds"] / raw["mining"]["dis"]["seconds"]
     if "store" in raw:
         found["store_bytes_a_million"] = raw["store"]["ours"]["bytes_a_million"]
         found["store_dpo_bytes_a_million"] = raw["store"]["dpo"]["bytes_a_million"]
-    for method, arm in (("sft", "ours"), ("grpo", "grpo")):
-        data = {int(part.rpartition("_")[2]): raw[part][arm] for part in raw if part.startswith(f"{method}_data_")}
+    for name, begin, arm in (
+        ("sft", "sft_data", "ours"),
+        ("grpo", "grpo_data", "grpo"),
+        ("aurora", "sft_aurora", "ours"),
+    ):
+        data = {int(part.rpartition("_")[2]): raw[part][arm] for part in raw if part.startswith(f"{begin}_")}
         if len(data) > 1:  # 1 would be memory that does not grow with the number of triplets
-            found[f"{method}_memory_growth"] = data[max(data)]["bytes"] / data[min(data)]["bytes"]
+            found[f"{name}_memory_growth"] = data[max(data)]["bytes"] / data[min(data)]["bytes"]
     if "margin" in raw:
         found["margin_rows"] = raw["margin"]["margin"]["rows"]
     if "state_of_shipped_base" in raw:

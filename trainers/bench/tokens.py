@@ -64,7 +64,7 @@ def ours(size: Size) -> dict[str, Any]:
         cache = TokenCache(tokens, vlm)
         rows = role_rows(vlm, "fdm", triplets, Importance(), cache=cache)
         start = time.perf_counter() - begun
-        read = _row_seconds(rows, vlm, size["read"])
+        read = row_seconds(rows, vlm, size["read"])
         after = anonymous_bytes()
         found = {"seconds": start, "row_seconds": read, "bytes": after, "grown_bytes": after - before}
         on_disk = sum(file.stat().st_size for file in tokens.rglob("*.arrow"))
@@ -111,7 +111,7 @@ def _epoch(size: Size, cached: bool) -> dict[str, Any]:
     def run(vlm: ChameleonVLM, triplets: Sequence[Triplet], _: np.ndarray) -> None:
         cache = TokenCache(folder, vlm) if cached else None
         vlm._seen = None  # as at a start
-        _row_seconds(role_rows(vlm, "fdm", triplets, Importance(), cache=cache), vlm, len(triplets))
+        row_seconds(role_rows(vlm, "fdm", triplets, Importance(), cache=cache), vlm, len(triplets))
 
     with tempfile.TemporaryDirectory() as there:
         folder = Path(there) / "tokens"
@@ -122,7 +122,7 @@ def _epoch(size: Size, cached: bool) -> dict[str, Any]:
         return _on_pictures(size, {"seconds": run}, fill if cached else None)
 
 
-def _row_seconds(rows: Dataset, vlm: ChameleonVLM, count: int) -> float:
+def row_seconds(rows: Dataset, vlm: ChameleonVLM, count: int) -> float:
     """Seconds a row of reading some, shuffled, in batches."""
     collate, order = SpanCollator(vlm.layout.pad), np.random.default_rng(0).permutation(len(rows))
     begun, count = time.perf_counter(), min(count, len(rows))

@@ -111,7 +111,7 @@ class CachedDistances(Sequence[Tensor]):
 def places_of(
     vlm: UnifiedVLM, cache: TokenCache, triplets: Sequence[Triplet], far: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the cache has sources, targets (if there are any) and, with `far`, the distances of both, int64 [N] each.
+    """Where the cache has sources, targets (if there are any) and, with `far`, the distances of both, int32 [N] each.
 
     Raises:
         RewindError: it lacks one.
@@ -128,6 +128,6 @@ def places_of(
                     f"{cache.folder} lacks the pictures of triplet {number}: they changed just now, or it is not one "
                     "folder that all machines share"
                 )
-        found.append((sources, targets, apart))
+        found.append([each.astype(np.int32) for each in (sources, targets, apart)])
     sources, targets, apart = (np.concatenate(each) for each in zip(*found, strict=True))
     return sources, targets, apart

@@ -26,6 +26,7 @@ from rl.models.inputs import token_ids
 from rl.models.roles import Role
 from rl.models.unified import UnifiedVLM
 from rl.pictures import Picture
+from rl.spilled import Spilled
 from rl.triplets import Candidate, Triplet
 from trainers.common.log_probs import IGNORED
 from trainers.sft.codes import CachedCodes, CachedDistances, CodesInMemory, CodesOnDisk, places_of
@@ -189,12 +190,12 @@ def _prompt(vlm: UnifiedVLM, role: Role, grid: Grid, vector: bool) -> list[Piece
 
 
 def _joined(each: Iterable[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids one behind the other, int32, and where those of each begin, int64."""
-    flat, begins = array("i"), array("q", [0])
+    """Ids one behind the other, int32 and mapped from a file, and where those of each begin, int64."""
+    flat, begins = Spilled(), array("q", [0])
     for ids in each:
-        flat.extend(ids)
-        begins.append(len(flat))
-    return np.asarray(flat), np.asarray(begins)  # without a copy
+        flat.add(np.array(ids, np.int32))
+        begins.append(flat.size // 4)
+    return np.frombuffer(flat.mapped(), np.int32), np.asarray(begins)
 
 
 def _behind(prompt: np.ndarray, values: np.ndarray, fill: float) -> np.ndarray:
