@@ -46,7 +46,10 @@ def page(told: dict[str, Any]) -> str:
                 values = [np.subtract(run[name]["by_case"][key], run["start"]["by_case"][key]) for run in runs]
                 words.append(f"- `{name}`, {MEASURES[key][0]}: {how_sure(mean_of_runs(values))}")
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-    command = f"python scripts/study_methods.py --runs {' '.join(told['runs'])} --candidates {amounts.candidates}"
+    chosen = [name for name in runs[0] if name != "start"]
+    command = f"python scripts/study_methods.py --runs {' '.join(told['runs'])}"
+    command += f" --methods {' '.join(chosen)}" if chosen != list(METHODS) else ""
+    command += f" --candidates {amounts.candidates}"
     about = (
         f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
         f"{amounts.candidates} candidates in groups of {GROUP}, rewarded as the main job's GRPO is (`idm_likelihood`, "
