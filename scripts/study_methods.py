@@ -31,7 +31,7 @@ def main() -> None:
     a = parse_with_config(parser())
     from rl.models.memory import at_most
     from rl.running.run_folder import claim
-    from trainers.studies.methods import METHODS, Amounts, check, study
+    from trainers.studies.methods import METHODS, PROMPTS_A_STEP, REWARDED, Amounts, check, study
     from trainers.studies.methods_page import page
     from trainers.studies.reproduce import versions
     from trainers.studies.shared import write_page
@@ -41,9 +41,10 @@ def main() -> None:
     methods, amounts = a.methods or list(METHODS), Amounts(a.candidates, a.cases, a.validation)
     check(a.runs, methods)
     told = {name: value for name, value in plain(vars(a)).items() if name != "page"}
+    told |= {"rewarded": REWARDED, "prompts_a_step": PROMPTS_A_STEP}
     output = claim(a.output, "study_methods.py", told, inputs=a.runs, resume=True)
     found = {str(folder): study(folder, methods, amounts, output / folder.name) for folder in a.runs}
-    told = {"amounts": asdict(amounts), "versions": versions(), "runs": found}
+    told = {"amounts": asdict(amounts), "versions": versions(), "rewarded": REWARDED, "runs": found}
     write_page(output, a.page, told, page(told))
 
 

@@ -155,4 +155,4 @@ def test_no_unsafe_loading() -> None:
 def test_all_training_ends_as_the_scripts_do() -> None:
     """By `fit`: memory that ends is a sentence, weights that are no numbers are told. The bench measures bare steps."""
     bare = {path for path in FILES if "trainer.train(" in (ROOT / path).read_text()}
-    assert bare <= {"trainers/common/checkpoints.py", "trainers/bench/grpo_step.py", "trainers/bench/plain_grpo.py"}
+    assert bare == {"trainers/common/checkpoints.py", "trainers/bench/grpo_step.py"}

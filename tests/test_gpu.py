@@ -187,7 +187,7 @@ def test_the_head_in_half_precision() -> None:
 @needs_gpu
 def test_log_probs_without_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of all tokens at once and their gradient, in half of what TRL's tiled head holds."""
-    size = {"tokens": 1024, "hidden": 256, "vocabulary": 65536, "codes": 8192, "half": 1, "repeats": 1}
+    size = {"tokens": 1024, "hidden": 4096, "vocabulary": 65536, "codes": 8192, "half": 1, "repeats": 1}
     ours, theirs = (peak_bytes(step) for step in logprobs.steps(size))
     assert ours < 0.5 * theirs
     hidden, head, ids, allowed = logprobs.setting(size)

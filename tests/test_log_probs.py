@@ -141,6 +141,35 @@ def test_no_logits_are_kept(at_once: Any) -> None:
     assert kept_bytes(entropy_learns=True)[0] == 2 * slopes
 
 
+def test_what_a_tile_needs_is_no_ones_to_put_away(at_once: Any) -> None:
+    """Not for `--activation_offloading`: its hooks see what the loss keeps, and give it back backwards."""
+    at_once(SOME)
+    hidden, head, labels = numbers()
+    asked: list[Tensor] = []
+
+    def put_back(tensor: Tensor) -> Tensor:
+        asked.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, put_back):
+        found: Any = token_scores(TokenDistribution(ALLOWED), hidden, head, labels)
+        assert not asked
+        found.log_probs.sum().backward()
+    assert asked
+
+
+def test_small_slopes_are_not_lost_in_float16(at_once: Any) -> None:
+    """The loss is scaled up so that its gradients can be told from 0; a slope of its own would be rounded before."""
+    gradients = []
+    for logits in (WHOLE, SOME):
+        at_once(logits)
+        hidden, head, labels = numbers(dtype=torch.float16)
+        found: Any = token_scores(TokenDistribution(ALLOWED, temperature=0.01), hidden, head, labels)
+        (found.log_probs.sum() * 65536 / 1e6).backward()
+        gradients.append(hidden.grad)
+    assert torch.equal(*gradients)
+
+
 def test_halves_add_up() -> None:
     """What a GPU multiplies of a gradient in float32 with a head in bfloat16."""
     wide = torch.randn(1000) * torch.logspace(-20, 5, 1000)

@@ -20,7 +20,7 @@ def test_beam_and_greedy_steps_cost_the_same() -> None:
 def results(runs: list[dict[str, Any]], second: list[str]) -> dict[str, Any]:
     """What the script keeps, with cases that can be checked by hand."""
     each = [{"run": f"runs/{n}", "seed": n, "world": "tabletop", "cases": cases} for n, cases in enumerate(runs)]
-    told = {"command": "python x.py", "system": "sft", "scenes": 2, "candidates": 8, "second_idm": second}
+    told = {"command": "python x.py", "system": "sft", "idm": "idm", "scenes": 2, "candidates": 8, "second_idm": second}
     return {**told, "versions": {"python": "3.11"}, "runs": each}
 
 
@@ -96,3 +96,6 @@ def test_the_fitted_mix_is_searched_by_where_every_run_has_one(tmp_path: Path) -
     assert [job.rewards for job in jobs([first, second], "sft")] == [REWARDS, REWARDS]
     (second / "sft" / "reward.json").write_text("{}")
     assert [job.rewards for job in jobs([first, second], "sft")] == [(*REWARDS, "fitted")] * 2
+    (second / "sft" / "reward.json").write_text('{"idm": "/elsewhere/run/idm_on_video"}')
+    with pytest.raises(RewindError, match="was fitted with 'idm_on_video', not 'idm': give --idm idm_on_video"):
+        jobs([first, second], "sft")

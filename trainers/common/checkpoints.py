@@ -164,7 +164,7 @@ def last_checkpoint(output: Path) -> str | None:
 def fit(trainer: Trainer, output: Path, resume: bool, batch: str = "") -> None:
     """Train, from the last whole checkpoint in `output` if `resume` and there is one.
 
-    `batch` is the script's own name for the size of a batch, where it is not TRL's.
+    `batch` is what to make smaller where memory ends and the script's name for it is not TRL's.
 
     Raises:
         RewindError: checkpoints that nothing can go on from; memory ended; training left weights that are no numbers.
@@ -197,7 +197,8 @@ def _out_of_memory(trainer: Trainer, error: RuntimeError, batch: str) -> RewindE
     if size > 1:
         keeps = ", with --gradient_accumulation_steps as many times larger for the same steps" if learns else ""
         named = batch or f"--per_device_{'train' if learns else 'eval'}_batch_size"
-        ways.append(f"a smaller {named} ({size} now{'' if batch else keeps})")
+        now = f" ({size} now{'' if batch else keeps})" if named.startswith("-") else ""  # else it may be a part of that
+        ways.append(f"a smaller {named}{now}")
     if not batch:
         ways += [] if args.gradient_checkpointing or not learns else ["--gradient_checkpointing true"]
         ways.append("more GPUs; scripts/plan.py says what fits")

@@ -115,7 +115,8 @@ def token_scores(
 ) -> TokenScores:
     """Scores of tokens from the hidden states before them.
 
-    Of many tokens no logits are kept, and with a frozen head none are computed again: see `_SlopesAhead`.
+    Of many tokens no logits are kept, and with a frozen head none are computed again: see `_SlopesAhead`. A head that
+    trains, and float16, keep them.
 
     Args:
         distribution: of the tokens that the labels name.
@@ -133,7 +134,9 @@ def token_scores(
     score = _Score(distribution.over_rows, rows, names, entropy_learns)
     few = max(1, LOGITS_AT_ONCE // len(rows))
     learning = torch.is_grad_enabled()
-    if len(positions) <= few or (learning and rows.requires_grad):
+    # A slope in float16 would be rounded before the loss is scaled up, so that small ones were lost.
+    kept = rows.requires_grad or hidden[0].dtype == torch.float16
+    if len(positions) <= few or (learning and kept):
         found = score(positions, *hidden)
     elif learning and any(branch.requires_grad for branch in hidden):
         found = _SlopesAhead.apply(score, few, positions, *hidden)  # type: ignore[no-untyped-call]
@@ -188,8 +191,9 @@ class _SlopesAhead(torch.autograd.Function):
         for start in range(0, len(positions_N), few):
             tile = slice(start, start + few)
             leaves = [hidden[tile].detach().requires_grad_() for hidden in hidden_ND]
-            # As in a backward pass, which is outside of autocast.
-            with torch.enable_grad(), torch.autocast(positions_N.device.type, enabled=False):
+            # As in a backward pass, which is outside of autocast; what the graph of a tile holds lives as long as it,
+            # and is nothing to be taken to the host (`--activation_offloading`) or recomputed.
+            with torch.enable_grad(), torch.autocast(positions_N.device.type, enabled=False), _plainly_saved():
                 values = score(positions_N[tile], *leaves)
                 learn = [number for number, value in enumerate(values) if value.requires_grad]
                 for number in learn:
@@ -219,6 +223,10 @@ class _SlopesAhead(torch.autograd.Function):
                 part = torch.mul(slope, gradient_N[:, None], out=torch.empty_like(slope))
                 found[branch] = part if before is None else before.add_(part)
         return (None, None, None, *found)
+
+
+def _plainly_saved() -> torch.autograd.graph.saved_tensors_hooks:
+    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
 
 
 def _entropy(log_probs_NV: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def study(
     )
     show_quietly(trainer)
     began = time.monotonic()
-    fit(trainer, output, resume=False)
+    fit(trainer, output, resume=False, batch="per_device_train_batch_size in --settings")
     seconds = time.monotonic() - began
     save_adapter(vlm, output, role="fdm")
     after = _measured(test, "grpo")

@@ -42,7 +42,9 @@ from trainers.studies.shared import CONSTANT, check_runs, kept
 
 logger = logging.getLogger("rl")
 GROUP, PROMPTS_A_STEP = 8, 16
-"""As in the main job."""
+"""As in `make reproduce`; chains of three steps are as many predictions, rounded to whole groups."""
+REWARDED = "by `idm_likelihood`, `keep_unchanged` and `fdm_confidence` of the start at the main job's weights"
+"""Written down with a study, so that one that was begun under another reward is not gone on with."""
 MIN_GAP = 0.5
 """DPO's, between the best and the worst of a group, as in `configs/dpo_tabletop.yaml`."""
 START = "bootstrapped"

@@ -52,8 +52,8 @@ def page(told: dict[str, Any]) -> str:
     command += f" --candidates {amounts.candidates}"
     about = (
         f"Each method starts from `{START}` of {len(runs)} run(s) of the main job, one a seed, draws "
-        f"{amounts.candidates} candidates in groups of {GROUP}, rewarded as the main job's GRPO is (`idm_likelihood`, "
-        f"`keep_unchanged`, `fdm_confidence` of the start, at its weights), and is measured on {amounts.cases} test "
+        f"{amounts.candidates} candidates in groups of {GROUP}, rewarded {told['rewarded']}, "
+        f"and is measured on {amounts.cases} test "
         "cases a seed with the same noise: one sample at temperature 1, and one at the temperature that was best on "
         f"{amounts.validation} validation cases; the judge IDM, which never rewards, on {JUDGED}; chains of {STEPS} "
         "actions, a quarter as many, four times each at temperature 1. Rows are method minus start, mean of the seeds, "

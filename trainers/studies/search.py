@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from rewards import Batch, Reward, load_rewards, score
 from rewards.ensemble import calibration
-from rewards.mix import FITTED, mix_of
+from rewards.mix import FITTED, MIX_FILE, mix_of
 from rl import load_fdm, load_idm, rerank, rollout
 from rl.errors import RewindError
 from rl.evaluation.action_chains import sample_chains
@@ -23,6 +24,7 @@ from rl.triplets import Candidate
 from rl.world import World
 from rl.worlds import load_split
 
+logger = logging.getLogger("rl")
 REWARDS = ("idm_likelihood", "idm_margin")
 """What every run is searched by; by its fitted mix too, where all have one."""
 ENSEMBLE, ORACLE = "ensemble", "oracle"
@@ -70,8 +72,7 @@ def jobs(runs: Sequence[Path], system: str, second_idms: Sequence[str] = (), idm
         RewindError: a folder without them, runs of several worlds, two of one seed, whose test scenes are the same.
     """
     found: list[Job] = []
-    mixes = [mix_of(run / system) for run in runs]
-    rewards = (*REWARDS, FITTED) if all(mixes) else REWARDS
+    rewards = (*REWARDS, FITTED) if _all_fitted(runs, system, idm) else REWARDS
     for run in runs:
         if not all((run / name / "run.json").is_file() for name in ("", idm, system)):
             raise RewindError(f"{run} has no '{idm}' and '{system}': give a run folder of demo.py")
@@ -89,6 +90,18 @@ def jobs(runs: Sequence[Path], system: str, second_idms: Sequence[str] = (), idm
         if job.world != found[0].world:
             raise RewindError(f"{found[0].run} is of the world {found[0].world} and {job.run} of {job.world}")
     return found
+
+
+def _all_fitted(runs: Sequence[Path], system: str, idm: str) -> bool:
+    """Whether every run has a mix that was fitted for the system, by this inverse model; says so where it has not."""
+    missing = [str(run) for run in runs if mix_of(run / system) is None]
+    if missing and len(missing) < len(runs):
+        logger.warning("no row for '%s': %s of %s has no mix", FITTED, system, ", ".join(missing))
+    for run in runs if not missing else ():
+        own = Path(str(read_json(run / system / MIX_FILE).get("idm", idm))).name
+        if own != idm:
+            raise RewindError(f"the mix of {run / system} was fitted with '{own}', not '{idm}': give --idm {own}")
+    return not missing
 
 
 def study(job: Job, scenes: int, candidates: int, parts: Sequence[str]) -> dict[str, Cases]:

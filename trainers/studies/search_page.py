@@ -25,7 +25,7 @@ def page_of(found: dict[str, Any], name: str) -> str:
     """
     seeds = [str(run["seed"]) for run in found["runs"]]
     intro = (
-        f"World `{found['runs'][0]['world']}`, forward model `{found['system']}`, "
+        f"World `{found['runs'][0]['world']}`, forward model `{found['system']}`, inverse model `{found['idm']}`, "
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}, {found['scenes']} test scenes each. Versions: "
         + ", ".join(f"{library} {number}" for library, number in found["versions"].items())
         + ". Differences are paired on the same scenes, in points, mean of the seeds, with a 95 % interval by "

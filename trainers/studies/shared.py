@@ -25,8 +25,8 @@ from trainers.studies.demo.story import Story
 logger = logging.getLogger("rl")
 GROUP, PROMPTS = 8, {"fdm": 16, "idm": 32}
 """Candidates of a group, and groups a step of either role (fewer where there are fewer pairs)."""
-CONSTANT = "batch, which is a constant of this study"
-"""What to lower where memory ends, since no flag does (`trainers.common.checkpoints.fit`)."""
+CONSTANT = "base or more memory: a study's batch is a constant"
+"""What helps where memory ends, since no flag lowers the batch (`trainers.common.checkpoints.fit`)."""
 SENTENCE_TOKENS = 24
 IDM_RATE = 3e-4
 

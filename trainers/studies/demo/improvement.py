@@ -84,7 +84,7 @@ def train_grpo(story: Story) -> None:
         callbacks=[MetricsFile(run / "metrics.jsonl")],
     )
     show_quietly(trainer)
-    fit(trainer, run, resume=False, batch="grpo_prompts of the budget")
+    fit(trainer, run, resume=False, batch="grpo_prompts or grpo_validation of the budget")
     story.gap = trainer.sampler_trainer_gap
     for name, key in (("reward", "reward"), ("validation reward", "eval_reward"), ("success", "eval_oracle_success")):
         story.curves[name] = [(row["step"], row[key]) for row in trainer.state.log_history if key in row]
