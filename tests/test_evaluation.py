@@ -200,6 +200,7 @@ def test_comparing_holds_some_triplets_at_a_time(
 def test_a_worlds_cases_lie_in_a_file_and_give_the_same_figures(
     tiny: ChameleonVLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rl.spilled.IN_MEMORY", 0)  # in a file, however few they are
     world, idm = Tabletop("test"), InverseDynamics(tiny)
     ours, plain = oracle.sample_tasks(world, 6, 3, SpilledArrays()), oracle.sample_tasks(world, 6, 3)
     base: Any = ours[5].target

@@ -230,7 +230,7 @@ def test_entries_are_streamed_as_they_are_read_whole(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "", "[1, 2", '[{"input": "a"} {"input": "b"}]', "[1,]", "{}", "x", '{"data": 3}']
+    "text", ["[]", "", "[1, 2", '[{"input": "a"} {"input": "b"}]', "[1,]", "{}", "x", "[1] x", "[1] [2]", '{"data": 3}']
 )
 def test_streamed_files_that_are_none(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.json"

@@ -80,7 +80,7 @@ def _list(path: Path, text: TextIO) -> Iterator[Any]:
             buffer, at, done = _more(text, buffer, at)
             continue
         if mark == "]":
-            return
+            return _ends(path, text, buffer, at + 1)
         begin = at
         if not first:
             if mark != ",":
@@ -98,6 +98,16 @@ def _list(path: Path, text: TextIO) -> Iterator[Any]:
             continue
         yield item
         at, first = end, False
+
+
+def _ends(path: Path, text: TextIO, buffer: str, at: int) -> None:
+    """Nothing but white space may follow a list: a second one behind it would be lost."""
+    done = False
+    while not done:
+        at, mark = _after_space(buffer, at)
+        if mark:
+            raise RewindError(f"{path} is not valid JSON: there is '{mark}' behind the end of the list")
+        buffer, at, done = _more(text, buffer, at)
 
 
 def _more(text: TextIO, buffer: str, at: int) -> tuple[str, int, bool]:

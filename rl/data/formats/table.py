@@ -11,8 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from rl.data.entries import JsonRows, read_text
-from rl.data.entry_stream import entries_of
+from rl.data.entries import JsonRows, read_entries, read_text
 from rl.data.formats.arrow import hub_rows, is_table, table_rows
 from rl.data.formats.dialect import Dialect
 from rl.data.formats.epic import EPIC
@@ -97,7 +96,7 @@ def open_entries(given: str, options: Options, limit: int | None = None) -> tupl
         return _lazily(table_rows(path, options.split), given, options, limit), path.parent
     if not path.exists() and path.suffix.lower() not in FILES and _HUB_ID.fullmatch(given):
         return _lazily(hub_rows(given, options.split), given, options, limit), Path.cwd()
-    entries = _csv(path) if path.suffix.lower() in (".csv", ".tsv") else entries_of(path)
+    entries = _csv(path) if path.suffix.lower() in (".csv", ".tsv") else read_entries(path)
     return _kept(entries, path, as_written(path).parent, options, limit), as_written(path).parent
 
 
