@@ -242,6 +242,14 @@ def test_streamed_files_that_are_none(tmp_path: Path, text: str) -> None:
         list(entries_of(tmp_path / "none.json"))
 
 
+def test_a_fault_is_at_an_entry(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    for tail, said in (('{"a" 1}]', "entry 51: Expecting ':'"), ("", r"the list does not end \(after entry 50\)")):
+        file.write_text("[" + '{"a": 1},\n' * 49 + '{"a": 1}' + (f", {tail}" if tail else ""))
+        with pytest.raises(RewindError, match=said):
+            list(entries_of(file))
+
+
 def test_selecting_script(tmp_path: Path) -> None:
     """Unreadable pictures are replaced by the next best, all entries are accounted for, and columns are kept."""
     rng = np.random.default_rng(0)

@@ -68,7 +68,7 @@ def _of_kind(path: Path, text: TextIO, kind: str) -> Iterator[Any]:
 
 def _list(path: Path, text: TextIO) -> Iterator[Any]:
     """The items of a JSON list."""
-    decode, buffer, at, done, first = json.JSONDecoder().raw_decode, "", 0, False, True
+    decode, buffer, at, done, number = json.JSONDecoder().raw_decode, "", 0, False, 0
     while buffer[at : at + 1] != "[":
         buffer, at, done = _more(text, buffer, at + 1 if buffer else 0)
     at += 1
@@ -76,28 +76,28 @@ def _list(path: Path, text: TextIO) -> Iterator[Any]:
         at, mark = _after_space(buffer, at)
         if not mark:
             if done:
-                raise RewindError(f"{path} is not valid JSON: the list does not end")
+                raise RewindError(f"{path} is not valid JSON: the list does not end (after entry {number})")
             buffer, at, done = _more(text, buffer, at)
             continue
         if mark == "]":
             return _ends(path, text, buffer, at + 1)
         begin = at
-        if not first:
+        if number:
             if mark != ",":
-                raise RewindError(f"{path} is not valid JSON: there is '{mark}' between two entries")
+                raise RewindError(f"{path} is not valid JSON: there is '{mark}' behind entry {number}")
             begin, mark = _after_space(buffer, at + 1)
         try:
             item, end = decode(buffer, begin)
-        except ValueError as error:
+        except json.JSONDecodeError as error:  # its line and column are those of what is read at once
             if done or len(buffer) - at > LONGEST:
-                raise RewindError(f"{path} is not valid JSON: {error}") from error
+                raise RewindError(f"{path} is not valid JSON: entry {number + 1}: {error.msg}") from error
             buffer, at, done = _more(text, buffer, at)
             continue
         if end == len(buffer) and not done:  # a number may go on
             buffer, at, done = _more(text, buffer, at)
             continue
         yield item
-        at, first = end, False
+        at, number = end, number + 1
 
 
 def _ends(path: Path, text: TextIO, buffer: str, at: int) -> None:

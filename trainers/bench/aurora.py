@@ -20,6 +20,7 @@ from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import BLOCK, grids_of, pairs_of
 from rl.data.triplet_files import read_triplets
 from rl.data.triplet_table import Triplets
+from rl.errors import RewindError
 from trainers.bench.measure import Size
 from trainers.bench.mid import mid_base
 from trainers.bench.tokens import anonymous_bytes, row_seconds
@@ -36,6 +37,8 @@ def ours(size: Size) -> dict[str, Any]:
         filling = get_context("spawn").Process(target=_fill, args=(folder, size))  # leaves nothing in memory here
         filling.start()
         filling.join()
+        if filling.exitcode:
+            raise RewindError(f"the lists and their cache could not be made (exit status {filling.exitcode})")
         vlm = mid_base(size)
         before, begun = anonymous_bytes(), time.perf_counter()
         triplets = _read(folder)
