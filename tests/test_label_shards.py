@@ -137,6 +137,8 @@ def test_label_script_in_shards_with_exact_totals(tmp_path: Path) -> None:
     rows = list(rows_of([tmp_path / "two" / "triplets" / "triplets-00000-of-00001.parquet"]))
     assert rows == json.loads((tmp_path / "one" / "triplets.json").read_text())
     assert not (tmp_path / "two" / "triplets.json").exists()
+    with pytest.raises(RewindError, match=r"two holds no data set .*two/triplets holds one: give that"):
+        read_triplets(tmp_path / "two")
     assert sum("entries in = " in each.stdout for each in done) >= 1
 
 

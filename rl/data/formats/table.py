@@ -66,6 +66,10 @@ class Mapped(Lazy[Any]):
         return renamed(entry, self._names) if isinstance(entry, Mapping) else entry
 
 
+def _a_table(path: Path) -> bool:
+    return path.is_dir() and is_table(path)
+
+
 def open_entries(given: str, options: Options, limit: int | None = None) -> tuple[Sequence[Any], Path]:
     """The entries of a data set, or the first `limit` ones, and the folder that its paths start from.
 
@@ -87,9 +91,10 @@ def open_entries(given: str, options: Options, limit: int | None = None) -> tupl
     if path.is_dir() and not is_table(path):
         listed = next((path / name for name in LISTS if (path / name).is_file()), None)
         if listed is None:
+            inside = next((f"; {one} holds one: give that" for one in sorted(path.iterdir()) if _a_table(one)), "")
             raise RewindError(
                 f"the folder {path} holds no data set that is known: none of {', '.join(LISTS)}, no "
-                "Parquet, no `save_to_disk`, no prompt.json"
+                f"Parquet, no `save_to_disk`, no prompt.json{inside}"
             )
         path = listed
     if path.exists() and is_table(path):
