@@ -35,7 +35,8 @@ class NoEntry:
 class JsonRows(Lazy[Any]):
     """Entries as the bytes of their JSON, one behind the other, read when asked for.
 
-    They lie in a temporary file (`rl.spilled`): memory holds eight bytes an entry where Python objects take thousands.
+    Those of a long list lie in a temporary file (`rl.spilled`): memory holds eight bytes an entry where Python objects
+    take thousands.
 
     Raises:
         RewindError: they cannot be written there, e.g. to a full disk.
