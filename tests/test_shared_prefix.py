@@ -52,9 +52,9 @@ def both(share: Any, vlm: UnifiedVLM, prompts: list[list[int]], **settings: Any)
     return found[0], found[1]
 
 
-def assert_same(copied: Drawn, shared: Drawn) -> None:
+def assert_same(copied: Drawn, shared: Drawn, atol: float = 1e-5) -> None:
     assert copied.ids_PGT.tolist() == shared.ids_PGT.tolist()
-    assert torch.allclose(copied.logprobs_PGT, shared.logprobs_PGT, atol=1e-5)
+    assert torch.allclose(copied.logprobs_PGT, shared.logprobs_PGT, atol=atol)
 
 
 @torch.no_grad()
@@ -64,6 +64,8 @@ def test_every_family_draws_and_scores_the_same(family: str, adapter: str | None
     """Gemma and Emu3 with fewer heads of keys than of queries, Emu3 with ends of rows that are read and not drawn."""
     vlm = opened(family) if adapter is None else trainable(opened(family))
     layout = vlm.layout
+    # Liquid's logits reach 33 here, and a float32 of that size is known to 4e-6: sums of products in another order.
+    atol = 1e-4 if family == "liquid" else 1e-5
     codes = layout.image_ids_V[torch.randint(len(layout.image_ids_V), (2, layout.tokens_per_image))].tolist()
     prompts = [vlm.fdm_prompt(ids, words) for ids, words in zip(codes, ("left", "remove all rings"), strict=True)]
     with vlm.using("default" if adapter else None, merged=adapter == "merged"):
@@ -72,7 +74,7 @@ def test_every_family_draws_and_scores_the_same(family: str, adapter: str | None
         )
         assert passes
         assert set(passes) == {1 + len(ids) for ids in layout.grammar.after[:-1]}
-        assert_same(copied, shared)
+        assert_same(copied, shared, atol)
         spans = [vlm.target_span(ids) for ids in shared.ids_PGT.flatten(0, 1).tolist()]
         repeated = [prompt for prompt in prompts for _ in range(3)]
         distribution = TokenDistribution(layout.image_ids_V)
@@ -80,8 +82,8 @@ def test_every_family_draws_and_scores_the_same(family: str, adapter: str | None
         for tokens in (COPIED, SHARED):
             share(tokens)
             found.append(torch.stack(span_log_probs(vlm, repeated, spans, distribution, free=layout.grammar.free)))
-        assert torch.allclose(found[0], found[1], atol=1e-5)
-        assert torch.allclose(found[1], shared.logprobs_PGT.flatten(0, 1), atol=1e-5)
+        assert torch.allclose(found[0], found[1], atol=atol)
+        assert torch.allclose(found[1], shared.logprobs_PGT.flatten(0, 1), atol=atol)
     assert vlm.transformer().config._attn_implementation == "sdpa"
 
 

@@ -115,7 +115,7 @@ def sample_tokens(
             guesses = draft_PT[these].to(vlm.device)[repeated]
             drawn = decode_drafted(drafted, how, partial(noise.uniform, keys, numbers), kept, guesses, window, counts)
         else:
-            rows = [s.shared_rows(times, room) if shared else s.rows(repeated) for s in prefilled[part]]
+            rows = [s.shared_rows(times, room) if shared else s.rows(repeated, room) for s in prefilled[part]]
             drawn = decode(rows, how, partial(noise.uniform, keys, numbers), kept)
             counts.passes += drawn[0].shape[1] - 1
         for all_of_it, few in zip(whole, drawn, strict=True):

@@ -148,8 +148,9 @@ class _Reading:
             if (prompts := tuple(order)) not in prefilled:  # with few rows at once, a prompt has several parts
                 prefilled.clear()
                 prefilled[prompts] = Stream.prefill(self.vlm, prompts)
-            rows = prefilled[prompts].rows(torch.tensor(which, device=self.vlm.device))
-            found.update(self._scores(these, [rows.read(self._ids(these))[self._here(these)]]))
+            ids = self._ids(these)
+            rows = prefilled[prompts].rows(torch.tensor(which, device=self.vlm.device), ids.shape[1])
+            found.update(self._scores(these, [rows.read(ids)[self._here(these)]]))
 
         self._portions(numbers, 1, False).over(range(len(numbers)), range(1), work)
         return found

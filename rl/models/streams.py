@@ -14,6 +14,7 @@ from rl.models.attention import DraftedPrefix, SharedPrefix, can_share, two_part
 from rl.models.costs import SHARED_FROM, TOKENS_A_PASS
 from rl.models.graphs import LEAST_STEPS, Recorded, can_record
 from rl.models.partial_attention import chunks
+from rl.models.reserved_cache import reserved_cache
 from rl.models.unified import UnifiedVLM
 
 Layers = list[tuple[Tensor, Tensor]]
@@ -86,13 +87,13 @@ class Stream:
         layers = [(keys[these], values[these]) for keys, values in self._layers()]
         return Stream(self.vlm, self.mask[these], self.hidden[these], layers)
 
-    def rows(self, numbers_R: Tensor) -> CopiedRows:
-        """A row for each given prompt, on a cache of their own, so that the prefill can serve others too."""
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(self.layers):
-            here = numbers_R.to(keys.device)  # a divided model has its layers on several devices
-            cache.update(keys[here], values[here], index)
-        return CopiedRows(self.vlm, self.mask[numbers_R], self.hidden[numbers_R], cache)
+    def rows(self, numbers_R: Tensor, room: int) -> CopiedRows:
+        """A row for each given prompt that will read up to `room` tokens, on a cache of their own, so that the prefill
+        can serve others too.
+        """
+        mask = torch.nn.functional.pad(self.mask[numbers_R], (0, room), value=1)
+        cache = reserved_cache(self.layers, numbers_R, room)
+        return CopiedRows(self.vlm, mask, room, self.hidden[numbers_R], cache)
 
     def shared_rows(self, times: int, room: int = 0) -> SharedRows:
         """`times` rows for each prompt, which all keep it once; `room`: tokens that a row will `push`, 0 if it only
@@ -165,22 +166,25 @@ class Rows:
 
 
 class CopiedRows(Rows):
-    """Each row has a copy of its prompt in a cache that grows: quickest where prompts are short."""
+    """Each row has a copy of its prompt, and room behind it: quickest where prompts are short.
 
-    def __init__(self, vlm: UnifiedVLM, mask_RT: Tensor, hidden_RD: Tensor, cache: Any) -> None:
+    `mask_RT` is that of prompts and room, which is all ones.
+    """
+
+    def __init__(self, vlm: UnifiedVLM, mask_RT: Tensor, room: int, hidden_RD: Tensor, cache: DynamicCache) -> None:
         self.vlm, self.mask, self.hidden, self.cache = vlm, mask_RT, hidden_RD, cache
+        self.length = mask_RT.shape[1] - room
+        self.positions = mask_RT.cumsum(-1) - 1
 
     def _pass(self, ids_RT: Tensor) -> Tensor:
-        before, after = self.mask.sum(-1, keepdim=True), torch.ones_like(ids_RT)
-        self.mask = torch.cat([self.mask, after], 1)
+        begin, self.length = self.length, self.length + ids_RT.shape[1]
         output = self.vlm.hidden_states(
             ids_RT,
-            attention_mask=self.mask,
-            position_ids=before + after.cumsum(-1) - 1,
+            attention_mask=self.mask[:, : self.length],
+            position_ids=self.positions[:, begin : self.length],
             past_key_values=self.cache,
             use_cache=True,
         )
-        self.cache = output.past_key_values
         return output.last_hidden_state  # type: ignore[no-any-return]
 
 
