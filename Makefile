@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (5 to 7 minutes on 2 cores, up to 12 where others use them)
 	$(BIN)/python scripts/demo.py --output runs/demo --resume
 
-reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (about an hour of one core a seed; finished ones are reused); writes docs/results.md
+reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (one to two hours of one core a seed; finished ones are reused); writes docs/results.md
 	$(BIN)/python scripts/reproduce.py --output runs/reproduce --results docs/results
 
 bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json
