@@ -13,6 +13,7 @@ from rl.errors import RewindError
 from rl.models.memory import kv_bytes
 from trainers.bench import gpu, gpu_generate
 from trainers.bench.big import SEVEN, big_base, shape_of
+from trainers.bench.measure import state_bytes
 from trainers.plan.shapes import KNOWN
 
 TINY = gpu.SIZES["gpu-smoke"] | {"image_tokens": 16}
@@ -58,11 +59,17 @@ def test_all_of_it_at_a_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ),
         "trained_tokens_a_second",
         *("logprob_memory_ratio", "logprob_time_ratio", "vq_encoded_a_second", "vq_decoded_a_second"),
+        *("rollout_cache_ratio", "margin_rows"),
         *("peak_rollout_of_plan", "peak_training_of_plan", "peak_rollout_gib", "peak_training_gib"),
     }
     assert min(figures.values()) > 0
     best = min(found["raw"][cache]["seconds"] for cache in ("static", "dynamic"))
     assert found["sampler_1024_speedup"] == best / found["raw"]["sampler"]["ours_seconds"]
+    memory, vlm = found["raw"]["memory"], big_base(TINY)
+    rows, prompt = TINY["prompts"] * TINY["candidates"], len(gpu_generate.prompts_of(vlm, TINY)[0])
+    assert memory["copied"] == rows * kv_bytes(vlm, prompt + TINY["image_tokens"])
+    assert found["rollout_cache_ratio"] == memory["drawing"] / memory["copied"]
+    assert memory["rollout"] - memory["drawing"] == state_bytes([vlm.model])
     page = (tmp_path / "gpu.md").read_text()
     assert f"`python scripts/bench.py --preset gpu-smoke --output {tmp_path}` on cpu" in page
     assert all(f"| `{name}` |" in page for name in figures)

@@ -14,6 +14,7 @@ from rewards import Batch, Reward
 from rewards.copy_penalty import CopyPenalty
 from rewards.keep_unchanged import KeepUnchanged
 from rl import RewindError
+from rl.evaluation.benchmark import compare
 from rl.evaluation.oracle import sample_tasks
 from rl.evaluation.rollout_measures import measure
 from rl.models import changes
@@ -28,6 +29,16 @@ from trainers.best_of_n.keep import Keep
 from trainers.grpo.trajectories import ScoredRow, changed_tokens
 
 ACTION = "move the red circle left"
+
+
+class DrawsThese:
+    """A forward model that draws what it was given."""
+
+    def __init__(self, vlm: ChameleonVLM, drawn: list[Candidate]) -> None:
+        self.backbone, self.drawn = vlm, drawn
+
+    def sample(self, *_: Any, **__: Any) -> list[list[Candidate]]:
+        return [[one] for one in self.drawn]
 
 
 @pytest.fixture
@@ -80,6 +91,23 @@ def test_rewards_and_measures_of_change_ask_it(crowded: ChameleonVLM, picture: n
     (codes_of_source,) = crowded.codes([picture])
     row = ScoredRow(0, 0, 0, triplet, codes_of_source, drawn[1], scored[1])
     assert not changed_tokens(crowded, [row], true=False).any()
+
+
+def test_near_copies_among_predictions(crowded: ChameleonVLM, picture: np.ndarray) -> None:
+    """Of a copy, one in other codes that show the same, and something else: the monitors' share."""
+    source = crowded.encode([picture]).numpy()[0]
+    codes = [int(i) for i in source - int(crowded.layout.image_ids_V[0])]
+    shown = (source, ids(crowded, *(code ^ 1 for code in codes)), ids(crowded, *(code ^ 2 for code in codes)))
+    drawn = [Candidate(row, np.zeros(4, np.float32), crowded) for row in shown]
+    triplets = [Triplet(picture, ACTION, 255 - picture)] * 3
+    for near, share in ((0.0, 1 / 3), (1e-3, 2 / 3)):
+        crowded.same_below = near
+        table, _ = compare(DrawsThese(crowded, drawn), None, triplets)
+        entry, copied = table["tasks"]["average"], table["copy"]["average"]
+        assert (entry["copy_rate"], entry["near_copy_rate"]) == (pytest.approx(1 / 3), pytest.approx(share))
+        assert copied["copy_rate"] == copied["near_copy_rate"] == 1
+        scored = [Scored(one, {}, 0.0) for one in drawn]
+        assert measure(triplets, scored, 3)["copy_rate"] == pytest.approx(entry["near_copy_rate"])
 
 
 def test_a_threshold_is_found_on_pairs(crowded: ChameleonVLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,31 @@ def test_out_of_memory_halves_the_rows_once(caplog: pytest.LogCaptureFixture) ->
     assert in_parts(5, 2, lambda part: list(part)) == [[0, 1], [2, 3], [4]]
 
 
+def test_memory_of_a_cpu_ends_too(caplog: pytest.LogCaptureFixture) -> None:
+    """What torch raises there halves the rows; any other error goes through as it is, and nothing is halved."""
+    done: list[int] = []
+
+    def work(part: range, _: range) -> None:
+        if len(part) > 2:
+            torch.empty(2**55, dtype=torch.uint8)  # more than any address space holds
+        done.extend(part)
+
+    with caplog.at_level(logging.WARNING, "rl"):
+        Portions(4).over(range(5), range(1), work)
+    assert done == [0, 1, 2, 3, 4]
+    assert "out of memory: from here on 2 rows at once" in caplog.text
+    with pytest.raises(RewindError, match=r"with 1 rows at once: .*DefaultCPUAllocator.*[^.]\. Give --max_rows"):
+        Portions(1).over(range(5), range(1), lambda *_: work(range(3), range(1)))
+
+    def wrong(*_: range) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    portions = Portions(4)
+    with pytest.raises(RuntimeError, match=r"^shapes do not fit$"):
+        portions.over(range(5), range(1), wrong)
+    assert not portions.halved
+
+
 @torch.no_grad()
 def test_running_out_changes_no_result(tiny: UnifiedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution = TokenDistribution(tiny.layout.image_ids_V)

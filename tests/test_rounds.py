@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_export import make_run
 
 from rl.data.triplet_files import write_triplets
+from rl.models.drafting import Counts
 from rl.triplets import Triplet
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.best_of_n.recipe import train_best_of_n
@@ -38,7 +39,9 @@ def loss_steps(folder: Path) -> list[int]:
 def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "")  # which the recipe sets
     monkeypatch.setattr("trainers.common.candidates.MANY", 1)
-    run, output = make_run(tmp_path), tmp_path / "out"
+    run, output, told = make_run(tmp_path), tmp_path / "out", list[Counts]()
+    since = Counts.since
+    monkeypatch.setattr(Counts, "since", lambda *both: told.append(since(*both)) or told[-1])
     pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     write_triplets([Triplet(Image.fromarray(p), "move the red circle left") for p in pictures], tmp_path)
     (tmp_path / "mine.py").write_text(REWARD)
@@ -64,7 +67,9 @@ def test_each_round_has_events_of_its_own(method: str, tmp_path: Path, monkeypat
     found = EventAccumulator(str(events / "rounds")).Reload()
     for name in ("passes", "drafted", "accepted", "sampled_total"):
         assert [event.value for event in found.Scalars(f"rounds/{name}")] == pytest.approx([one[name] for one in kept])
-    assert all(0 <= one["accepted"] <= one["drafted"] and one["drafted"] > 0 for one in kept)  # by one round, not both
+    assert [(one["passes"], one["drafted"]) for one in kept] == [(one.passes, one.drafted) for one in told]
+    assert all(one["drafted"] > 0 for one in kept)
+    assert [one["accepted"] for one in kept] == [one.accepted / one.drafted for one in told]  # a share, by one round
     assert kept[1]["passes"] <= 3  # four tokens a picture, one of them behind the prompt's pass
 
     log = output / ROUNDS_FILE  # as if it had been killed in its second round, after the checkpoint of step 1

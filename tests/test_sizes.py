@@ -219,6 +219,7 @@ def test_measures_of_mixed_sizes(own: Any, tmp_path: Path) -> None:
     assert found["copy_rate"] == 0
     table, _ = compare(fdm, None, triplets)
     assert table["copy"]["average"]["token_accuracy"] == table["copy"]["average"]["copy_rate"] == 1
+    assert table["copy"]["average"]["near_copy_rate"] == 1
     scored = [Scored(one, {"r": 1.0}, 1.0) for one in drawn]
     store = CandidateStore(tmp_path / "store")
     store.append([(triplets[n], scored[2 * n : 2 * n + 2]) for n in range(4)], seed=0, step=0)

@@ -16,6 +16,7 @@ from rl.actions import vector_of
 from rl.codes import Codes
 from rl.errors import RewindError
 from rl.evaluation.oracle import token_f1
+from rl.evaluation.rollout_measures import near_copy
 from rl.pictures import Views
 from rl.triplets import Candidate, Triplet
 
@@ -41,8 +42,10 @@ def compare(
 
     A task's entry: `n`; `l1`, mean absolute difference of pixels to the true target (0..1, at the model's size);
     `token_accuracy`, share of image tokens equal to the true target's; `copy_rate`, share of predictions that are the
-    source token by token; with an inverse model `idm_likelihood` (mean log-probability a token of the action) and
-    `idm_token_f1` (words of its description against the action's; of vectors `idm_match`, 1 minus their distance).
+    source token by token; `near_copy_rate`, share that is it as the monitors see it, which forgive other codes for the
+    same and a few tokens (`near_copy`); with an inverse model `idm_likelihood` (mean log-probability a token of the
+    action) and `idm_token_f1` (words of its description against the action's; of vectors `idm_match`, 1 minus their
+    distance).
     With `rate`, `rewards: {name: {"mean": x, "n": scored}}` of the prediction, of the copied source and of the true
     target, both as the model's tokens. The three of a triplet are scored as one group, so that a reward that compares
     a group's candidates holds them against the same rivals. What a reward cannot score is not in its `n`; without any
@@ -140,6 +143,7 @@ class _Part:
                 "l1": float(np.abs(np.asarray(picture).astype(float) - np.asarray(target)).mean() / 255),
                 "token_accuracy": float(np.mean(np.array(mine) == np.array(right))),
                 "copy_rate": float(mine == source),
+                "near_copy_rate": float(near_copy(self.vlm, np.array(mine), np.array(source))),
             }
             for picture, target, mine, right, source in zip(
                 pictures, targets, ids, self.target_ids, self.source_ids, strict=True

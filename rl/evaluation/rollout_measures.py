@@ -44,7 +44,7 @@ def measure(
     shown = np.unique(np.linspace(0, len(rows) - 1, min(PICTURES, len(rows))).astype(int))
     images, look = _look(vlm, [rows[n] for n in shown], [candidates[n] for n in shown])
     found = {
-        "copy_rate": float(np.mean([_near(vlm, a, b) for a, b in zip(ids, source_ids, strict=True)])),
+        "copy_rate": float(np.mean([near_copy(vlm, a, b) for a, b in zip(ids, source_ids, strict=True)])),
         "duplicates": 1 - sum(distinct) / len(rows),
         "entropy": -float(np.mean([c.logprobs.mean() for c in candidates])),
         "code_usage": _perplexity(np.concatenate(ids)) / _perplexity(np.concatenate(source_ids)),
@@ -56,8 +56,10 @@ def measure(
     return found
 
 
-def _near(vlm: Any, ids_K: np.ndarray, other_K: np.ndarray) -> bool:
-    """Whether two pictures are copies but for a few tokens, of which some are always wrongly told."""
+def near_copy(vlm: Any, ids_K: np.ndarray, other_K: np.ndarray) -> bool:
+    """Whether two pictures, ids int [K] of one grid, are copies but for a few tokens, of which some are always wrongly
+    told. Tokens differ where the model's calibrated distance says so (`PictureTokens.changed`).
+    """
     return int(vlm.changed(ids_K, other_K).sum()) <= NEAR * len(ids_K)
 
 
@@ -65,7 +67,7 @@ def _distinct(group: Sequence[Candidate]) -> int:
     """How many candidates of a group are no near-copies of an earlier one."""
     different: list[np.ndarray] = []
     for ids in {c.ids.tobytes(): c.ids for c in group}.values():
-        if not any(_near(group[0].backbone, ids, other) for other in different):
+        if not any(near_copy(group[0].backbone, ids, other) for other in different):
             different.append(ids)
     return len(different)
 

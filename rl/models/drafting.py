@@ -9,7 +9,7 @@ rows x window are so few that a pass takes as long as reading the weights, and m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -41,6 +41,15 @@ class Counts:
     def since(self, before: Counts) -> Counts:
         """What was counted after a copy was taken."""
         return Counts(self.passes - before.passes, self.drafted - before.drafted, self.accepted - before.accepted)
+
+    @property
+    def share(self) -> float:
+        """Share of the guesses that came true, 0 where none was read: unlike their number, it is comparable."""
+        return self.accepted / max(1, self.drafted)
+
+    def figures(self) -> dict[str, float]:
+        """As they are logged: `passes`, `drafted`, and in `accepted` the share of the guesses that came true."""
+        return asdict(self) | {"accepted": self.share}
 
 
 def window_of(vlm: UnifiedVLM, rows: int, tokens: int) -> int:

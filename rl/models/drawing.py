@@ -37,7 +37,7 @@ def sampled_pictures(
 
     Sources of one size are drawn together; a candidate does not depend on what is drawn beside it. The other arguments
     are those of `sample_tokens`, `kept` int64 [K] a source. With `counts`, to which it adds, the source
-    is the draft where rows are few; GRPO has many and does without.
+    is the draft where rows are few; without, nothing is guessed (GRPO, usually of many rows, but for `--draft true`).
     """
     found: dict[int, list[Candidate]] = {}
     count = distribution.free_prompts

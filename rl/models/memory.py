@@ -112,6 +112,11 @@ def at_most(max_rows: int | None) -> None:
 _of_this_process: dict[str, int | None] = {"max_rows": None}
 
 
+def memory_ended(error: RuntimeError) -> bool:
+    """Whether an error says that an allocation was too large, on a GPU or (where torch has no class for it) a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def rows_that_fit(
     cost: Cost, each: int, device: torch.device, max_rows: int | None = None, usual: int = MAX_ROWS
 ) -> int:
@@ -175,11 +180,14 @@ class Portions:
         try:
             work(part, few)
             return True
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not memory_ended(error):
+                raise
             if self.halved or self.rows == 1:
+                why = str(error).splitlines()[0].rstrip(". ")
                 raise RewindError(
-                    f"out of memory with {len(part) * len(few)} rows at once: {str(error).splitlines()[0]} Give "
-                    "--max_rows less than that, or free memory"
+                    f"out of memory with {len(part) * len(few)} rows at once: {why}. Give --max_rows less than that, "
+                    "or free memory"
                 ) from error
         self.rows, self.halved = max(1, len(part) * len(few) // 2), True
         logger.warning("out of memory: from here on %d rows at once (--max_rows sets it from the start)", self.rows)

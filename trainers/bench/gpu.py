@@ -29,7 +29,7 @@ from trainers.bench import logprobs, sampler, scorer
 from trainers.bench.big import SEVEN, big_base, shape_of
 from trainers.bench.figures import machine, versions
 from trainers.bench.gpu_generate import WARM_TOKENS, Found, measure_generate, prompts_of
-from trainers.bench.kept import rollout_bytes
+from trainers.bench.kept import copied_bytes, margin_rows, rollout_bytes
 from trainers.bench.measure import Size, in_turns, peak_bytes, seconds, state_bytes
 from trainers.bench.mid import ACTIONS, random_pictures
 from trainers.common.adapters import add_adapter
@@ -142,12 +142,20 @@ def measure_vq(vlm: ChameleonVLM, size: Size) -> Found:
     }
 
 
+def measure_margin(vlm: ChameleonVLM, size: Size) -> Found:
+    """What `idm_margin` of a group holds, in rows: keys and values of a pair of pictures and an action."""
+    return {"margin_rows": margin_rows(vlm, size["candidates"]), "raw": {"candidates": size["candidates"]}}
+
+
 def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
-    """Peaks of a rollout and of a training step with an adapter, against what `plan.py` computes."""
+    """Peaks of a rollout and of a training step with an adapter, against what `plan.py` computes; the rollout's beyond
+    the weights also against keys and values of a row for each candidate that holds a copy of its prompt.
+    """
     sources = random_pictures(vlm, size["prompts"])
     prompts = [vlm.fdm_prompt(ids, ACTIONS[0]) for ids in sources]
     held = state_bytes([vlm.model])
-    rollout = held + rollout_bytes(vlm, prompts, size)
+    drawing, copied = rollout_bytes(vlm, prompts, size), copied_bytes(vlm, len(prompts[0]), size)
+    rollout = held + drawing
     add_adapter(vlm, LoraConfig(r=size["r"], target_modules=list(LINEAR_LAYERS)))
     step = _training_step(vlm, size)
     training = held + peak_bytes(step)
@@ -161,9 +169,10 @@ def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
         action_tokens=len(vlm.text_ids(ACTIONS[0])),
     )
     planned = memory(shape_of(size), job, "ddp", 1)
-    raw = {"rollout": rollout, "training": training, "planned": planned}
+    raw = {"rollout": rollout, "training": training, "planned": planned, "drawing": drawing, "copied": copied}
     figures = {f"peak_{name}_of_plan": raw[name] / planned[name] for name in ("rollout", "training")}  # type: ignore[operator]
     sizes = {"peak_rollout_gib": rollout / GIB, "peak_training_gib": training / GIB}
+    figures["rollout_cache_ratio"] = drawing / copied
     return {**figures, **sizes, "trained_tokens_a_second": size["rows"] * size["image_tokens"] / spent, "raw": raw}
 
 
@@ -197,6 +206,7 @@ SECTIONS: dict[str, Callable[[ChameleonVLM, Size], Found]] = {
     "scorer": measure_scorer,
     "logprobs": measure_logprobs,
     "vq": measure_vq,
+    "margin": measure_margin,
     "memory": measure_memory,  # the last, for it puts an adapter on the model
 }
 

@@ -57,20 +57,26 @@ def rollout_bytes(vlm: UnifiedVLM, prompts: list[list[int]], size: Size) -> int:
 def baseline(size: Size) -> dict[str, Any]:
     """Keys and values alone, by arithmetic, of a row for each candidate that holds prompt and picture."""
     vlm = mid_base(size)
-    prompt = len(vlm.fdm_prompt(random_pictures(vlm, 1)[0], ACTIONS[0]))
-    rows = size["prompts"] * size["candidates"]
-    return {"bytes": rows * kv_bytes(vlm, prompt + size["image_tokens"])}
+    return {"bytes": copied_bytes(vlm, len(vlm.fdm_prompt(random_pictures(vlm, 1)[0], ACTIONS[0])), size)}
+
+
+def copied_bytes(vlm: UnifiedVLM, prompt: int, size: Size) -> int:
+    """The same for a model that there is and the tokens of a prompt."""
+    return size["prompts"] * size["candidates"] * kv_bytes(vlm, prompt + size["image_tokens"])
 
 
 def margin(size: Size) -> dict[str, Any]:
     """The peak of all tensors that `idm_margin` of a group makes, in rows: keys and values of a pair and an action."""
-    vlm = mid_base(size)
+    return {"rows": margin_rows(mid_base(size), size["candidates"])}
+
+
+def margin_rows(vlm: UnifiedVLM, count: int) -> float:
+    """The same for a model that there is and so many candidates."""
     candidates: list[Any] = [
-        Candidate(np.array(ids), np.zeros(len(ids), np.float32), vlm)
-        for ids in random_pictures(vlm, 1 + size["candidates"])
+        Candidate(np.array(ids), np.zeros(len(ids), np.float32), vlm) for ids in random_pictures(vlm, 1 + count)
     ]
     source = candidates.pop()
     rewards = load_rewards(["idm_margin"], InverseDynamics(vlm), ACTIONS[1:])
     batch = Batch([ACTIONS[0]] * len(candidates), candidates, [source] * len(candidates))
     row = kv_bytes(vlm, len(vlm.idm_prompt(source.ids.tolist(), source.ids.tolist())) + 24)
-    return {"rows": peak_bytes(lambda: score(rewards, batch)) / row}
+    return peak_bytes(lambda: score(rewards, batch)) / row

@@ -25,7 +25,6 @@ def rerank_passes(run: str | Path, scenes: int = SCENES) -> dict[str, Any]:
     tasks = sample_tasks(load_split("tabletop", "test"), scenes, 0)
     for task in tasks:
         fdm.sample(task.source, task.action, CANDIDATES)
-    counts = fdm.counts
-    accepted = counts.accepted / max(1, counts.drafted)
-    tokens = fdm.backbone.layout.tokens_per_image
-    return {"rerank_passes": 1 + counts.passes / len(tasks), "accepted": accepted, "of": tokens, "scenes": len(tasks)}
+    counts, tokens = fdm.counts, fdm.backbone.layout.tokens_per_image
+    passes = 1 + counts.passes / len(tasks)
+    return {"rerank_passes": passes, "accepted": counts.share, "of": tokens, "scenes": len(tasks)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import set_seed
@@ -49,7 +49,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         totals = array("d")
         rows = kept_rows(vlm, keep.of(vlm, in_passing(groups, totals)), folder / KEPT_FILE)
-        drawn, mean = asdict(fdm.counts.since(before)), sum(totals) / len(totals)
+        drawn, mean = fdm.counts.since(before).figures(), sum(totals) / len(totals)
         tell("round %d: mean total %.4f, %d kept of %d candidates", number, mean, len(rows), len(totals))
         config.output_dir = str(folder)
         weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")

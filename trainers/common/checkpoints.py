@@ -35,6 +35,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl.trainer.utils import RepeatSampler
 
 from rl.errors import RewindError
+from rl.models.memory import memory_ended
 from rl.models.roles import JUDGE_ADAPTER
 from rl.running import seals
 from trainers.common.epochs import OrderOfEpoch, StepsAsAsked, TellsTheEpoch
@@ -182,7 +183,7 @@ def fit(trainer: Trainer, output: Path, resume: bool, batch: str = "") -> None:
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if memory_ended(error):
                 raise _out_of_memory(trainer, error, batch) from error
             raise
     with gathered_adapter(trainer.model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -59,7 +59,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         groups = groups_of_round(arguments, fdm, rewards, triplets, config.seed, number, output)
         totals = array("d")
         rows = preference_rows(vlm, pairing.pairs(in_passing(groups, totals)), folder / ROWS_FILE)
-        drawn, mean = asdict(fdm.counts.since(before)), sum(totals) / len(totals)
+        drawn, mean = fdm.counts.since(before).figures(), sum(totals) / len(totals)
         tell("round %d: mean total %.4f, %d pairs of %d candidates", number, mean, len(rows), len(totals))
         config.output_dir = str(folder)
         only_policy_trains(vlm)

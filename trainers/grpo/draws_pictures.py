@@ -110,7 +110,7 @@ class DrawsPictures(Trajectories):
             self._told = True
             most = DRAFTED_TOKENS // LEAST_WINDOW
             logger.warning("--draft: up to %d candidates at once have one, and %d are drawn here", most, len(rows))
-        return {"draft/passes": float(new.passes), "draft/accepted": new.accepted / max(1, new.drafted)}
+        return {"draft/passes": float(new.passes), "draft/accepted": new.share}
 
     def shown(self, triplet: Triplet, group: Sequence[Scored]) -> list[tuple[Picture, str]] | None:
         """The source, and candidates from best to worst."""
