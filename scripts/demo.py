@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--validation",
         type=int,
-        help="cases on which mixes of rewards are fitted and temperatures and GRPO's checkpoint chosen",
+        help="cases on which the premise is looked at, mixes of rewards are fitted and temperatures chosen",
     )
     p.add_argument("--idm_steps", type=int)
     p.add_argument("--fdm_steps", type=int)

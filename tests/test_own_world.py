@@ -16,8 +16,8 @@ from script_runs import start
 from rl.evaluation.oracle import sample_tasks
 from rl.triplets import Triplet
 from rl.worlds import load_splits
-from trainers.studies.demo.labels import surest
-from trainers.studies.demo.mixes import hold_back, start_of_rl
+from trainers.studies.demo.labels import compare_choices, surest, ways_to_name
+from trainers.studies.demo.mixes import follow_premise, hold_back, start_of_rl
 from trainers.studies.demo.report import COMPARISONS, MEANINGS
 from trainers.studies.demo.results import better_trained, compared
 from trainers.studies.demo.story import Budget, Story
@@ -70,12 +70,111 @@ def test_what_draws_as_well_or_better_is_not_held_back(tmp_path: Path) -> None:
     assert (start_of_rl(story), better_trained(story)) == ("bootstrapped", "best_of_n_training")
 
 
+def premised(output: Path, video: str, rl: str) -> Story:
+    """A story whose premise is known, and in which training by reward pays, as far as candidates tell."""
+    story = told(output, {}, sft=LESS, bootstrapped=GOOD, grpo=GOOD, best_of_n_training=NOISY)
+    story.data["premise"] = {"video": video, "rl": rl}
+    return story
+
+
+def test_where_the_premise_says_no_to_video_training_by_reward_starts_from_sft(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    story = premised(tmp_path, "no", "go")
+    follow_premise(story)
+    assert (start_of_rl(story), better_trained(story)) == ("sft", "grpo")
+    sentence = (
+        "nothing is trained by reward from `bootstrapped`, which is trained and shown all the same: the premise says "
+        "no to labelled video"
+    )
+    assert story.data["held_back"] == {"bootstrapped": sentence}
+    assert f"held back: {sentence}" in caplog.text
+    (tmp_path / "sft" / "likeness.json").write_text(json.dumps({"1.0": [1.0] * 20}))
+    (tmp_path / "bootstrapped" / "likeness.json").write_text(json.dumps({"1.0": [0.5] * 20}))
+    for _ in range(2):  # what it draws is told beside it, once
+        hold_back(story, "bootstrapped", "sft")
+    assert story.data["held_back"]["bootstrapped"].startswith(f"{sentence}; do not use `bootstrapped`")
+    assert story.data["held_back"]["bootstrapped"].count("do not use") == 1
+
+
+def test_where_the_premise_says_no_to_reward_nothing_is_chosen_from_what_it_trained(tmp_path: Path) -> None:
+    story = premised(tmp_path, "above", "no")
+    follow_premise(story)
+    assert (start_of_rl(story), better_trained(story)) == ("bootstrapped", "bootstrapped")
+    assert list(story.data["held_back"]) == ["grpo", "best_of_n_training"]
+    assert "the premise says no to training by reward" in story.data["held_back"]["grpo"]
+
+
+@pytest.mark.parametrize(("video", "rl", "trained"), [("go", "go", ()), ("above", "go", ()), ("no", "no", ("grpo",))])
+def test_a_premise_that_holds_and_what_was_trained_before_it_change_nothing(
+    tmp_path: Path, video: str, rl: str, trained: tuple[str, ...]
+) -> None:
+    story = premised(tmp_path, video, rl)
+    story.seconds = dict.fromkeys(trained, 1.0)
+    follow_premise(story)
+    assert "held_back" not in story.data
+    assert (start_of_rl(story), better_trained(story)) == ("bootstrapped", "grpo")
+    del story.data["premise"]  # a run begun before there was one
+    assert start_of_rl(story) == "bootstrapped"
+
+
+class Says:
+    """Both roles: of two sentences for each pair the IDM says the wrong one more often; the FDM knows the true one."""
+
+    def __init__(self, knows: float) -> None:
+        self.knows, self.backbone = knows, self
+
+    def codes(self, pictures: Any, near: Any = None) -> Any:
+        return [Codes(np.asarray(picture).reshape(-1)[:4].astype(int)) for picture in pictures]
+
+    def name(self, sources: Any, targets: Any, count: int, temperature: float, seed: int) -> list[Any]:
+        return [[("push", -1.0), *[("pull", -1.2)] * (count - 1)] for _ in sources]
+
+    def log_probs(self, sources: Any, targets: Any, actions: list[str]) -> list[np.ndarray]:
+        return [np.full(4, self.knows if text == "push" else -2.0) for text in actions]
+
+
+class Codes(np.ndarray):
+    """Token ids of a picture, with the grid that they form."""
+
+    grid = (2, 2)
+
+    def __new__(cls, ids: np.ndarray) -> Codes:
+        return ids.view(cls)
+
+
+def test_labels_are_verified_unless_that_is_worse_by_more_than_noise() -> None:
+    """Where 'push' is true the forward model's word is better; where 'pull' is, one that likes 'push' more is worse."""
+    idm: Any = Says(-1.0)
+    pushed, pulled = ([Triplet(PICTURE, text, PICTURE)] * 12 for text in ("push", "pull"))
+    better = compare_choices(idm, idm, pushed, 4, 0)
+    assert (better["verified"], better["alone"], better["use"]) == (1.0, 0.0, True)
+    assert better["verdict"] == ("verify labels by the forward model: 100% of labels are right with it and 0% without")
+    worse = compare_choices(idm, idm, pulled, 4, 0)
+    assert (worse["verified"], worse["alone"], worse["use"]) == (0.0, 1.0, False)
+    assert worse["verdict"].startswith("do not verify labels")
+
+
+def test_labels_are_named_as_the_premise_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Story, "fdm", lambda self, name: name)
+    story = told(tmp_path, {})
+    drawn: dict[str, Any] = {"temperature": 1.0, "num_samples": 4}
+    assert ways_to_name(story) == drawn | {"fdm": "sft"}  # a run begun before it was looked at
+    for use, verified in ((True, {"fdm": "sft"}), (False, {})):
+        story.data["premise"] = {"verifying": {"use": use}}
+        assert ways_to_name(story) == drawn | verified
+    story.budget = replace(story.budget, sentences=1)
+    assert ways_to_name(story) == {}
+
+
 def test_nothing_is_held_back_in_the_committed_runs() -> None:
     """The rule was made for worlds where the premise does not hold: the tabletop's figures stay what they are."""
     files = sorted((ROOT / "docs" / "results").glob("chameleon-*.json"))
     assert len(files) == 3
     for file in files:
-        likeness = json.loads(file.read_text())["results"]["data"]["likeness"]
+        data = json.loads(file.read_text())["results"]["data"]
+        assert "no" not in (data["premise"]["video"], data["premise"]["rl"])
+        likeness = data["likeness"]
         assert likeness["sft"] < likeness["bootstrapped"] < min(likeness["grpo"], likeness["best_of_n_training"])
 
 
@@ -129,5 +228,5 @@ def test_a_world_of_few_labels_takes_no_harm(tmp_path: Path) -> None:
     for name, before in (("bootstrapped", "sft"), ("grpo", begun), ("best_of_n_training", begun)):
         for measure in ("success", "success_at_best_temperature"):
             highest = paired[f"{name}-{before}"][measure][2]
-            assert highest >= 0 or name in held, (name, measure, paired[f"{name}-{before}"])
+            assert highest >= 0 or "do not use" in held.get(name, ""), (name, measure, paired[f"{name}-{before}"])
     assert paired["trained_and_reranked-sft"]["success"][2] >= 0

@@ -20,6 +20,13 @@ from trainers.studies.demo.story import Budget
 from trainers.studies.reproduce_page import page_of
 
 
+def premise_of(seed: int) -> dict[str, Any]:
+    """Sentences differ from seed to seed, and so does how many there are."""
+    verdicts = ["label video", "train"] if seed else ["label video"]
+    idm = {"exact": 0.5, "confused": [["left", "right", seed]] * (seed + 1)}
+    return {"video": "go", "min_score": None if seed else -1.0, "verdicts": verdicts, "idm": idm}
+
+
 def seed_file(seed: int, success: float) -> dict[str, Any]:
     """What a seed leaves, with numbers that can be checked by hand."""
     m = {"success": success, "n": 10, "ci95": [0.0, 1.0], "judge": 4.0, "minimality": 5.0, "copy_rate": 0.1}
@@ -28,7 +35,7 @@ def seed_file(seed: int, success: float) -> dict[str, Any]:
         "world": "tabletop",
         "seed": seed,
         "seconds": {"total": 60.0},
-        "data": {"test": 10, "label_accuracy": 0.5, "premise": {"video": "go", "min_score": None if seed else -1.0}},
+        "data": {"test": 10, "label_accuracy": 0.5, "premise": premise_of(seed)},
         "idm": {"exact_match": 0.6},
         "ceiling": {"tokenizer": {"success": 1.0}},
         "fdm": {"sft": m},
@@ -52,6 +59,7 @@ def test_mean_of_seeds_by_hand() -> None:
     assert mean["fdm"]["sft"]["ci95"] == pytest.approx([0.1455, 0.5190], abs=1e-3)  # 6 of 20, Wilson
     assert mean["paired"]["idm-sft"]["success"] == pytest.approx([0.7, 0.7, 0.7])
     assert mean["grpo"]["kl"] == 0.5
+    assert mean["data"]["premise"] == {"video": "go", "min_score": None, "verdicts": None, "idm": {"exact": 0.5}}
     page = page_of({"chameleon": found}, {"chameleon": files}, "make reproduce")
     assert "| `sft` | 30.0 % | 14.5 - 51.9 | 20.0 % | 40.0 % |" in page
     assert "better: +70.0 points" in page

@@ -40,7 +40,7 @@ def audit_page(title: str, found: Mapping[str, Any], worst: Sequence[str], drawn
     if "selection" in found:
         sections.append(("Selection", _selection(found["selection"])))
     if "premise" in found:
-        sections.append(("Premise", _premise(found["premise"])))
+        sections.append(("Premise", premise_parts(found["premise"])))
     grids = [[part for cells in drawn for part in _split(list(cells))]] if drawn else []
     sections.append(("Pictures", [picture(sheet(rows, 96), "probes and their scores") for rows in grids]))
     return page(title, sections)
@@ -89,12 +89,18 @@ def _selection(found: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _premise(found: Mapping[str, Any]) -> list[str]:
-    """Whether to go on, how sure labels are right, and what the inverse model takes for what."""
+def premise_parts(found: Mapping[str, Any]) -> list[str]:
+    """Whether to go on, how sure labels are right, and what the inverse model takes for what; the sentences alone where
+    nothing else is known.
+
+    Args:
+        found: what `rl.evaluation.premise.premise` returns, or its `verdicts` alone.
+    """
     parts = [paragraph(sentence) for sentence in found["verdicts"]]
-    rows = [[f"{p['share']:.0%}", f"{p['accuracy']:.0%}", _figure(p["min_score"])] for p in found["labels"]]
-    parts.append(table(("surest part of labels", "right", "least score"), rows))
-    if found["idm"]["confused"]:
-        told = [[truth, said or "(nothing)", str(count)] for truth, said, count in found["idm"]["confused"]]
+    rows = [[f"{p['share']:.0%}", f"{p['accuracy']:.0%}", _figure(p["min_score"])] for p in found.get("labels", [])]
+    if rows:
+        parts.append(table(("surest part of labels", "right", "least score"), rows))
+    if confused := found.get("idm", {}).get("confused"):
+        told = [[truth, said or "(nothing)", str(count)] for truth, said, count in confused]
         parts.append(table(("action", "what the inverse model says", "times"), told))
     return parts

@@ -171,6 +171,7 @@ def taken_together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     each = [seed["results"] for seed in seeds]
     mean: dict[str, Any] = _mean(each)
     mean.pop("seed")
+    mean["data"].get("premise", {}).get("idm", {}).pop("confused", None)  # sentences of each seed have no mean
     for name, system in mean["fdm"].items():
         numbers = [one["fdm"][name] for one in each]
         right = sum(round(m["success"] * m["n"]) for m in numbers)
@@ -184,13 +185,17 @@ def taken_together(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[Any]) -> Any:
-    """Mean of equal structures of numbers; what only some have is left out (or is None), words stay if all agree."""
+    """Mean of equal structures of numbers; what only some have is left out (or is None), words stay if all agree,
+    and lists of several lengths are None.
+    """
     first = values[0]
     if any(value is None for value in values):
         return None
     if isinstance(first, dict):
         return {key: _mean([v[key] for v in values]) for key in first if all(key in v for v in values)}
     if isinstance(first, list):
+        if len({len(value) for value in values}) > 1:
+            return None
         return [_mean(row) for row in zip(*values, strict=True)]
     if isinstance(first, str):
         return first if len(set(values)) == 1 else None

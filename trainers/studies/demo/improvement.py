@@ -1,5 +1,5 @@
 """The main job's stages of reinforcement learning: GRPO and best-of-N training, both from `bootstrapped`, or from `sft`
-where video has done harm.
+where that was held back.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards, start_of_rl
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
-
-IMPROVED = ("grpo", "best_of_n_training")
-"""Systems that are trained by reward, from `start_of_rl`."""
 
 
 def grpo_prompts(story: Story) -> list[Triplet]:

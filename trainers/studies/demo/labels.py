@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from rl.data.labels.labelling import label_pairs
+from rl.data.labels.labelling import Naming, choose, label_pairs, propose
 from rl.data.labels.selection import select_stratified
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.data.video.keyframes import Mining, flow_magnitudes
+from rl.evaluation.intervals import paired_difference
 from rl.evaluation.oracle import sample_tasks, triplets_of
+from rl.evaluation.premise import as_good_as_true
+from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from rl.words import words_of
 from trainers.studies.demo.story import Story
@@ -24,16 +27,35 @@ GREEDY = "labelled_greedy"
 """Folder of the labels that the paper's way gives."""
 
 
+def compare_choices(
+    idm: InverseDynamics, fdm: ForwardDynamics, triplets: Sequence[Triplet], count: int, seed: int
+) -> dict[str, Any]:
+    """Which of `count` sentences drawn for a pair is right more often: the IDM's own choice, or the one that the FDM
+    verified.
+
+    Returns:
+        `verified` and `alone`, the shares that are as good as the true words; `use`, false where verifying is worse by
+        more than noise (what verifies also tells what is right, so it is hardly wronged); `verdict`, a sentence.
+    """
+    drawn = propose(idm, triplets, Naming(1.0, count, seed), fdm)
+    own = [[one._replace(verified=None) for one in group] for group in drawn]
+    choices = [[choose(group, count) for group in groups] for groups in (drawn, own)]
+    said = [["" if choice is None else choice.text for choice in row] for row in choices]
+    verified_S, alone_S = (as_good_as_true(fdm, triplets, words).astype(float) for words in said)
+    use = paired_difference(verified_S, alone_S)[2] >= 0
+    told = f"{verified_S.mean():.0%} of labels are right with it and {alone_S.mean():.0%} without"
+    verdict = f"{'' if use else 'do not '}verify labels by the forward model: {told}"
+    return {"verified": float(verified_S.mean()), "alone": float(alone_S.mean()), "use": use, "verdict": verdict}
+
+
 def mine_and_label(story: Story) -> None:
-    """Key frames of videos (for a world without, scene and outcome), named by the IDM and verified by `sft`; the pairs
-    of whose words the IDM is surest are selected. With `greedy_labels` also as in the paper: by the likeliest words.
+    """Key frames of videos (for a world without, scene and outcome), named by the IDM and verified by `sft`, unless the
+    premise found the IDM's own choice better (`compare_choices`); the pairs of whose words the IDM is surest are
+    selected. With `greedy_labels` also as in the paper: by the likeliest words.
     """
     budget = story.budget
     pairs, truths = mine(story)
-    how: dict[str, Any] = {}
-    if budget.sentences > 1:
-        how = {"temperature": 1.0, "num_samples": budget.sentences, "fdm": story.fdm("sft")}
-    named, chosen = _selected(story, pairs, **how)
+    named, chosen = _selected(story, pairs, **ways_to_name(story))
     story.synthetic = [named[i] for i in chosen]
     story.tried = [replace(named[i], target=None) for i in sorted({*range(len(named))} - {*chosen})]
     write_triplets(story.synthetic, story.output / "labelled")
@@ -46,6 +68,15 @@ def mine_and_label(story: Story) -> None:
         write_triplets([named[i] for i in chosen], story.output / GREEDY)
         if right := _truth_of_labels(story, named, chosen, truths):
             story.data["greedy_label_accuracy"] = right["label_accuracy"]
+
+
+def ways_to_name(story: Story) -> dict[str, Any]:
+    """Arguments of `label_pairs` as the budget and the premise have it."""
+    if story.budget.sentences == 1:
+        return {}
+    verified = story.data.get("premise", {}).get("verifying", {}).get("use", True)
+    how: dict[str, Any] = {"temperature": 1.0, "num_samples": story.budget.sentences}
+    return how | ({"fdm": story.fdm("sft")} if verified else {})
 
 
 def mine(story: Story) -> tuple[list[Triplet], dict[int, set[tuple[Any, Any]]]]:

@@ -22,11 +22,14 @@ from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.common.candidates import scored_groups
 from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_change, write_mix
+from trainers.studies.demo.labels import compare_choices
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
 START = "bootstrapped"
 """What training by reward starts from, where video has done no harm (`start_of_rl`)."""
+IMPROVED = ("grpo", "best_of_n_training")
+"""Systems that are trained by reward, from `start_of_rl`."""
 LIKENESS_FILE = "likeness.json"
 """In a system's run folder: how like its true target a candidate is, the mean for each validation triplet, by the
 temperature it was drawn at."""
@@ -71,7 +74,9 @@ def fit_mix(story: Story, name: str) -> list[Group]:
 
 
 def start_of_rl(story: Story) -> str:
-    """What training by reward starts from: `START`, or `sft` where that one was held back."""
+    """What training by reward starts from: `START`, or `sft` where that one was held back, by what it draws or by the
+    premise.
+    """
     return "sft" if START in story.data.get("held_back", {}) else START
 
 
@@ -91,9 +96,31 @@ def hold_back(story: Story, name: str, start: str) -> None:
                 f"do not use `{name}`: at temperature {temperature} its candidates of validation triplets are less "
                 f"like the true targets than those of `{start}`, {difference:+.3f} ({low:+.3f} to {high:+.3f})"
             )
-            logger.warning("held back: %s", sentence)
-            story.data.setdefault("held_back", {})[name] = sentence
+            _hold(story, name, sentence)
             return
+
+
+def follow_premise(story: Story) -> None:
+    """Hold back what the premise says no to: it is trained and shown all the same, since the rows are to be compared.
+    What was begun before there was a premise goes on as it was begun.
+    """
+    if any(name in story.seconds for name in IMPROVED):
+        return
+    found, shown = story.data["premise"], "is trained and shown all the same"
+    if found["video"] == "no":
+        sentence = f"nothing is trained by reward from `{START}`, which {shown}: the premise says no to labelled video"
+        _hold(story, START, sentence)
+    if found["rl"] == "no":
+        for name in IMPROVED:
+            sentence = f"nothing is chosen from `{name}`, which {shown}: the premise says no to training by reward"
+            _hold(story, name, sentence)
+
+
+def _hold(story: Story, name: str, sentence: str) -> None:
+    logger.warning("held back: %s", sentence)
+    held = story.data.setdefault("held_back", {})
+    if sentence not in held.get(name, ""):  # a stage that is done again says the same
+        held[name] = f"{held[name]}; {sentence}" if name in held else sentence
 
 
 def mixed_rewards(story: Story, name: str, frozen: str | None = None) -> list[Reward]:
@@ -127,7 +154,8 @@ def grpo_rewards(story: Story, start: str, idm: InverseDynamics | None = None) -
 
 def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
     """Whether video and reinforcement learning can help here (`rl.evaluation.premise`), before either; it is said, kept
-    and shown. The rows are trained all the same, but only on labels that are as sure as it says.
+    and shown. The rows are trained all the same, but only on labels that are as sure as it says, and where it says no
+    they are held back (`follow_premise`).
     """
     triplets = validation_triplets(story)
     named = name_pairs(story.idm, triplets)
@@ -142,6 +170,10 @@ def look_at_premise(story: Story, name: str, groups: list[Group]) -> None:
         likeness_of(story.vlm, groups),
         as_good_as_true(story.fdm(name), triplets, said),
     )
+    if story.budget.sentences > 1:
+        found["verifying"] = compare_choices(story.idm, story.fdm(name), triplets, story.budget.sentences, story.seed)
+        found["verdicts"].append(found["verifying"]["verdict"])
     for sentence in found["verdicts"]:
         logger.warning("premise: %s", sentence)
-    story.data["premise"] = {key: found[key] for key in ("video", "rl", "verdicts", "min_score")}
+    story.data["premise"] = found
+    follow_premise(story)

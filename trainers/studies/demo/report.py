@@ -11,6 +11,7 @@ import torch
 from rl.data.importance import Importance, feature_distances
 from rl.data.video.keyframes import Mining, flow_magnitudes
 from rl.pictures import Picture
+from rl.report.audit_page import premise_parts
 from rl.report.grids import sheet
 from rl.report.html import curves, page, paragraph, picture, table
 from trainers.studies.demo.mixes import start_of_rl
@@ -25,11 +26,12 @@ MEANINGS = {
     "sft_equal_compute": "the same for about as long as `bootstrapped` and GRPO take together",
     "bootstrapped_greedy": "labelled data and video with the inverse model's likeliest words, as in the paper",
     "bootstrapped": "labelled data and video with its words that `sft` verified; tokens that change weigh more",
-    "best_of_n_training": "bootstrapped, then rounds of fine-tuning on the best of its candidates, by the fitted mix",
-    "grpo": "bootstrapped, then GRPO; reward: the terms of the fitted mix, at fixed weights",
+    "best_of_n_training": "from `bootstrapped`: rounds of fine-tuning on the best of its candidates, by the fitted mix",
+    "grpo": "from `bootstrapped`: GRPO; reward: the terms of the fitted mix, at fixed weights",
     "bootstrapped_and_reranked": "the best of 8 of the candidates of `bootstrapped` by its fitted mix",
     "sft_and_reranked": "the best of 8 of the candidates of `sft`, from which training by reward started, by its mix",
-    "trained_and_reranked": "the better one of those trained by reward, and the best of 8 of its candidates by its mix",
+    "trained_and_reranked": "the better one of those trained by reward (their start, where both were held back), and "
+    "the best of 8 of its candidates by its mix",
 }
 COMPARISONS = {
     "idm-sft": "naming the action (exact match) against drawing its outcome (success), same labels",
@@ -100,6 +102,7 @@ def report(story: Story, results: dict[str, Any], test: Cases) -> str:
         ("The world", [picture(sheet(_world(test), 112), "test cases: source, action, target")]),
         ("What was found", _systems(results)),
         ("How sure that is", [_comparisons(results)]),
+        ("What was known before video and reward", premise_parts(data["premise"])),
         ("Token importance: where an action changes the picture", _importance(story, test)),
         ("Video without labels, its key frames and the IDM's words", _video(story, data)),
         ("Candidates, best first by the inverse model", _candidates(story, test)),
@@ -150,9 +153,7 @@ def _comparisons(results: dict[str, Any]) -> str:
         for name, entry in results["paired"].items()
         if "judge" in entry
     ]
-    verdicts, held = results["data"]["premise"]["verdicts"], results["data"].get("held_back", {})
-    said = [f"Looked at before: {sentence}." for sentence in verdicts]
-    said += [f"Held back: {sentence}." for sentence in held.values()]
+    said = [f"Held back: {sentence}." for sentence in results["data"].get("held_back", {}).values()]
     return "\n".join([table(head, rows + judge), *(paragraph(sentence, note=True) for sentence in said)])
 
 

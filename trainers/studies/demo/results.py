@@ -21,8 +21,7 @@ from rl.search.best_of_n import expected_best
 from rl.triplets import Candidate
 from rl.world import Judgement
 from trainers.common.candidates import batch_of
-from trainers.studies.demo.improvement import IMPROVED
-from trainers.studies.demo.mixes import START, grpo_rewards, mixed_rewards, start_of_rl
+from trainers.studies.demo.mixes import IMPROVED, START, grpo_rewards, mixed_rewards, start_of_rl
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)

@@ -26,9 +26,9 @@ from rl.world import World
 from trainers.common.adapters import add_adapter
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import LORA_ALPHA, fit_adapter
-from trainers.studies.demo.improvement import IMPROVED, train_best_of_n, train_grpo
+from trainers.studies.demo.improvement import train_best_of_n, train_grpo
 from trainers.studies.demo.labels import GREEDY, labelled_by_idm, mine_and_label
-from trainers.studies.demo.mixes import START, fit_mix, hold_back, look_at_premise, start_of_rl
+from trainers.studies.demo.mixes import IMPROVED, START, fit_mix, hold_back, look_at_premise, start_of_rl
 from trainers.studies.demo.story import Budget, Story
 
 logger = logging.getLogger("rl")
@@ -85,7 +85,7 @@ def bootstrap(story: Story) -> None:
 
 
 def improve(story: Story) -> None:
-    """GRPO and best-of-N training, both from `bootstrapped` (`sft` where that draws better) by the mix that is fitted
+    """GRPO and best-of-N training, both from `bootstrapped` (`sft` where that is held back) by the mix that is fitted
     for it, with the same number of sampled candidates; a mix for the outcome of each, to choose among those of it by.
     """
 

@@ -86,7 +86,7 @@ class Budget:
             "sft": fdm,
             "sft_twice_as_long": 2 * fdm,
             **({"sft_equal_compute": equal} if equal else {}),
-            "premise": fit + 0.02 * self.validation,
+            "premise": fit + (0.02 if self.sentences == 1 else 0.04 + 0.01 * self.sentences) * self.validation,
             "labels": 5 + (0.03 + 0.008 * self.sentences) * self.videos,
             **({"idm_on_video": again} if again else {}),
             **({"bootstrapped_greedy": fdm} if self.greedy_labels else {}),
