@@ -66,7 +66,8 @@ def with_mixes(
         mix = _read(name, run)
         terms = [(path, value * (1.0 if weight is None else weight)) for path, value in _terms(mix, name)]
         found += [f"{path}={value:.6g}" for path, value in terms if path not in beside]
-        given = {**mix.get("reward_arguments", {}), **given}
+        named = {key: value for key, value in mix.get("unused_arguments", {}).items() if key in beside}
+        given = {**named, **mix.get("reward_arguments", {}), **given}
     return found, given
 
 

@@ -88,6 +88,9 @@ def test_a_term_that_alone_chooses_better_is_taken_alone() -> None:
     )
     assert mix["rewards"] == ["keep_unchanged=1"]
     assert mix["reward_arguments"] == {"keep_unchanged": {"default": 2}}
+    assert mix["unused_arguments"] == {}
+    other = mix_of_fit(found, ["keep_unchanged", "g"], ["keep_unchanged", "g"], {"keep_unchanged": {"default": 2}}, {})
+    assert (other["reward_arguments"], other["unused_arguments"]) == ({}, {"keep_unchanged": {"default": 2}})
     better = replace(found, leads=[(-0.05, 0.01), (0.05, 0.03)])  # within its noise
     assert better_alone(better) is None
     assert mix_of_fit(better, ["a.py:f", "keep_unchanged"], ["f", "keep_unchanged"], {}, {})["rewards"] == [
@@ -126,6 +129,9 @@ def test_a_mix_stands_for_its_terms(tmp_path: Path) -> None:
     specs, arguments = with_mixes(["fitted=0.5", "idm_margin"], {"keep_unchanged": {"default": 1}}, run)
     assert specs == ["copy_penalty=1", "keep_unchanged=0.25", "idm_margin"]
     assert arguments == {"copy_penalty": {"least": 3}, "keep_unchanged": {"default": 1}}
+    without = written(tmp_path / "none", rewards=["idm_margin=1"], unused_arguments={"keep_unchanged": {"default": 7}})
+    assert with_mixes(["fitted"], {}, without)[1] == {"copy_penalty": {"least": 3}}
+    assert with_mixes(["fitted", "keep_unchanged"], {}, without)[1]["keep_unchanged"] == {"default": 7}
     by_hand = with_mixes([str(run / MIX_FILE)], {"copy_penalty": {"least": 1}}, None)[1]
     assert by_hand == {"copy_penalty": {"least": 1}}
     loaded = load_rewards("fitted", run=run)

@@ -111,7 +111,8 @@ def fitted(groups: Iterable[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) 
 def mix_of_fit(
     found: Fit, paths: Sequence[str], names: Sequence[str], arguments: Mapping[str, Any], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What `reward.json` holds: terms with a weight, in units of the first of them, and their arguments.
+    """What `reward.json` holds: terms with a weight, in units of the first of them, their arguments, and those of the
+    terms without a weight (`unused_arguments`), for who names one of them beside the mix.
 
     Where one term alone clearly chooses better than the mix on triplets that it was not fitted on, that term alone.
     """
@@ -123,6 +124,7 @@ def mix_of_fit(
     return {
         "rewards": [f"{path}={weight:.4g}" for path, _, weight in kept if weight > 0],
         "reward_arguments": {name: arguments[name] for _, name, weight in kept if weight > 0 and name in arguments},
+        "unused_arguments": {name: arguments[name] for _, name, weight in kept if weight <= 0 and name in arguments},
         **about,
     }
 
