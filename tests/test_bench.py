@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from rl.errors import RewindError
 from rl.models.attention import SharedPrefix
+from rl.models.distribution import TokenDistribution
 from rl.models.memory import kv_bytes
 from trainers.bench import kept, labels, logprobs, sampler, scorer, state, tokens
 from trainers.bench.arms import PARTS, measure
@@ -96,7 +97,7 @@ def test_log_probs_against_trls_tiled_head() -> None:
     size = {"tokens": 32, "hidden": 16, "vocabulary": 4096, "codes": 4092, "repeats": 1}
     hidden, head, ids, _ = logprobs.setting(size)
     both = [
-        logprobs.restricted(hidden, head, ids, torch.arange(4096)),
+        logprobs.restricted(hidden, head, ids, TokenDistribution(torch.arange(4096))),
         logprobs.tiled(logprobs.fused_head(hidden, head), ids),
     ]
     gradients = [torch.autograd.grad(log_probs.mean(), hidden)[0] for log_probs, _ in both]

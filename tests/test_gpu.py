@@ -194,7 +194,7 @@ def test_log_probs_without_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for at_once in (2**21, 2**40):
         monkeypatch.setattr(log_probs, "LOGITS_AT_ONCE", at_once)
-        both = logprobs.restricted(hidden, head, ids, allowed)
+        both = logprobs.restricted(hidden, head, ids, TokenDistribution(allowed))
         (gradient,) = torch.autograd.grad(both[0].mean(), hidden)
         found.append((*(value.detach() for value in both), gradient.float()))
     for some, every in zip(*found, strict=True):

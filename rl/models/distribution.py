@@ -52,21 +52,31 @@ class _HalfProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_V: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         hidden_D, rows_VD = ctx.saved_tensors
-        for_hidden = for_rows = None
-        if ctx.needs_input_grad[0] and rows_VD.is_cuda and hidden_D.dtype == rows_VD.dtype == torch.bfloat16:
+        for_hidden = head_gradient(gradient_V, rows_VD, hidden_D.dtype) if ctx.needs_input_grad[0] else None
+        for_rows = None
+        if ctx.needs_input_grad[1]:
+            for_rows = (gradient_V.flatten(0, -2).T @ hidden_D.flatten(0, -2).float()).to(rows_VD.dtype)
+        return for_hidden, for_rows
+
+
+def head_gradient(gradient_V: Tensor, rows_VD: Tensor, dtype: torch.dtype) -> Tensor:
+    """What `head_product` answers a gradient of its logits with, float32 [..., V], for hidden states of a dtype: that
+    of the hidden states, [..., D].
+    """
+    with torch.autocast(gradient_V.device.type, enabled=False):
+        if rows_VD.dtype == dtype == torch.float32:
+            return gradient_V @ rows_VD
+        if rows_VD.is_cuda and rows_VD.dtype == dtype == torch.bfloat16:
             # Two products on tensor cores, which a product in float32 has none of.
             product: Any = torch.mm
             high, low = two_halves(gradient_V.flatten(0, -2))
             wide = product(high, rows_VD, out_dtype=torch.float32)
             wide += product(low, rows_VD, out_dtype=torch.float32)
-            for_hidden = wide.view(hidden_D.shape).to(hidden_D.dtype)
-        elif ctx.needs_input_grad[0]:
-            few = HEAD_ROWS_GPU if rows_VD.is_cuda else HEAD_ROWS
-            parts = zip(gradient_V.split(few, -1), rows_VD.split(few), strict=True)
-            for_hidden = sum(part @ rows.float() for part, rows in parts).to(hidden_D.dtype)  # type: ignore[union-attr]
-        if ctx.needs_input_grad[1]:
-            for_rows = (gradient_V.flatten(0, -2).T @ hidden_D.flatten(0, -2).float()).to(rows_VD.dtype)
-        return for_hidden, for_rows
+            found: Tensor = wide.view(*gradient_V.shape[:-1], -1).to(dtype)
+            return found
+        few = HEAD_ROWS_GPU if rows_VD.is_cuda else HEAD_ROWS
+        parts = zip(gradient_V.split(few, -1), rows_VD.split(few), strict=True)
+        return sum(part @ rows.float() for part, rows in parts).to(dtype)  # type: ignore[union-attr]
 
 
 def two_halves(wide: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +102,7 @@ class TokenDistribution:
     guidance: float | Sequence[float] = 1.0
     _position: Tensor = field(init=False, repr=False)
     _weights: tuple[float, ...] = field(init=False, repr=False)
+    _lookups: dict[torch.device, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         check_real("the temperature", self.temperature)
@@ -117,6 +128,11 @@ class TokenDistribution:
     def guided(self) -> bool:
         """Whether log-probabilities need unconditional hidden states too."""
         return any(weight != 0 for weight in self._weights[1:])
+
+    @property
+    def branches(self) -> tuple[float, ...]:
+        """What the logits of the conditional hidden states and of those after each free prompt are multiplied with."""
+        return self._weights if self.guided else (1.0,)
 
     @property
     def free_prompts(self) -> int:
@@ -178,7 +194,9 @@ class TokenDistribution:
         Raises:
             RewindError: an id is not allowed, so its probability would be 0.
         """
-        lookup = self._position.to(ids.device)
+        lookup = self._lookups.setdefault(ids.device, self._position)
+        if lookup.device != ids.device:
+            lookup = self._lookups[ids.device] = lookup.to(ids.device)
         found = torch.where(ids < len(lookup), lookup[ids.clamp(max=len(lookup) - 1)], -1)
         if bool((found < 0).any()):
             raise RewindError(f"token {int(ids[found < 0][0])} cannot occur here: it is not among the allowed ids")
@@ -191,11 +209,17 @@ class TokenDistribution:
 
     def rows(self, head_weight: Tensor) -> Tensor:
         """The head's rows of the allowed ids; a view where they are contiguous, since a copy can be large."""
+        if self._span is not None:
+            return head_weight[slice(*self._span)]
+        return head_weight[self.allowed_ids_V.to(head_weight.device)]
+
+    @cached_property
+    def _span(self) -> tuple[int, int] | None:
+        """First allowed id and the one behind the last, where all between are allowed."""
         ids = self.allowed_ids_V
         first, last = int(ids[0]), int(ids[-1])
-        if last - first + 1 == len(ids) and bool((ids[1:] > ids[:-1]).all()):
-            return head_weight[first : last + 1]
-        return head_weight[ids.to(head_weight.device)]
+        whole = last - first + 1 == len(ids) and bool((ids[1:] > ids[:-1]).all())
+        return (first, last + 1) if whole else None
 
 
 @dataclass(frozen=True)

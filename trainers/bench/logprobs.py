@@ -32,14 +32,14 @@ def baseline(size: Size) -> dict[str, Any]:
 def steps(size: Size) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forwards and backwards: ours and the baseline's, on the same numbers."""
     hidden, head, ids, allowed = setting(size)
-    fused = fused_head(hidden, head)
+    fused, distribution = fused_head(hidden, head), TokenDistribution(allowed)
 
     def step(log_probs: Callable[[], Tensor]) -> None:
         hidden.grad = None
         log_probs().mean().backward()
 
     return (
-        lambda: step(lambda: restricted(hidden, head, ids, allowed)[0]),
+        lambda: step(lambda: restricted(hidden, head, ids, distribution)[0]),
         lambda: step(lambda: tiled(fused, ids)[0]),
     )
 
@@ -56,9 +56,9 @@ def setting(size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return hidden, head, ids, allowed
 
 
-def restricted(hidden: Tensor, head: Tensor, ids: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+def restricted(hidden: Tensor, head: Tensor, ids: Tensor, distribution: TokenDistribution) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies float32 [N] by our distribution, as the loss of GRPO asks for them."""
-    found: Any = token_scores(TokenDistribution(allowed), hidden[None], head, ids[None], ["entropy"])
+    found: Any = token_scores(distribution, hidden[None], head, ids[None], ["entropy"])
     return found.log_probs[0], found.entropy[0]
 
 

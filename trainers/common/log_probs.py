@@ -9,7 +9,7 @@ score with the distribution that the sampler draws from.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from rl.models.costs import LOGITS_AT_ONCE
-from rl.models.distribution import TokenDistribution
+from rl.models.distribution import TokenDistribution, head_gradient
 from rl.models.packing import packed
 from rl.models.unified import UnifiedVLM
 
@@ -159,11 +159,45 @@ class _Score:
     entropy_learns: bool
 
     def __call__(self, positions_N: Tensor, *hidden_ND: Tensor) -> list[Tensor]:
-        found = {}
+        every, log_z = self._every(*hidden_ND)
+        found = self._of(every, log_z, positions_N)
+        return [found[name] for name in self.names]
+
+    @torch.no_grad()
+    def with_slopes(self, positions_N: Tensor, *hidden_ND: Tensor) -> tuple[list[Tensor], dict[int, list[Tensor]]]:
+        """The same without a graph, and by the number of a value that learns its slopes: how it changes with its
+        token's hidden state in each branch, [N, D] of the hidden states' dtype.
+        """
+        every, log_z = self._every(*hidden_ND)
+        found = self._of(every, log_z, positions_N)
+        slopes: dict[int, list[Tensor]] = {}
+        if self.distribution.temperature > 0:
+            if "entropy" in self.names and self.entropy_learns:
+                towards = (every + found["entropy"][:, None]).mul_(every.exp()).neg_()
+                slopes[self.names.index("entropy")] = self._slopes(towards, hidden_ND)
+            shares = every.exp_()  # and `every` is gone
+            if "log_z" in self.names:
+                slopes[self.names.index("log_z")] = self._slopes(shares.clone(), hidden_ND)
+            towards = shares.neg_()
+            towards.scatter_add_(1, positions_N[:, None], towards.new_ones(len(towards), 1))
+            slopes[self.names.index("log_probs")] = self._slopes(towards, hidden_ND)
+        return [found[name] for name in self.names], slopes
+
+    def _slopes(self, towards_NV: Tensor, hidden_ND: Sequence[Tensor]) -> list[Tensor]:
+        """Of the derivatives by the logits after temperature, which are used up."""
+        if self.distribution.temperature != 1:
+            towards_NV /= self.distribution.temperature
+        pairs = zip(self.distribution.branches, hidden_ND, strict=True)
+        return [head_gradient(towards_NV if w == 1 else w * towards_NV, self.rows_VD, h.dtype) for w, h in pairs]
+
+    def _every(self, *hidden_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [N, V] and, if asked for, log Z [N]."""
         if "log_z" in self.names:
-            every, found["log_z"] = self.distribution.log_probs_and_log_z(hidden_ND[0], self.rows_VD)
-        else:
-            every = self.distribution.log_probs(hidden_ND[0], self.rows_VD, *hidden_ND[1:])
+            return self.distribution.log_probs_and_log_z(hidden_ND[0], self.rows_VD)
+        return self.distribution.log_probs(hidden_ND[0], self.rows_VD, *hidden_ND[1:]), None
+
+    def _of(self, every: Tensor, log_z: Tensor | None, positions_N: Tensor) -> dict[str, Tensor]:
+        found = {} if log_z is None else {"log_z": log_z}
         found["log_probs"] = every.gather(-1, positions_N[:, None])[:, 0]
         if "entropy" in self.names:
             found["entropy"] = _entropy(every) if self.entropy_learns else _entropy_alone(every.detach())
@@ -172,7 +206,7 @@ class _Score:
                 found["mean_logits"] = every.mean(-1)
             if "is_top1" in self.names:
                 found["is_top1"] = every.argmax(-1) == positions_N
-        return [found[name] for name in self.names]
+        return found
 
 
 class _SlopesAhead(torch.autograd.Function):
@@ -188,22 +222,15 @@ class _SlopesAhead(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         found: list[list[Tensor]] = []
         slopes: dict[int, list[Tensor]] = {}  # of the values that learn, for each branch
-        for start in range(0, len(positions_N), few):
-            tile = slice(start, start + few)
-            leaves = [hidden[tile].detach().requires_grad_() for hidden in hidden_ND]
-            # As in a backward pass, which is outside of autocast; what the graph of a tile holds lives as long as it,
-            # and is nothing to be taken to the host (`--activation_offloading`) or recomputed.
-            with torch.enable_grad(), torch.autocast(positions_N.device.type, enabled=False), _plainly_saved():
-                values = score(positions_N[tile], *leaves)
-                learn = [number for number, value in enumerate(values) if value.requires_grad]
-                for number in learn:
+        with torch.autocast(positions_N.device.type, enabled=False):  # as in a backward pass, which is outside of it
+            for start in range(0, len(positions_N), few):
+                tile = slice(start, start + few)
+                values, parts = score.with_slopes(positions_N[tile], *(hidden[tile] for hidden in hidden_ND))
+                for number, branches in parts.items():
                     into = slopes.setdefault(number, [torch.empty_like(hidden) for hidden in hidden_ND])
-                    more = number != learn[-1]
-                    for whole, part in zip(
-                        into, torch.autograd.grad(values[number].sum(), leaves, retain_graph=more), strict=True
-                    ):
+                    for whole, part in zip(into, branches, strict=True):
                         whole[tile] = part
-            found.append([value.detach() for value in values])
+                found.append(values)
         ctx.learn, ctx.branches = list(slopes), len(hidden_ND)
         ctx.save_for_backward(*(slope for each in slopes.values() for slope in each))
         whole_found = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
@@ -223,10 +250,6 @@ class _SlopesAhead(torch.autograd.Function):
                 part = torch.mul(slope, gradient_N[:, None], out=torch.empty_like(slope))
                 found[branch] = part if before is None else before.add_(part)
         return (None, None, None, *found)
-
-
-def _plainly_saved() -> torch.autograd.graph.saved_tensors_hooks:
-    return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
 
 
 def _entropy(log_probs_NV: Tensor) -> Tensor:
