@@ -20,6 +20,7 @@ from rl.evaluation.oracle import judge_all, sample_tasks
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics, InverseDynamics
 from rl.worlds import load_split, load_world
+from trainers.bench.commands import COMMANDS
 from trainers.best_of_n.arguments import BestOfNArguments
 from trainers.dpo.arguments import DPOArguments, RewindDPOConfig
 from trainers.grpo.arguments import GRPOArguments, RewindGRPOConfig
@@ -136,7 +137,17 @@ def test_the_yaml_of_the_rewards_page(tiny: ChameleonVLM) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_name_real_flags(page: Path) -> None:
     """Every flag of a script that the documentation shows exists in that script."""
-    for script, flags in commands(page.read_text()):
+    check_flags(page.read_text())
+
+
+def test_the_commands_of_the_bench_name_real_flags() -> None:
+    page = "\n".join(["```bash", *(f"python {command}" for command in COMMANDS.values()), "```"])
+    assert len(commands(page)) == len(COMMANDS)
+    check_flags(page)
+
+
+def check_flags(text: str) -> None:
+    for script, flags in commands(text):
         source = (ROOT / "scripts" / script).read_text()
         if "base_parser" in source:
             source = (ROOT / "trainers" / "pretraining" / "arguments.py").read_text()
