@@ -34,8 +34,8 @@ demo: $(STAMP)  ## the whole story on the tabletop world, into runs/demo (5 to 7
 reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (one to two hours of one core a seed; finished ones are reused); writes docs/results.md
 	$(BIN)/python scripts/reproduce.py --output runs/reproduce --results docs/results
 
-bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json
-	$(BIN)/python scripts/bench.py --preset full --output runs/bench
+bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json; after make demo also passes of reranking
+	$(BIN)/python scripts/bench.py --preset full $(if $(wildcard runs/demo/sft/adapter),--fdm runs/demo/sft) --output runs/bench
 
 # A worker a core, each in one thread; files stay whole, since their fixtures take longer than their tests.
 WORKERS ?= logical

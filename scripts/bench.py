@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--parts", nargs="+", default=[], help="only these (sampler, scorer, logprobs, ...)")
     p.add_argument("--fdm", help="a trained forward model (runs/demo/sft): passes that reranking takes")
+    p.add_argument("--triplets", type=Path, help="a data set for --fdm: its first 24 in place of the tabletop's scenes")
     p.add_argument("--output", type=Path, required=True, help="its bench.json is written anew")
     return p
 
@@ -34,12 +35,16 @@ def main() -> None:
     from trainers.bench.figures import bench
     from trainers.bench.gpu import SIZES, bench_gpu
 
+    if arguments.triplets is not None and arguments.fdm is None:
+        raise RewindError("--triplets are for the passes of --fdm: give both, or none")
     if arguments.preset in SIZES:
         if arguments.fdm is not None:
             raise RewindError(f"--fdm is not measured by --preset {arguments.preset}: leave it out")
         found = bench_gpu(arguments.preset, arguments.output, arguments.parts)
     else:
-        found = bench(arguments.preset, arguments.output, arguments.parts, fdm=arguments.fdm)
+        found = bench(
+            arguments.preset, arguments.output, arguments.parts, fdm=arguments.fdm, triplets=arguments.triplets
+        )
     for name, value in found.items():
         if isinstance(value, float):
             print(f"{name:30s} {value:8.3f}")

@@ -11,10 +11,13 @@ import pytest
 import torch
 from conftest import ROOT
 
+from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
+from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.models.attention import SharedPrefix
 from rl.models.distribution import TokenDistribution
 from rl.models.memory import kv_bytes
+from rl.worlds import load_split
 from trainers.bench import kept, labels, logprobs, sampler, scorer, state, tokens
 from trainers.bench.arms import PARTS, measure
 from trainers.bench.figures import bench, figures, in_a_fresh_process
@@ -166,6 +169,14 @@ def test_passes_are_counted_with_a_forward_model(tmp_path: Path) -> None:
     assert 1 < written["rerank_passes"] < 16
     assert written["raw"]["passes"]["scenes"] == 24
     assert "logprobs" in written["raw"]
+
+
+def test_passes_on_triplets(tmp_path: Path) -> None:
+    world = load_split("tabletop", "train")
+    write_triplets(triplets_of(world, sample_tasks(world, 2, 0), "world"), tmp_path)
+    found = rerank_passes("tabletop-chameleon", tmp_path / "triplets.json")
+    assert found["scenes"] == 2
+    assert 1 < found["rerank_passes"] < 16
 
 
 class Here:

@@ -43,11 +43,16 @@ FIGURES = {
 
 
 def bench(
-    preset: str, output: Path, parts: Sequence[str] = (), run: Run | None = None, fdm: str | None = None
+    preset: str,
+    output: Path,
+    parts: Sequence[str] = (),
+    run: Run | None = None,
+    fdm: str | None = None,
+    triplets: Path | None = None,
 ) -> dict[str, Any]:
     """Measure parts (all if none is named) and write `output/bench.json`; returns what is in it.
 
-    With a trained forward model `fdm` also `rerank_passes`.
+    With a trained forward model `fdm` also `rerank_passes`, on scenes of the tabletop or on `triplets`.
 
     Raises:
         RewindError: an unknown part, or an arm that fails.
@@ -59,7 +64,7 @@ def bench(
     chosen = [part for part in PARTS if part in (parts or usual)]
     raw: Raw = {}
     found: dict[str, Any] = {}
-    passes = rerank_passes(fdm) if fdm is not None else None
+    passes = rerank_passes(fdm, triplets) if fdm is not None else None
     output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=ROUNDS[preset] * sum(len(PARTS[part][1]) for part in chosen)) as bar:
         for part in chosen:  # what is measured is kept, should a later part be interrupted
