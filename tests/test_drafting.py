@@ -73,6 +73,20 @@ def test_the_same_candidates_in_any_case(tiny: UnifiedVLM) -> None:
 
 
 @torch.no_grad()
+def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a token's pass is a CUDA graph, rows begin anew after some passes, a token a pass: the same candidates."""
+    plain = drawn(tiny)
+    monkeypatch.setattr(drafting, "TRIED_PASSES", 3)
+    assert drawn(tiny, drafts(tiny, plain)["other"]).counts.passes < TOKENS
+    monkeypatch.setattr(drafting, "_worth", lambda vlm: 1.5)
+    found = {name: drawn(tiny, draft) for name, draft in drafts(tiny, plain).items()}
+    for each in found.values():
+        assert_same(each, plain)
+    assert found["other"].counts.passes == 3 + TOKENS - 1
+    assert drawn(tiny, drafts(tiny, plain)["true"], num_samples=1).counts.passes < TOKENS - 1
+
+
+@torch.no_grad()
 def test_tokens_that_stand_by_rule_come_true() -> None:
     """Emu3 ends each row of a picture with a token that nobody draws: windows reach over it, what counts is drawn."""
     vlm = opened("emu3")

@@ -110,11 +110,13 @@ def sample_tokens(
         numbers = torch.arange(group.start, group.stop, device=vlm.device).repeat(len(part))
         keys, numbers = keys_P[these][repeated], numbers + first_P[these][repeated]
         kept = None if kept_PT is None else kept_PT[these].to(vlm.device)[repeated]
+        drawn = None
         if draft_PT is not None and window:
             drafted = [stream.drafted_rows(times, room + window) for stream in prefilled[part]]
             guesses = draft_PT[these].to(vlm.device)[repeated]
             drawn = decode_drafted(drafted, how, partial(noise.uniform, keys, numbers), kept, guesses, window, counts)
-        else:
+            del drafted
+        if drawn is None:
             rows = [s.shared_rows(times, room) if shared else s.rows(repeated, room) for s in prefilled[part]]
             drawn = decode(rows, how, partial(noise.uniform, keys, numbers), kept)
             counts.passes += drawn[0].shape[1] - 1
