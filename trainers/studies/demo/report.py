@@ -22,7 +22,8 @@ Row = list[tuple[Picture, str]]
 MEANINGS = {
     "base": "the base as it is: it knows pictures and words, not what actions do",
     "sft": "fine-tuned on labelled data only",
-    "sft_twice_as_long": "the same with twice the steps, so that extra steps are not mistaken for extra data",
+    "sft_twice_as_long": "the same with twice the steps, so that extra steps are not mistaken for extra data; in "
+    "`make demo` about as long as `bootstrapped` and GRPO take together",
     "sft_equal_compute": "the same for about as long as `bootstrapped` and GRPO take together",
     "bootstrapped_greedy": "labelled data and video with the inverse model's likeliest words, as in the paper",
     "bootstrapped": "labelled data and video with its words that `sft` verified; tokens that change weigh more",
@@ -44,6 +45,7 @@ COMPARISONS = {
     "best_of_n_training-sft": "what training on the best of N adds where `bootstrapped` was held back",
     "best_of_n_training-grpo": "which of the two ways to train by reward draws better, from as many candidates",
     "trained_and_reranked-sft": "all of it together over labelled data alone",
+    "trained_and_reranked-sft_twice_as_long": "the same over `sft` with twice the steps",
     "trained_and_reranked-sft_equal_compute": "the same over `sft` trained about as long as `bootstrapped` and GRPO",
     "trained_and_reranked-bootstrapped_and_reranked": "of that, what training by reward adds where both are reranked",
     "trained_and_reranked-sft_and_reranked": "of that, what training by reward adds where both are reranked",

@@ -40,6 +40,7 @@ COMPARED = (
     ("best_of_n_training", START),
     ("best_of_n_training", "grpo"),
     (RERANKED, "sft"),
+    (RERANKED, "sft_twice_as_long"),
     (RERANKED, "sft_equal_compute"),
     (RERANKED, UNTRAINED_RERANKED),
 )
