@@ -35,7 +35,7 @@ reproduce: $(STAMP)  ## the same with larger budgets and seeds 0, 1, 2 (one to t
 	$(BIN)/python scripts/reproduce.py --output runs/reproduce --results docs/results
 
 bench: $(STAMP)  ## speed and memory against committed baselines, into runs/bench/bench.json; after make demo also passes of reranking
-	$(BIN)/python scripts/bench.py --preset full $(if $(wildcard runs/demo/sft/adapter),--fdm runs/demo/sft) --output runs/bench
+	$(BIN)/python scripts/bench.py --preset full $(if $(wildcard runs/demo/results.json),--fdm runs/demo/sft) --output runs/bench
 
 # A worker a core, each in one thread; files stay whole, since their fixtures take longer than their tests.
 WORKERS ?= logical

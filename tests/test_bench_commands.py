@@ -19,18 +19,40 @@ def test_scripts_on_a_random_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((tmp_path / "commands.json").read_text()) == found
     assert "none.yaml" in found["plan"]["failed"]
     assert found["sample"]["failed"] is None
-    assert found["sample"]["command"].startswith(f"python scripts/sample.py --fdm {tmp_path / 'base'}")
+    assert found["sample"]["command"].startswith(f"python scripts/sample.py --fdm {tmp_path / 'base-gpu-smoke'}")
     assert list((tmp_path / "sample").glob("**/*.png"))
     rows = (tmp_path / "commands.md").read_text().splitlines()
     assert rows[0].count("|") == rows[1].count("|") == rows[3].count("|") == 5
     assert ", failed: " in rows[2]
+    commands.run_all("gpu-smoke", tmp_path, ["plan"])
+    assert set(json.loads((tmp_path / "commands.json").read_text())) == {"plan", "sample"}
 
 
-def test_what_all_need_must_be_there(tmp_path: Path) -> None:
+def test_refusals(tmp_path: Path) -> None:
+    """A folder of somebody else is left alone; what all commands need must come to be."""
+    (tmp_path / "sample").mkdir()
+    with pytest.raises(RewindError, match=r"holds something else than commands .*: give an empty --output"):
+        commands.run_all("gpu-smoke", tmp_path)
+    assert (tmp_path / "sample").is_dir()
+    (tmp_path / "commands.json").write_text("{}")
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "triplets.json").write_text("[]")
     with pytest.raises(RewindError, match=r"trainers.bench.random_base --preset huge .* failed: .*base.log"):
         commands.run_all("huge", tmp_path)
+
+
+def test_how_a_command_ends(tmp_path: Path) -> None:
+    """Its last line, its signal or its time; what it has started ends with it."""
+    log = tmp_path / "log"
+    assert commands._run(["-c", "print('well')"], log, 60)["failed"] is None
+    assert commands._run(["-c", "print('a | b'); raise SystemExit(3)"], log, 60)["failed"] == "a | b"
+    told = {"sample": {"seconds": 1.0, "peak_gib": None, "failed": "a | b"}}
+    assert commands.table(told).splitlines()[-1] == "| `sample` | 1, failed: a / b |  |  |"
+    assert commands._run(["-c", "import os; os.kill(os.getpid(), 9)"], log, 60)["failed"] == "ended by signal 9"
+    child = "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    assert commands._run(["-c", child], log, 3)["failed"] == "it had not ended after 3 s"
+    process = Path("/proc") / log.read_text().strip() / "stat"
+    assert not process.exists() or process.read_text().split()[2] == "Z"  # dead, and perhaps not yet waited for
 
 
 def test_what_training_logged(tmp_path: Path) -> None:

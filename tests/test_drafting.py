@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,27 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
     plain = drawn(tiny)
     monkeypatch.setattr(drafting, "TRIED_PASSES", 3)
     assert drawn(tiny, drafts(tiny, plain)["other"]).counts.passes < TOKENS
-    monkeypatch.setattr(drafting, "_worth", lambda vlm: 1.5)
+    monkeypatch.setattr(drafting, "_pays", lambda done, end, stream: done > 4)
     found = {name: drawn(tiny, draft) for name, draft in drafts(tiny, plain).items()}
     for each in found.values():
         assert_same(each, plain)
     assert found["other"].counts.passes == 3 + TOKENS - 1
     assert drawn(tiny, drafts(tiny, plain)["true"], num_samples=1).counts.passes < TOKENS - 1
+    parts = drawn(tiny, drafts(tiny, plain)["other"], max_rows=3)
+    assert_same(parts, plain)
+    assert parts.counts.passes == 3 + 3 * (TOKENS - 1)  # it is tried for the first rows alone
+
+
+def test_when_a_draft_pays(tiny: UnifiedVLM) -> None:
+    """Where a token's pass is a CUDA graph: by what the slowest row has come to, and what is left to draw."""
+    eager, recorded = SimpleNamespace(recorded=None), SimpleNamespace(recorded=object())
+    tried = drafting.TRIED_PASSES
+    assert drafting._pays(1 + tried, 1024, eager)  # type: ignore[arg-type]
+    assert not drafting._pays(1 + tried, 1024, recorded)  # type: ignore[arg-type]
+    assert not drafting._pays(1 + int(1.3 * tried), 1024, recorded)  # type: ignore[arg-type]
+    assert drafting._pays(1 + int(1.6 * tried), 1024, recorded)  # type: ignore[arg-type]
+    assert drafting._pays(1 + tried, 60, recorded)  # type: ignore[arg-type]  # too few to be recorded
+    assert drafting._pays(1 + int(1.3 * tried), 64, recorded)  # type: ignore[arg-type]  # most of it is there
 
 
 @torch.no_grad()

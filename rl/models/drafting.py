@@ -18,16 +18,16 @@ from torch import Tensor
 from rl.models import costs
 from rl.models.attention import can_share
 from rl.models.decoding import How, invert
-from rl.models.graphs import can_record
+from rl.models.graphs import LEAST_STEPS
 from rl.models.streams import SharedRows
 from rl.models.unified import UnifiedVLM
 
 TOKENS_A_PASS = costs.DRAFTED_TOKENS
 TRIED_PASSES = 32
 """Passes after which it is known whether a draft saves any: a picture begins with its top, where least changes."""
-WORTH_RECORDED = 1.5
-"""Tokens a pass that the slowest row has to come to by then where a token's pass is a CUDA graph, which a drafted one
-is not (docs/gpu.md). Elsewhere a pass of few tokens takes about as long as one of one."""
+DEARER = 1.5
+"""How many passes of one token a drafted pass takes as long as, where those are CUDA graphs, which it is not: an
+estimate (docs/gpu.md). Elsewhere few tokens take about as long as one."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ def decode_drafted(
     None where too few guesses come true for that: begin anew without a draft, the candidates are the same.
     """
     line = _Line(how, uniform, kept_RT, draft_RT)
-    end, size, before, worth = line.end, window, counts.passes, _worth(streams[0].vlm)
+    end, size, before = line.end, window, counts.passes
     guess = line.guess_RS
     ids, logprobs = torch.zeros_like(guess), torch.zeros_like(guess, dtype=torch.float32)
     done = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
@@ -104,7 +104,7 @@ def decode_drafted(
             return ids[:, line.free_S], logprobs[:, line.free_S]
         if at.shape[1] > 1:  # where little comes true, little is guessed
             size = max(2, min(window, 2 + 2 * int(true[running].sum()) // int(running.sum())))
-        if counts.passes - before == TRIED_PASSES and int(done.min()) - 1 < worth * TRIED_PASSES:
+        if counts.passes - before == TRIED_PASSES and not _pays(int(done.min()), end, streams[0]):
             return None
         few = min(size, end - int(done.min()))
         guessed = (done[:, None] + torch.arange(few - 1, device=ids.device)).clamp(max=end - 1)
@@ -114,8 +114,11 @@ def decode_drafted(
         counts.passes += 1
 
 
-def _worth(vlm: UnifiedVLM) -> float:
-    return WORTH_RECORDED if vlm.device.type == "cuda" and can_record(vlm) else 1.0
+def _pays(done: int, end: int, stream: SharedRows) -> bool:
+    """Whether going on with a draft is sooner done than beginning anew without, by what the slowest row has come to."""
+    if stream.recorded is None or end < LEAST_STEPS:
+        return True
+    return (end - done) * DEARER * TRIED_PASSES <= end * (done - 1)
 
 
 class _Line:

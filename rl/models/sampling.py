@@ -101,7 +101,10 @@ def sample_tokens(
         prefill = prefixes.read
     widths, counts = [0], Counts()
 
+    drafting = window > 0
+
     def work(part: range, group: range) -> None:
+        nonlocal drafting
         if part not in prefilled:
             prefilled.clear()
             prefilled[part] = [prefill(vlm, stream[part.start : part.stop]) for stream in read]
@@ -111,11 +114,12 @@ def sample_tokens(
         keys, numbers = keys_P[these][repeated], numbers + first_P[these][repeated]
         kept = None if kept_PT is None else kept_PT[these].to(vlm.device)[repeated]
         drawn = None
-        if draft_PT is not None and window:
+        if draft_PT is not None and drafting:
             drafted = [stream.drafted_rows(times, room + window) for stream in prefilled[part]]
             guesses = draft_PT[these].to(vlm.device)[repeated]
             drawn = decode_drafted(drafted, how, partial(noise.uniform, keys, numbers), kept, guesses, window, counts)
             del drafted
+            drafting = drawn is not None  # what does not pay for some rows is not tried for the others
         if drawn is None:
             rows = [s.shared_rows(times, room) if shared else s.rows(repeated, room) for s in prefilled[part]]
             drawn = decode(rows, how, partial(noise.uniform, keys, numbers), kept)

@@ -1,31 +1,38 @@
 """The scripts on a random base of 7B on one GPU, at their defaults and the configs of its family:
 
 python -m trainers.bench.commands --preset gpu-7b --output runs/commands
-python -m trainers.bench.commands --preset gpu-smoke --output runs/commands
+python -m trainers.bench.commands --preset gpu-smoke --output runs/commands-smoke
 
 Each is a process of its own, as a user starts it; training takes a few steps. One that fails is named with what it
-said, and the others are run all the same. `gpu-smoke` is the same at a tiny size on any machine.
+said, and the others are run all the same. The base takes 14 GB of disk. `gpu-smoke` is the same at a tiny size on any
+machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl.errors import RewindError
 from rl.running.command_line import run
-from rl.running.files import json_lines, write_whole
+from rl.running.files import json_lines, read_json, write_whole
 from trainers.bench.gpu_memory import Watched
 
 ROOT = Path(__file__).parents[2]
+FILE = "commands.json"
 STEPS = "--max_steps 2 --logging_steps 1 --warmup_steps 1 --save_strategy no"
 RL = "--fdm {out}/train_fdm --idm {out}/train_idm --triplets {world} --limit 8"
 BOTH = "--fdm {out}/train_fdm --idm {out}/train_idm --triplets {world}"
@@ -55,57 +62,75 @@ COMMANDS: dict[str, str] = {
 
 
 def run_all(preset: str, output: Path, names: Sequence[str] = (), limit_s: float = 600.0) -> dict[str, Any]:
-    """Run the commands (all if none is named; what they need is there or run first) and write `output/commands.json`.
+    """Run the commands (all if none is named) and write `output/commands.json`, beside what earlier calls measured.
+
+    Base and triplets are made if they are not there; all but the first two commands need the runs of those.
 
     Returns:
         By name its `command`, `seconds`, `peak_gib` that the card held (None without one), `failed` (None, or the
         last line that it said), and for training the `step_seconds` and the last logged values.
 
     Raises:
-        RewindError: base or triplets could not be made.
+        RewindError: a folder with something else in it, or base or triplets could not be made.
     """
+    file, measured = output / FILE, {}
+    if file.is_file():
+        measured = read_json(file)
+    elif output.is_dir() and any(output.iterdir()):
+        raise RewindError(f"{output} holds something else than commands that were measured: give an empty --output")
     output.mkdir(parents=True, exist_ok=True)
-    places = {"base": output / "base", "out": output, "world": output / "world" / "triplets.json"}
-    if not places["world"].is_file():
-        make = ["scripts/make_world.py", "--split", "train", "--num_triplets", "32", "--num_videos", "0"]
-        _needed([*make, "--output", str(output / "world")], output / "world.log", limit_s)
-    if not (output / "base").is_dir():
-        base = ["-m", "trainers.bench.random_base", "--preset", preset, "--output", str(output / "base")]
-        _needed(base, output / "base.log", limit_s)
+    write_whole(file, json.dumps(measured) + "\n")
+    base, world = output / f"base-{preset}", output / "world" / "triplets.json"
+    if not world.is_file():
+        make = ["scripts/make_world.py", "--split", "train", "--num_triplets", "32", "--num_videos", "0", "--overwrite"]
+        _needed([*make, "--output", str(world.parent)], output / "world.log", limit_s)
+    if not base.is_dir():
+        make = ["-m", "trainers.bench.random_base", "--preset", preset, "--output", str(base)]
+        _needed(make, output / "base.log", limit_s)
+    places = {"base": str(base), "out": str(output), "world": str(world)}
     found: dict[str, Any] = {}
     for name in [one for one in COMMANDS if one in (names or COMMANDS)]:
         shutil.rmtree(output / name, ignore_errors=True)
-        command = COMMANDS[name].format(**{key: str(place) for key, place in places.items()})
-        found[name] = {"command": f"python {command}", **_run(shlex.split(command), output / f"{name}.log", limit_s)}
+        words = [word.format(**places) for word in COMMANDS[name].split()]
+        found[name] = {"command": f"python {shlex.join(words)}", **_run(words, output / f"{name}.log", limit_s)}
         found[name] |= _logged(output / name)
-        write_whole(output / "commands.json", json.dumps(found, indent=1) + "\n")
-        write_whole(output / "commands.md", table(found))
+        measured = {one: (measured | found)[one] for one in COMMANDS if one in measured | found}
+        write_whole(file, json.dumps(measured, indent=1) + "\n")
+        write_whole(file.with_suffix(".md"), table(measured))
         print(table({name: found[name]}).splitlines()[-1], flush=True)
     return found
 
 
 def _run(command: Sequence[str], log: Path, limit_s: float) -> dict[str, Any]:
     """A command of Python in the project's folder, what it says in a file."""
-    start = time.perf_counter()
+    start, code = time.perf_counter(), None
     with log.open("w") as file, Watched() as card:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                [sys.executable, *command], cwd=ROOT, stdout=file, stderr=file, timeout=limit_s, check=False
-            ).returncode
+            code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            code, _ = -1, file.write(f"\nnot ended after {limit_s:.0f} s\n")
+            pass
+        finally:  # whatever it has started would hold the card; Ctrl-C does not reach it by itself
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     spent = time.perf_counter() - start
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    failed = (lines[-1] if lines else f"it ended with {code}") if code else None
-    return {"seconds": spent, "peak_gib": card.peak_gib, "failed": failed}
+    return {"seconds": spent, "peak_gib": card.peak_gib, "failed": _failed(code, limit_s, log)}
+
+
+def _failed(code: int | None, limit_s: float, log: Path) -> str | None:
+    """Why a command failed, None if it did not; `code` is that of its exit, None where the time was over."""
+    if code is None:
+        return f"it had not ended after {limit_s:.0f} s"
+    if code < 0:
+        return f"ended by signal {-code}"
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return (said[-1] if said else f"it ended with {code}") if code else None
 
 
 def _needed(command: Sequence[str], log: Path, limit_s: float) -> None:
-    """Run what all commands need.
-
-    Raises:
-        RewindError: it failed.
-    """
     if failed := _run(command, log, limit_s)["failed"]:
         raise RewindError(f"python {shlex.join(command)} failed: {failed} ({log})")
 
@@ -131,7 +156,7 @@ def table(found: dict[str, Any]) -> str:
         step, peak = one.get("step_seconds"), one["peak_gib"]
         cells = [f"`{name}`", f"{one['seconds']:.0f}", f"{step:.1f}" if step else "", f"{peak:.1f}" if peak else ""]
         if one["failed"]:
-            cells[1] += f", failed: {one['failed']}"
+            cells[1] += f", failed: {one['failed']}".replace("|", "/")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -143,10 +168,12 @@ def main() -> None:
     parser.add_argument("--limit_s", type=float, default=600.0, help="seconds after which one is ended")
     parser.add_argument("--output", type=Path, required=True, help="gets base, world, a folder and a log a command")
     arguments = parser.parse_args()
+    if arguments.preset == "gpu-7b" and not torch.cuda.is_available():
+        raise RewindError("the preset gpu-7b needs a GPU of 80 GB: gpu-smoke shows on any machine that it runs")
     output = arguments.output.absolute()
     found = run_all(arguments.preset, output, arguments.commands, arguments.limit_s)
     if failed := [name for name, one in found.items() if one["failed"]]:
-        raise SystemExit(f"{len(failed)} of {len(found)} failed: {', '.join(failed)}; their logs are in {output}")
+        raise RewindError(f"{len(failed)} of {len(found)} failed: {', '.join(failed)}; their logs are in {output}")
 
 
 if __name__ == "__main__":

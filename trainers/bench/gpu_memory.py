@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
+from contextlib import suppress
 from types import TracebackType
 
-QUERY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0")
+QUERY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id")
 
 
 class Watched:
@@ -25,9 +27,10 @@ class Watched:
 
     def _watch(self) -> None:
         while not self._ended.wait(0.5):
-            answer = subprocess.run(QUERY, capture_output=True, text=True, check=False)
-            if answer.returncode == 0:
-                self.peak_gib = max(self.peak_gib or 0.0, float(answer.stdout.split()[0]) / 1024)
+            card = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] or "0"
+            answer = subprocess.run([*QUERY, card], capture_output=True, text=True, check=False)
+            with suppress(ValueError):  # a card that does not tell says so in words
+                self.peak_gib = max(self.peak_gib or 0.0, float(answer.stdout) / 1024)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

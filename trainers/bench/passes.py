@@ -1,7 +1,7 @@
 """`rerank_passes`: passes of the model for one source and eight candidates, with the source as the draft.
 
 It needs a forward model that has learned what stays, so it is measured where one is given: the demo's `sft`, or one of
-yours on your triplets. It is counted, not timed, so that the machine does not matter.
+yours on your triplets. It is counted, not timed; on a GPU a draft that saves too few passes is given up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def rerank_passes(run: str | Path, triplets: Path | None = None, scenes: int = S
         fdm.sample(case.source, case.action, CANDIDATES)
     counts, tokens = fdm.counts, fdm.backbone.layout.tokens_per_image
     passes = 1 + counts.passes / len(cases)
-    return {"rerank_passes": passes, "accepted": counts.share, "of": tokens, "scenes": len(cases)}
+    on = {"fdm": str(run), "triplets": "tabletop" if triplets is None else str(triplets)}
+    return {"rerank_passes": passes, "accepted": counts.share, "of": tokens, "scenes": len(cases), **on}
 
 
 def _tabletop(scenes: int) -> list[Any]:

@@ -6,9 +6,12 @@ python -m trainers.bench.random_base --preset gpu-7b --output runs/random-7b
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
+from rl.errors import RewindError
 from rl.models.saving import save_base
+from rl.running.command_line import run
 from trainers.bench.big import big_base
 from trainers.bench.gpu import SIZES
 
@@ -19,9 +22,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a folder that is not there yet")
     arguments = parser.parse_args()
     if arguments.output.exists():
-        raise SystemExit(f"{arguments.output} exists: give another --output")
-    save_base(big_base(SIZES[arguments.preset]), arguments.output, {"source": "random weights"})
+        raise RewindError(f"{arguments.output} exists: give another --output")
+    beside = arguments.output.with_name(f".{arguments.output.name}")
+    shutil.rmtree(beside, ignore_errors=True)  # of a run that was ended
+    save_base(big_base(SIZES[arguments.preset]), beside, {"source": "random weights"})
+    beside.replace(arguments.output)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
