@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from script_runs import succeed
 from test_demo import TINY
 from test_pretraining import arguments
@@ -16,6 +18,7 @@ from rl.errors import RewindError
 from rl.evaluation.intervals import mean_of_runs, paired_difference
 from trainers.pretraining.recipe import make_base
 from trainers.studies import reproduce
+from trainers.studies.demo import stages
 from trainers.studies.demo.story import Budget
 from trainers.studies.reproduce_page import page_of
 
@@ -87,6 +90,26 @@ def test_amounts_can_be_changed() -> None:
             reproduce.with_changes(Budget(), [wrong])
     with pytest.raises(RewindError, match="there are chameleon; of others give a --base"):
         reproduce.config_of("emu", 0, Budget())
+
+
+def test_committed_seeds_are_those_of_the_recipe() -> None:
+    """So that `make reproduce` runs none of them again; a younger amount that is 0 changes no config."""
+    for seed in range(3):
+        kept = json.loads((ROOT / "docs" / "results" / f"chameleon-{seed}.json").read_text())
+        assert kept["config_hash"] == reproduce.hash_of(reproduce.config_of("chameleon", seed, reproduce.BUDGET))
+    longer = reproduce.with_changes(reproduce.BUDGET, ["bootstrapped_steps=6000"])
+    assert reproduce.config_of("chameleon", 0, longer)["budget"]["bootstrapped_steps"] == 6000
+    assert longer.expected()["bootstrapped"] > 3 * reproduce.BUDGET.expected()["bootstrapped"]
+    assert longer.expected()["sft"] == reproduce.BUDGET.expected()["sft"]
+
+
+def test_those_that_learn_from_video_may_take_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, int] = {}
+    monkeypatch.setattr(stages, "_sft", lambda story, name, role, both, steps, *_: taken.update({name: steps}))
+    for budget in (Budget(fdm_steps=3), Budget(fdm_steps=3, bootstrapped_steps=7)):
+        story = SimpleNamespace(stage=lambda *_: None, budget=budget, labelled=[], synthetic=[1])
+        stages.bootstrap(story)  # type: ignore[arg-type]
+        assert taken == {"bootstrapped": budget.bootstrapped_steps or 3}
 
 
 def test_a_second_family_by_its_base(tmp_path: Path) -> None:

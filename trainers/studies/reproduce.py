@@ -82,13 +82,16 @@ def config_of(family: str, seed: int, budget: Budget, base: str | None = None) -
     folders = {"base": folder_of(base)}
     if base in JUDGES:  # else the job trains one
         folders["judge"] = SHIPPED_RUNS[JUDGES[base]]
+    amounts = asdict(budget)
+    if not budget.bootstrapped_steps:  # an amount that is younger than committed results, and does nothing if it is 0
+        del amounts["bootstrapped_steps"]
     return {
         "family": family,
         "world": WORLD,
         "recipe": RECIPE,
         **{name: _digest(folder) for name, folder in folders.items()},
         "seed": seed,
-        "budget": asdict(budget),
+        "budget": amounts,
     }
 
 

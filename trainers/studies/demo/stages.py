@@ -79,9 +79,10 @@ def bootstrap(story: Story) -> None:
         _sft(story, "idm_on_video", "idm", both, budget.idm_on_video_steps, budget.idm_learning_rate)
     if budget.greedy_labels:
         synthetic = {"bootstrapped_greedy": list(read_triplets(story.output / GREEDY / "triplets.json")), **synthetic}
+    steps = budget.bootstrapped_steps or budget.fdm_steps
     for name, more in synthetic.items():
         both = [*story.labelled, *more]
-        _sft(story, name, "fdm", both, budget.fdm_steps, budget.bootstrapped_learning_rate, Importance())
+        _sft(story, name, "fdm", both, steps, budget.bootstrapped_learning_rate, Importance())
 
 
 def improve(story: Story) -> None:
