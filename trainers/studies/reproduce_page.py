@@ -8,6 +8,12 @@ from typing import Any
 from rl.report.markdown import table
 from trainers.studies.demo.report import COMPARISONS, MEANINGS, how_sure
 
+ELSEWHERE = """What these rows do not answer: what reward adds where `bootstrapped` has been trained for as long as it
+and GRPO take together, `docs/findings/few-labels.md`; whether both roles improve each other in turns,
+`docs/findings/both-roles.md`; whether it is better to imitate the inverse model's labels or to be rewarded by it, and
+what happens with labels in plenty, `docs/findings/labelled-video.md`.
+"""
+
 
 def page_of(
     families: dict[str, dict[str, Any]],
@@ -15,7 +21,7 @@ def page_of(
     command: str,
 ) -> str:
     """`docs/results.md`: every number from the seed files."""
-    parts = ["# Results\n", f"Written by `{command}` from the JSON files in `docs/results`; not by hand.\n"]
+    parts = ["# Results\n", f"Written by `{command}` from the JSON files in `docs/results`; not by hand.\n", ELSEWHERE]
     for family, found in families.items():
         parts += [f"## {family}\n", *_family(found, files[family])]
     return "\n".join(parts)
