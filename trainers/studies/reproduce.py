@@ -38,7 +38,9 @@ BUDGET = Budget(
     sentences=8,
     greedy_labels=1,
     idm_on_video_steps=800,
-    equal_compute_steps=5000,
+    equal_compute_steps=6000,
+    bootstrapped_steps=6000,
+    continued_steps=4500,
     grpo_steps=384,
     grpo_prompts=16,
     grpo_evaluations=6,
@@ -83,8 +85,10 @@ def config_of(family: str, seed: int, budget: Budget, base: str | None = None) -
     if base in JUDGES:  # else the job trains one
         folders["judge"] = SHIPPED_RUNS[JUDGES[base]]
     amounts = asdict(budget)
-    if not budget.bootstrapped_steps:  # an amount that is younger than committed results, and does nothing if it is 0
+    if not budget.bootstrapped_steps:  # amounts that are younger than some results, and do nothing if they are 0
         del amounts["bootstrapped_steps"]
+    if not budget.continued_steps:
+        del amounts["continued_steps"], amounts["continued_learning_rate"]
     return {
         "family": family,
         "world": WORLD,

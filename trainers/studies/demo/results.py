@@ -25,8 +25,11 @@ from trainers.studies.demo.mixes import IMPROVED, START, grpo_rewards, mixed_rew
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
-OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy")
-SYSTEMS = ("base", "sft", "sft_twice_as_long", *OPTIONAL, "bootstrapped", "best_of_n_training", "grpo")
+OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy", "bootstrapped_continued")
+SYSTEMS = (
+    *("base", "sft", "sft_twice_as_long", "sft_equal_compute", "bootstrapped_greedy", "bootstrapped"),
+    *("bootstrapped_continued", "best_of_n_training", "grpo"),
+)
 RERANKED = "trained_and_reranked"
 """The better one of the two that are trained by reward (their start, where both were held back), and the best of
 `RERANKED_OF` of its candidates by its mix."""
@@ -35,9 +38,13 @@ UNTRAINED_RERANKED = "bootstrapped_and_reranked"
 RERANKED_OF = 8
 COMPARED = (
     ("bootstrapped", "sft"),
+    ("bootstrapped", "sft_equal_compute"),
     ("bootstrapped", "bootstrapped_greedy"),
+    ("bootstrapped_continued", "bootstrapped"),
     ("grpo", START),
     ("best_of_n_training", START),
+    ("grpo", "bootstrapped_continued"),
+    ("best_of_n_training", "bootstrapped_continued"),
     ("best_of_n_training", "grpo"),
     (RERANKED, "sft"),
     (RERANKED, "sft_twice_as_long"),

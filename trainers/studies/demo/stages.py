@@ -32,6 +32,7 @@ from trainers.studies.demo.mixes import IMPROVED, START, fit_mix, hold_back, loo
 from trainers.studies.demo.story import Budget, Story
 
 logger = logging.getLogger("rl")
+CONTINUED = "bootstrapped_continued"
 JUDGE_SEED = 1_000_003
 """Added to the seed for what a judge IDM learns from, so that it never sees the rewarding IDM's labels."""
 
@@ -53,7 +54,7 @@ def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, bu
 
 def train_roles(story: Story) -> None:
     """The inverse model, and the forward model on labelled data: with the usual steps, with twice as many, and with so
-    many that it takes about as long as `bootstrapped` and GRPO. Then the premise of what follows is looked at.
+    many that it takes about as long as `bootstrapped`. Then the premise of what follows is looked at.
     """
     budget = story.budget
     _sft(story, "idm", "idm", story.labelled, budget.idm_steps, budget.idm_learning_rate)
@@ -83,6 +84,17 @@ def bootstrap(story: Story) -> None:
     for name, more in synthetic.items():
         both = [*story.labelled, *more]
         _sft(story, name, "fdm", both, steps, budget.bootstrapped_learning_rate, Importance())
+    if budget.continued_steps:
+        story.stage(CONTINUED, lambda: _go_on(story), CONTINUED)
+
+
+def _go_on(story: Story) -> None:
+    """`bootstrapped` for more supervised steps on its own data: what training by reward has to beat in as long."""
+    budget, vlm, both = story.budget, story.vlm, [*story.labelled, *story.synthetic]
+    set_seed(story.seed)
+    vlm.attach_adapter(story.output / START / "adapter", CONTINUED)
+    rows = role_rows(vlm, "fdm", both, Importance())
+    fit_adapter(story, CONTINUED, CONTINUED, "fdm", rows, budget.continued_steps, budget.continued_learning_rate)
 
 
 def improve(story: Story) -> None:

@@ -61,10 +61,12 @@ class Budget:
     idm_on_video_steps: int = 0
     equal_compute_steps: int = 0
     bootstrapped_steps: int = 0  # of those that learn from video, too; 0: as many as `fdm_steps`
+    continued_steps: int = 0  # more of `bootstrapped`, without reward: about as long as GRPO takes
+    continued_learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         weights = ("grpo_keep", "grpo_confidence")
-        steps = ("idm_on_video_steps", "equal_compute_steps", "bootstrapped_steps")
+        steps = ("idm_on_video_steps", "equal_compute_steps", "bootstrapped_steps", "continued_steps")
         free = ("idm_dropout", "greedy_labels", *steps, *weights)
         if min(value for name, value in vars(self).items() if name not in free) <= 0:
             raise RewindError(f"every number of the budget must be above 0, but for {', '.join(free)}")
@@ -79,6 +81,7 @@ class Budget:
         """How long the stages take compared with each other, in the order they run in; for the time left."""
         fdm, equal = (0.006 * self.fdm_batch_size * n for n in (self.fdm_steps, self.equal_compute_steps))
         both = 0.006 * self.fdm_batch_size * (self.bootstrapped_steps or self.fdm_steps)
+        continued = 0.006 * self.fdm_batch_size * self.continued_steps
         again = 0.0075 * self.idm_batch_size * self.idm_on_video_steps
         drawn = self.grpo_steps * self.grpo_prompts * self.group_size
         fit = 2 + 0.014 * self.validation * self.fitted_candidates
@@ -94,6 +97,7 @@ class Budget:
             **({"idm_on_video": again} if again else {}),
             **({"bootstrapped_greedy": both} if self.greedy_labels else {}),
             "bootstrapped": both + 0.001 * self.selected,
+            **({"bootstrapped_continued": continued} if continued else {}),
             "mix": fit,
             "grpo": 0.013 * drawn,
             "best_of_n_training": 0.004 * drawn + 0.006 * self.fdm_batch_size * self.best_of_n_steps,
