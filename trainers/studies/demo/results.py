@@ -25,7 +25,7 @@ from trainers.studies.demo.mixes import IMPROVED, START, grpo_rewards, mixed_rew
 from trainers.studies.demo.story import Story
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
-OPTIONAL = ("sft_equal_compute", "bootstrapped_greedy", "bootstrapped_continued")
+OPTIONAL = ("sft_twice_as_long", "sft_equal_compute", "bootstrapped_greedy", "bootstrapped_continued")
 SYSTEMS = (
     *("base", "sft", "sft_twice_as_long", "sft_equal_compute", "bootstrapped_greedy", "bootstrapped"),
     *("bootstrapped_continued", "best_of_n_training", "grpo"),

@@ -53,16 +53,16 @@ def begin(splits: dict[str, World], vlm: UnifiedVLM, output: Path, seed: int, bu
 
 
 def train_roles(story: Story) -> None:
-    """The inverse model, and the forward model on labelled data: with the usual steps, with twice as many, and with so
+    """The inverse model, and the forward model on labelled data: with the usual steps, and with twice as many or so
     many that it takes about as long as `bootstrapped`. Then the premise of what follows is looked at.
     """
     budget = story.budget
     _sft(story, "idm", "idm", story.labelled, budget.idm_steps, budget.idm_learning_rate)
     story.stage("judge_idm", lambda: _judge_idm(story), "judge_idm")
-    steps = {"sft": budget.fdm_steps, "sft_twice_as_long": 2 * budget.fdm_steps}
+    longer = {"sft_twice_as_long": 2 * budget.fdm_steps}
     if budget.equal_compute_steps:
-        steps["sft_equal_compute"] = budget.equal_compute_steps
-    for name, count in steps.items():
+        longer = {"sft_equal_compute": budget.equal_compute_steps}
+    for name, count in ({"sft": budget.fdm_steps} | longer).items():
         _sft(story, name, "fdm", story.labelled, count, budget.sft_learning_rate)
     story.stage("premise", lambda: look_at_premise(story, "sft", fit_mix(story, "sft")))
 
