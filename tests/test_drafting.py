@@ -79,7 +79,7 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
     plain = drawn(tiny)
     monkeypatch.setattr(drafting, "TRIED_PASSES", 3)
     assert drawn(tiny, drafts(tiny, plain)["other"]).counts.passes < TOKENS
-    monkeypatch.setattr(drafting, "_pays", lambda done, end, stream: done > 4)
+    monkeypatch.setattr(drafting, "_pays", lambda tried, done, end, stream: done > 4)
     found = {name: drawn(tiny, draft) for name, draft in drafts(tiny, plain).items()}
     for each in found.values():
         assert_same(each, plain)
@@ -93,13 +93,18 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
 def test_when_a_draft_pays(tiny: UnifiedVLM) -> None:
     """Where a token's pass is a CUDA graph: by what the slowest row has come to, and what is left to draw."""
     eager, recorded = SimpleNamespace(recorded=None), SimpleNamespace(recorded=object())
-    tried = drafting.TRIED_PASSES
-    assert drafting._pays(1 + tried, 1024, eager)  # type: ignore[arg-type]
-    assert not drafting._pays(1 + tried, 1024, recorded)  # type: ignore[arg-type]
-    assert not drafting._pays(1 + int(1.3 * tried), 1024, recorded)  # type: ignore[arg-type]
-    assert drafting._pays(1 + int(1.6 * tried), 1024, recorded)  # type: ignore[arg-type]
-    assert drafting._pays(1 + tried, 60, recorded)  # type: ignore[arg-type]  # too few to be recorded
-    assert drafting._pays(1 + int(1.3 * tried), 64, recorded)  # type: ignore[arg-type]  # most of it is there
+    for tried in (8, 64):
+        ways: list[tuple[float, int, Any, bool]] = [
+            (1, 1024, eager, True),
+            (1, 1024, recorded, False),
+            (5, 1024, recorded, tried == 64),  # a third of it is there then
+            (6.5, 1024, recorded, True),
+            (1, 7, recorded, True),  # too few to be recorded
+        ]
+        for each, end, stream, pays in ways:
+            assert drafting._pays(tried, 1 + int(each * tried), end, stream) == pays, (tried, each)
+    looked = [tried for tried in range(1, 80) if drafting._is_time(tried)]
+    assert looked == [8, 16, 32, 64]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 from rl.errors import RewindError
 from rl.models.fingerprint import Fingerprint
 from rl.models.known import CARD_FILE
+from rl.models.lora import casts_kept, fuse
 from rl.running import seals
 from rl.running.files import read_json
 
@@ -46,6 +47,7 @@ def attach(model: Any, folder: Path, name: str, base: str) -> Any:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise RewindError(f"the adapter in {folder} does not fit {base}: {_short(error)}") from error
+    fuse(model)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in before)
     model.train(training)  # peft leaves the model in evaluation mode
@@ -67,7 +69,7 @@ def quiet_peft() -> Iterator[None]:
 
 @contextmanager
 def using(model: Any, adapter: str | None, merged: bool, base: str) -> Iterator[None]:
-    """Run a model with one adapter in evaluation mode, and put everything back after."""
+    """Run a model with one adapter in evaluation mode, for reading alone, and put everything back after."""
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -89,7 +91,8 @@ def using(model: Any, adapter: str | None, merged: bool, base: str) -> Iterator[
                 layer.enable_adapters(adapter is not None)
             if adapter is not None:
                 model.set_adapter(adapter)
-            with _merged(layers, adapter) if merged and adapter is not None else nullcontext():
+            held = _merged(layers, adapter) if merged and adapter is not None else nullcontext()
+            with casts_kept(layers), held:
                 yield
         finally:
             model.set_adapter(active)

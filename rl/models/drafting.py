@@ -23,11 +23,12 @@ from rl.models.streams import SharedRows
 from rl.models.unified import UnifiedVLM
 
 TOKENS_A_PASS = costs.DRAFTED_TOKENS
-TRIED_PASSES = 32
-"""Passes after which it is known whether a draft saves any: a picture begins with its top, where least changes."""
-DEARER = 1.5
-"""How many passes of one token a drafted pass takes as long as, where those are CUDA graphs, which it is not: an
-estimate (docs/gpu.md). Elsewhere few tokens take about as long as one."""
+TRIED_PASSES = 8
+"""Passes after which, and after twice, four times as many ..., it is looked whether a draft saves any: a picture begins
+with its top, where least changes."""
+DEARER = 6.0
+"""How many passes of one token a drafted pass takes as long as, where those are CUDA graphs, which it is not
+(docs/gpu.md). Elsewhere few tokens take about as long as one."""
 
 
 @dataclass
@@ -104,7 +105,8 @@ def decode_drafted(
             return ids[:, line.free_S], logprobs[:, line.free_S]
         if at.shape[1] > 1:  # where little comes true, little is guessed
             size = max(2, min(window, 2 + 2 * int(true[running].sum()) // int(running.sum())))
-        if counts.passes - before == TRIED_PASSES and not _pays(int(done.min()), end, streams[0]):
+        tried = counts.passes - before
+        if _is_time(tried) and not _pays(tried, int(done.min()), end, streams[0]):
             return None
         few = min(size, end - int(done.min()))
         guessed = (done[:, None] + torch.arange(few - 1, device=ids.device)).clamp(max=end - 1)
@@ -114,11 +116,19 @@ def decode_drafted(
         counts.passes += 1
 
 
-def _pays(done: int, end: int, stream: SharedRows) -> bool:
-    """Whether going on with a draft is sooner done than beginning anew without, by what the slowest row has come to."""
+def _is_time(tried: int) -> bool:
+    """Whether after so many passes it is looked whether a draft pays: seldom, for what was drawn so far would go."""
+    times, rest = divmod(tried, TRIED_PASSES)
+    return rest == 0 and times.bit_count() == 1
+
+
+def _pays(tried: int, done: int, end: int, stream: SharedRows) -> bool:
+    """Whether going on with a draft is sooner done than beginning anew without, by what the slowest row has come to in
+    so many passes.
+    """
     if stream.recorded is None or end < LEAST_STEPS:
         return True
-    return (end - done) * DEARER * TRIED_PASSES <= end * (done - 1)
+    return (end - done) * DEARER * tried <= end * (done - 1)
 
 
 class _Line:

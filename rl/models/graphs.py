@@ -13,8 +13,8 @@ from rl.models.unified import UnifiedVLM
 
 logger = logging.getLogger("rl")
 
-LEAST_STEPS = 64
-"""Steps from which on recording one pays."""
+LEAST_STEPS = 8
+"""Steps from which on recording one pays (docs/gpu.md)."""
 EAGER_STEPS = 2
 """Steps before the recording, in which kernels are compiled and workspaces made."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from rl.errors import RewindError
 
@@ -49,7 +50,7 @@ def greedy(
     rng = np.random.default_rng(seed)
     current_BK = np.array(starts_BK)
     count, length = current_BK.shape
-    for _ in range(queries // proposals):
+    for _ in tqdm(range(queries // proposals), desc="optimise tokens", unit="round"):
         tried_BPK = np.repeat(current_BK[:, None], proposals, 1)
         places = rng.integers(length, size=(count, proposals - 1))
         tokens = rng.choice(image_ids_V, size=(count, proposals - 1))

@@ -53,7 +53,7 @@ COMMANDS: dict[str, str] = {
     "train_best_of_n": f"scripts/train_best_of_n.py --config {CONFIGS}/best_of_n.yaml {RL} {STEPS} "
     "--output_dir {out}/train_best_of_n",
     "audit_reward": f"scripts/audit_reward.py {BOTH} --limit 4 --rewards idm_margin keep_unchanged=0.25 "
-    "--output {out}/audit_reward",
+    "--best_of 8 --queries 32 --output {out}/audit_reward",
     "fit_reward": f"scripts/fit_reward.py {BOTH} --limit 16 --num_candidates 4 --output {{out}}/fit_reward",
     "evaluate": f"scripts/evaluate.py {BOTH} --limit 4 --output {{out}}/evaluate",
     "sample": "scripts/sample.py --fdm {out}/train_fdm --triplets {world} --limit 4 --output {out}/sample",

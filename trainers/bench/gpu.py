@@ -16,23 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
 
 from rl.errors import RewindError
 from rl.models.compiling import compiled_step
 from rl.models.distribution import TokenDistribution
 from rl.models.families.chameleon import ChameleonVLM
-from rl.models.known import LINEAR_LAYERS
 from rl.models.memory import GIB, kv_bytes
 from rl.running.files import write_whole
 from trainers.bench import logprobs, sampler, scorer
+from trainers.bench.adapter import measure_adapter, put_adapter
 from trainers.bench.big import SEVEN, big_base, shape_of
 from trainers.bench.figures import machine, versions
 from trainers.bench.gpu_generate import WARM_TOKENS, Found, measure_generate, prompts_of
 from trainers.bench.kept import copied_bytes, margin_rows, rollout_bytes
 from trainers.bench.measure import Size, in_turns, peak_bytes, seconds, state_bytes
 from trainers.bench.mid import ACTIONS, random_pictures
-from trainers.common.adapters import add_adapter
 from trainers.common.log_probs import token_scores
 from trainers.plan.arithmetic import Job, memory
 
@@ -156,7 +154,7 @@ def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
     held = state_bytes([vlm.model])
     drawing, copied = rollout_bytes(vlm, prompts, size), copied_bytes(vlm, len(prompts[0]), size)
     rollout = held + drawing
-    add_adapter(vlm, LoraConfig(r=size["r"], target_modules=list(LINEAR_LAYERS)))
+    put_adapter(vlm, size)
     step = _training_step(vlm, size)
     training = held + peak_bytes(step)
     spent = min(seconds(step, size["repeats"], warm=0))
@@ -174,6 +172,12 @@ def measure_memory(vlm: ChameleonVLM, size: Size) -> Found:
     sizes = {"peak_rollout_gib": rollout / GIB, "peak_training_gib": training / GIB}
     figures["rollout_cache_ratio"] = drawing / copied
     return {**figures, **sizes, "trained_tokens_a_second": size["rows"] * size["image_tokens"] / spent, "raw": raw}
+
+
+def measure_under_adapter(vlm: ChameleonVLM, size: Size) -> Found:
+    """What an adapter adds to a step of drawing, and how much less than peft's own forward takes."""
+    put_adapter(vlm, size)
+    return measure_adapter(vlm, size, _training_step(vlm, size))
 
 
 def _training_step(vlm: ChameleonVLM, size: Size) -> Callable[[], None]:
@@ -207,7 +211,8 @@ SECTIONS: dict[str, Callable[[ChameleonVLM, Size], Found]] = {
     "logprobs": measure_logprobs,
     "vq": measure_vq,
     "margin": measure_margin,
-    "memory": measure_memory,  # the last, for it puts an adapter on the model
+    "memory": measure_memory,  # the last two, for they put an adapter on the model
+    "adapter": measure_under_adapter,
 }
 
 

@@ -27,7 +27,7 @@ MEANINGS = {
     "sft_equal_compute": "the same for about as long as `bootstrapped`",
     "bootstrapped_greedy": "labelled data and video with the inverse model's likeliest words, as in the paper",
     "bootstrapped": "labelled data and video with its words that `sft` verified; tokens that change weigh more",
-    "bootstrapped_continued": "from `bootstrapped`: more supervised steps on the same data, about as long as GRPO takes",
+    "bootstrapped_continued": "from `bootstrapped`: as many seconds as GRPO of supervised training on the same data",
     "best_of_n_training": "from `bootstrapped`: rounds of fine-tuning on the best of its candidates, by the fitted mix",
     "grpo": "from `bootstrapped`: GRPO; reward: the terms of the fitted mix, at fixed weights",
     "bootstrapped_and_reranked": "the best of 8 of the candidates of `bootstrapped` by its fitted mix",
