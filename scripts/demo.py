@@ -61,7 +61,7 @@ def main() -> None:
     output: Path = arguments.output
     if arguments.resume:
         move_finished(output, "demo.py")
-    config = {**plain(vars(arguments)), "budget": vars(budget)}
+    config = {**plain(vars(arguments)), "budget": budget.told()}
     claim(output, "demo.py", config, inputs=[arguments.base], resume=arguments.resume, overwrite=arguments.overwrite)
     results = main_job(arguments.world, splits, arguments.base, output, arguments.seed, budget, arguments.base_steps)
     print(text_table(results))

@@ -93,14 +93,21 @@ def test_amounts_can_be_changed() -> None:
 
 
 def test_committed_seeds_are_those_of_the_recipe() -> None:
-    """So that `make reproduce` runs none of them again; a younger amount that is 0 changes no config."""
+    """So that `make reproduce` runs none of them again."""
     for seed in range(3):
         kept = json.loads((ROOT / "docs" / "results" / f"chameleon-{seed}.json").read_text())
         assert kept["config_hash"] == reproduce.hash_of(reproduce.config_of("chameleon", seed, reproduce.BUDGET))
-    longer = reproduce.with_changes(reproduce.BUDGET, ["bootstrapped_steps=6000"])
-    assert reproduce.config_of("chameleon", 0, longer)["budget"]["bootstrapped_steps"] == 6000
-    assert longer.expected()["bootstrapped"] > 3 * reproduce.BUDGET.expected()["bootstrapped"]
-    assert longer.expected()["sft"] == reproduce.BUDGET.expected()["sft"]
+
+
+def test_young_amounts_are_told_where_they_do_something() -> None:
+    """So that what was made or begun before them keeps its config."""
+    before = reproduce.with_changes(reproduce.BUDGET, ["bootstrapped_steps=0", "continued_steps=0"])
+    told = [reproduce.config_of("chameleon", 0, budget)["budget"] for budget in (before, reproduce.BUDGET)]
+    assert told[1].keys() - told[0].keys() == {"bootstrapped_steps", "continued_steps", "continued_learning_rate"}
+    assert before.told().keys() == told[0].keys() | {"bootstrapped_steps"}  # as the demo tells it
+    assert {"bootstrapped_continued"} == reproduce.BUDGET.expected().keys() - before.expected().keys()
+    assert reproduce.BUDGET.expected()["bootstrapped"] > 3 * before.expected()["bootstrapped"]
+    assert reproduce.BUDGET.expected()["sft"] == before.expected()["sft"]
 
 
 def test_those_that_learn_from_video_may_take_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +117,17 @@ def test_those_that_learn_from_video_may_take_more_steps(monkeypatch: pytest.Mon
         story = SimpleNamespace(stage=lambda *_: None, budget=budget, labelled=[], synthetic=[1])
         stages.bootstrap(story)  # type: ignore[arg-type]
         assert taken == {"bootstrapped": budget.bootstrapped_steps or 3}
+
+
+def test_a_row_of_as_long_takes_the_place_of_twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, int] = {}
+    monkeypatch.setattr(stages, "_sft", lambda story, name, role, both, steps, *_: taken.update({name: steps}))
+    for equal, row in ((0, {"sft_twice_as_long": 6}), (8, {"sft_equal_compute": 8})):
+        taken.clear()
+        budget = Budget(fdm_steps=3, idm_steps=2, equal_compute_steps=equal)
+        stages.train_roles(SimpleNamespace(stage=lambda *_: None, budget=budget, labelled=[]))  # type: ignore[arg-type]
+        assert taken == {"idm": 2, "sft": 3, **row}
+        assert row.keys() == {"sft_twice_as_long", "sft_equal_compute"} & budget.expected().keys()
 
 
 def test_a_second_family_by_its_base(tmp_path: Path) -> None:
@@ -142,12 +160,24 @@ def test_the_page_keeps_the_other_families(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_finished_seed_is_reused_and_another_budget_runs_again(tmp_path: Path) -> None:
     budget = [f"{flag.removeprefix('--')}={value}" for flag, value in zip(TINY[::2], TINY[1::2], strict=True)]
-    budget += ["equal_compute_steps=2", "idm_on_video_steps=2", "searched=6", "candidates=4", "fitted_candidates=4"]
+    budget += [
+        "equal_compute_steps=2",
+        "bootstrapped_steps=3",
+        "continued_steps=2",
+        "idm_on_video_steps=2",
+        "searched=6",
+        "candidates=4",
+        "fitted_candidates=4",
+    ]
     places = ["--output", tmp_path / "runs", "--results", tmp_path / "results", "--seeds", 0]
     succeed("scripts/reproduce.py", *places, "--budget", *budget)
     file = tmp_path / "results" / "chameleon-0.json"
     first = file.read_text()
-    assert json.loads((tmp_path / "runs" / "results.json").read_text())["chameleon"]["mean"]["data"]["test"] == 6
+    mean = json.loads((tmp_path / "runs" / "results.json").read_text())["chameleon"]["mean"]
+    assert mean["data"]["test"] == 6
+    assert {"sft_equal_compute", "bootstrapped_continued"} <= mean["fdm"].keys()
+    assert "sft_twice_as_long" not in mean["fdm"]
+    assert "grpo-bootstrapped_continued" in mean["paired"]
     assert "## chameleon" in (tmp_path / "results.md").read_text()
     before = file.stat().st_mtime_ns
     succeed("scripts/reproduce.py", *places, "--budget", *budget)

@@ -16,7 +16,6 @@ import torch
 from rl.errors import RewindError
 from rl.models.fingerprint import Fingerprint
 from rl.models.known import CARD_FILE
-from rl.models.lora import casts_kept, fuse
 from rl.running import seals
 from rl.running.files import read_json
 
@@ -27,6 +26,8 @@ DIGESTS_FILE = "digests.json"
 def attach(model: Any, folder: Path, name: str, base: str) -> Any:
     """The model, wrapped by peft, with the adapter of a folder on it under a name; `base` names it in errors."""
     from peft import PeftModel
+
+    from rl.models.lora import add_in_place
 
     weights = _adapter_weights(folder)
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -47,7 +48,7 @@ def attach(model: Any, folder: Path, name: str, base: str) -> Any:
                 model = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise RewindError(f"the adapter in {folder} does not fit {base}: {_short(error)}") from error
-    fuse(model)
+    add_in_place(model)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in before)
     model.train(training)  # peft leaves the model in evaluation mode
@@ -69,9 +70,14 @@ def quiet_peft() -> Iterator[None]:
 
 @contextmanager
 def using(model: Any, adapter: str | None, merged: bool, base: str) -> Iterator[None]:
-    """Run a model with one adapter in evaluation mode, for reading alone, and put everything back after."""
+    """Run a model with one adapter in evaluation mode, for reading alone, and put everything back after.
+
+    The adapter's weights may not change meanwhile: in half precision a copy of them is read.
+    """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from rl.models.lora import casts_kept
 
     if adapter is not None and adapter not in getattr(model, "peft_config", {}):
         raise RewindError(f"{base} has no adapter named '{adapter}'")
@@ -109,12 +115,14 @@ def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
     """Layers with an adapter's product added to their weights, where that is possible and exact enough."""
     from peft.tuners.lora import Linear
 
+    from rl.models.lora import InPlaceLinear
+
     def possible(layer: Any) -> bool:
         weight = layer.get_base_layer().weight
-        if torch.is_autocast_enabled(weight.device.type):  # the loss adds BAx to Wx, each rounded: so must the sampler
+        if torch.is_autocast_enabled(weight.device.type):  # the loss adds BAx to a rounded Wx: so must the sampler
             return False
         whole = weight.dtype == torch.float32 and weight.dim() == 2 and not hasattr(weight, "ds_id")
-        plain = type(layer) is Linear and not layer.lora_variant and not any(layer.lora_bias.values())
+        plain = type(layer) in (Linear, InPlaceLinear) and not layer.lora_variant and not any(layer.lora_bias.values())
         return plain and whole and not layer.merged
 
     if not all(possible(layer) for layer in layers):

@@ -9,79 +9,83 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.nn import functional
 
 HALF = (torch.bfloat16, torch.float16)
 
 
-def fuse(model: Any) -> None:
-    """Let the plain LoRA layers of a peft model add their product in place, for training and reading alike."""
-    from peft.tuners.lora import Linear
+class InPlaceLinear(Linear):
+    """peft's layer, whose plain adapter in half precision adds its product to what the base layer gives."""
 
+    casts: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor]] | None = None
+    """A and B as they are read, while `casts_kept`."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """W x + scale B A x; W x, A x and the sum are rounded to the dtype of W x, as all is under autocast."""
+        name, dtype = self._plain(x), self._half(x)
+        if args or kwargs or name is None or dtype is None:
+            found: Tensor = super().forward(x, *args, **kwargs)
+            return found
+        down_RD, up_ER = self._weights(name, dtype)
+        flat_ND = x.flatten(0, -2)
+        result_NE: Tensor = self.base_layer(flat_ND)
+        dropped_ND = self.lora_dropout[name](flat_ND)
+        # The product of base and input is not needed backwards, so what is added to it may take its place.
+        result_NE.addmm_(functional.linear(dropped_ND.to(dtype), down_RD), up_ER.T, alpha=self.scaling[name])
+        return result_NE.view(*x.shape[:-1], result_NE.shape[-1])
+
+    def _plain(self, x: Tensor) -> str | None:
+        """The one adapter that is active, where it is nothing but W + BA on whole weights; else None."""
+        names = self.active_adapters
+        if self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A or x.dim() < 2:
+            return None
+        (name,) = names
+        if name in self.lora_variant or self.lora_bias[name] or type(self.base_layer) is not nn.Linear:
+            return None
+        parts: list[nn.Module] = [self.base_layer, self.lora_A[name], self.lora_B[name]]
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        elsewhere = any(hasattr(part.weight, "ds_id") for part in parts)
+        return None if hooked or elsewhere else name
+
+    def _half(self, x: Tensor) -> torch.dtype | None:
+        """The dtype of what the base layer gives, where that is of half precision."""
+        kind = x.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.get_base_layer().weight.dtype
+        return dtype if dtype in HALF else None
+
+    def _weights(self, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B of an adapter in a dtype."""
+        kept = None if torch.is_grad_enabled() else self.casts
+        if kept is not None and (name, dtype) in kept:
+            return kept[name, dtype]
+        found = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
+        if kept is not None:
+            kept[name, dtype] = found
+        return found
+
+
+def add_in_place(model: Any) -> None:
+    """Let the LoRA layers of a peft model be of that kind, for training and reading alike."""
     for layer in model.modules():
-        if type(layer) is Linear and "forward" not in vars(layer):  # hooks of a divided model have put theirs there
-            layer.forward = MethodType(_forward, layer)
+        if type(layer) is Linear:
+            layer.__class__ = InPlaceLinear
 
 
 @contextmanager
 def casts_kept(layers: Sequence[Any]) -> Iterator[None]:
     """For reading alone: adapters' weights are cast once, not in every pass. They may not change meanwhile."""
-    before = [vars(layer).get("casts") for layer in layers]
+    ours = [layer for layer in layers if isinstance(layer, InPlaceLinear)]
+    before = [layer.casts for layer in ours]
     try:
-        for layer in layers:
+        for layer in ours:
             layer.casts = {}
         yield
     finally:
-        for layer, casts in zip(layers, before, strict=True):
+        for layer, casts in zip(ours, before, strict=True):
             layer.casts = casts
-
-
-def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """peft's `lora.Linear.forward`: W x + scale B A x, each rounded once to the dtype of W x."""
-    name, dtype = _plain(layer, x), _dtype(layer, x)
-    if args or kwargs or name is None or dtype not in HALF:
-        found: Tensor = type(layer).forward(layer, x, *args, **kwargs)
-        return found
-    down_RD, up_ER = _weights(layer, name, dtype)
-    flat_ND = x.flatten(0, -2)
-    result_NE: Tensor = layer.base_layer(flat_ND)
-    dropped_ND = layer.lora_dropout[name](flat_ND)
-    # The product of base and input is not needed backwards, so what is added to it may take its place.
-    result_NE.addmm_(functional.linear(dropped_ND.to(dtype), down_RD), up_ER.T, alpha=layer.scaling[name])
-    return result_NE.view(*x.shape[:-1], -1)
-
-
-def _plain(layer: Any, x: Tensor) -> str | None:
-    """The one adapter that is active on a layer, where it is nothing but W + BA; else None."""
-    names = layer.active_adapters
-    if layer.disable_adapters or layer.merged or len(names) != 1 or names[0] not in layer.lora_A:
-        return None
-    (name,) = names
-    others = name in layer.lora_variant or layer.lora_bias[name] or type(layer.base_layer) is not nn.Linear
-    elsewhere = any(hasattr(part[name].weight, "ds_id") for part in (layer.lora_A, layer.lora_B))
-    return None if others or elsewhere or x.dim() < 2 else name
-
-
-def _dtype(layer: Any, x: Tensor) -> torch.dtype:
-    """Of what the base layer gives."""
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    found: torch.dtype = layer.get_base_layer().weight.dtype
-    return found
-
-
-def _weights(layer: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A and B of an adapter in a dtype."""
-    kept = None if torch.is_grad_enabled() else vars(layer).get("casts")
-    if kept is not None and (name, dtype) in kept:
-        return kept[name, dtype]  # type: ignore[no-any-return]
-    found = layer.lora_A[name].weight.to(dtype), layer.lora_B[name].weight.to(dtype)
-    if kept is not None:
-        kept[name, dtype] = found
-    return found

@@ -244,7 +244,8 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
 
     @contextmanager
     def using(self, adapter: str | None, merged: bool = False) -> Iterator[None]:
-        """Run with one adapter (None: with none) in evaluation mode; adapter, mode and gradients are restored after.
+        """Run with one adapter (None: with none) in evaluation mode, for reading alone: weights may not change
+        meanwhile. Adapter, mode and gradients are restored after.
 
         Other threads that want the backbone wait meanwhile.
 

@@ -14,7 +14,7 @@ from peft.tuners.lora import Linear
 
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.known import LINEAR_LAYERS
-from rl.models.lora import fuse
+from rl.models.lora import InPlaceLinear, add_in_place
 from trainers.bench import sampler, scorer
 from trainers.bench.measure import Size, in_turns
 from trainers.bench.mid import ACTIONS, random_pictures
@@ -61,13 +61,13 @@ def put_adapter(vlm: ChameleonVLM, size: Size) -> None:
 @contextmanager
 def peft_s_own(vlm: ChameleonVLM) -> Iterator[None]:
     """Adapters as peft reads them."""
-    layers: Sequence[Any] = [layer for layer in vlm.model.modules() if type(layer) is Linear]
+    layers: Sequence[Any] = [layer for layer in vlm.model.modules() if type(layer) is InPlaceLinear]
     for layer in layers:
-        vars(layer).pop("forward", None)
+        layer.__class__ = Linear
     try:
         yield
     finally:
-        fuse(vlm.model)
+        add_in_place(vlm.model)
 
 
 def _under_autocast(vlm: ChameleonVLM, work: Callable[[], None]) -> None:

@@ -16,7 +16,7 @@ from rl.models.adapters import DIGESTS_FILE, quiet_peft, told_of_base
 from rl.models.bases import lasting_name
 from rl.models.cards import learned
 from rl.models.known import CARD_FILE, WHOLE
-from rl.models.lora import fuse
+from rl.models.lora import add_in_place
 from rl.models.roles import FDM_ADAPTER, Role
 from rl.models.saving import save_base
 from rl.models.unified import UnifiedVLM
@@ -44,7 +44,7 @@ def add_adapter(vlm: UnifiedVLM, config: LoraConfig, name: str = "default") -> N
     except (ValueError, TypeError) as error:  # peft, of targets that are not there or are no linear layers
         said = " ".join(str(error).split())[:200]
         raise RewindError(f"no LoRA of this kind fits {vlm.name} (--lora_target_modules, --lora_r): {said}") from error
-    fuse(model)
+    add_in_place(model)
     # peft puts the in-memory model's own name there.
     model.peft_config[name].base_model_name_or_path = lasting_name(vlm.name)
 

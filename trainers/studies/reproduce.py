@@ -53,7 +53,8 @@ BUDGET = Budget(
 )
 """Few labels and much video, supervised training to its end: where the method is for (docs/findings/few-labels.md)."""
 RECIPE = 6
-"""Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused."""
+"""Raised when a stage does something else with the same amounts: a seed's file of an older recipe is not reused. That a
+row is left out where another says more is no other recipe."""
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "numpy")
 
 
@@ -84,11 +85,9 @@ def config_of(family: str, seed: int, budget: Budget, base: str | None = None) -
     folders = {"base": folder_of(base)}
     if base in JUDGES:  # else the job trains one
         folders["judge"] = SHIPPED_RUNS[JUDGES[base]]
-    amounts = asdict(budget)
-    if not budget.bootstrapped_steps:  # amounts that are younger than some results, and do nothing if they are 0
+    amounts = budget.told()
+    if not budget.bootstrapped_steps:  # younger than committed results, too
         del amounts["bootstrapped_steps"]
-    if not budget.continued_steps:
-        del amounts["continued_steps"], amounts["continued_learning_rate"]
     return {
         "family": family,
         "world": WORLD,

@@ -8,10 +8,10 @@ from typing import Any
 from rl.report.markdown import table
 from trainers.studies.demo.report import COMPARISONS, MEANINGS, how_sure
 
-ELSEWHERE = """What these rows do not answer: what reward adds where `bootstrapped` has been trained for as long as it
-and GRPO take together, `docs/findings/few-labels.md`; whether both roles improve each other in turns,
+ELSEWHERE = """What these rows do not answer: whether both roles improve each other in turns,
 `docs/findings/both-roles.md`; whether it is better to imitate the inverse model's labels or to be rewarded by it, and
-what happens with labels in plenty, `docs/findings/labelled-video.md`.
+what happens with labels in plenty, `docs/findings/labelled-video.md`; what was tried on the way to this recipe,
+`docs/findings/few-labels.md`.
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def stage_folder(story: Story, name: str) -> Path:
     if run.exists():
         shutil.rmtree(run)
     run.mkdir(parents=True)
-    about = {"script": "demo.py", "stage": name, "config": {"seed": story.seed, **asdict(story.budget)}}
+    about = {"script": "demo.py", "stage": name, "config": {"seed": story.seed, **story.budget.told()}}
     (run / "run.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run / "tensorboard")
     return run

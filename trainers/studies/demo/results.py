@@ -179,8 +179,12 @@ def better_trained(story: Story) -> str:
 
 def compared(start: str) -> list[tuple[str, str]]:
     """`COMPARED`, where training by reward started from `start`."""
+    if start == START:
+        return list(COMPARED)
+    others = {START: start, UNTRAINED_RERANKED: UNTRAINED_RERANKED.replace(START, start)}
     by_reward = (*IMPROVED, RERANKED)
-    return [(a, b.replace(START, start) if a in by_reward else b) for a, b in COMPARED]
+    kept = [(a, b) for a, b in COMPARED if not (a in by_reward and b == "bootstrapped_continued")]
+    return [(a, others.get(b, b) if a in by_reward else b) for a, b in kept]
 
 
 def _reranked(story: Story, test: Cases, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

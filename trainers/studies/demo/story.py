@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,15 @@ class Budget:
             )
         if self.greedy_labels and self.sentences == 1:
             raise RewindError("one sentence a pair is its greedy label: greedy_labels 1 takes sentences above 1")
+
+    def told(self) -> dict[str, Any]:
+        """The amounts as a run's config holds them: the youngest only where they do something, so that a run that was
+        begun before them goes on.
+        """
+        amounts = asdict(self)
+        if not self.continued_steps:
+            del amounts["continued_steps"], amounts["continued_learning_rate"]
+        return amounts
 
     def expected(self) -> dict[str, float]:
         """How long the stages take compared with each other, in the order they run in; for the time left."""
