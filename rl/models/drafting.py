@@ -3,7 +3,8 @@
 With stateless noise the token at a position is a function of what stands before it. So guess that the next tokens are
 the source's, read them in one pass, draw at each position with its own noise, and keep what agrees, and the first that
 does not (exact: Wiggers & Hoogeboom, arXiv 2002.09928; with other drafts for images: arXiv 2410.01699). It pays while
-rows x window are so few that a pass takes as long as reading the weights, and most of a picture stays as it is.
+rows x window are so few that a pass takes as long as reading the weights, and most of a picture stays as it is. In half
+precision passes of several tokens round otherwise than those of one: there the candidates are as good, not the same.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def sample_tokens(
             gets its log-probability from the same distribution, so a row's sum is still that of the whole sequence.
         after: ids that stand by rule behind each token (`PictureGrammar.after`): read, and neither drawn nor returned.
         draft_PT: int64 [P, T], guesses of what will be drawn, such as the source: where rows are few, several are read
-            in one pass and those that come true are kept (`rl.models.drafting`). The candidates are the same.
+            in one pass and those that come true are kept (`rl.models.drafting`). In float32 the
+            candidates are the same.
         plain: return log-probabilities at temperature 1 and without truncation, however the tokens are drawn: what
             scoring gives of the same tokens. Not with a draft.
         prefixes: where long prompts are found that another call has read, and left for the next one; not with guidance.

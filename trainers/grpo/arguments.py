@@ -73,8 +73,8 @@ class GRPOArguments(ImproveArguments):
     draft: bool = field(
         default=False,
         metadata={
-            "help": "guess that targets go on as their sources do: the same candidates in fewer passes, where a GPU "
-            "draws up to 32 at once and most of a picture stays as it is"
+            "help": "guess that targets go on as their sources do: the same candidates (in half precision up to "
+            "rounding) in fewer passes, where up to 32 are drawn at once and most of a picture stays as it is"
         },
     )
     rollout_steps: int = field(
