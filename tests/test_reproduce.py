@@ -177,7 +177,7 @@ def test_a_finished_seed_is_reused_and_another_budget_runs_again(tmp_path: Path)
     assert mean["data"]["test"] == 6
     assert {"sft_equal_compute", "bootstrapped_continued"} <= mean["fdm"].keys()
     assert "sft_twice_as_long" not in mean["fdm"]
-    assert "grpo-bootstrapped_continued" in mean["paired"]
+    assert "bootstrapped_continued-bootstrapped" in mean["paired"]
     assert "## chameleon" in (tmp_path / "results.md").read_text()
     before = file.stat().st_mtime_ns
     succeed("scripts/reproduce.py", *places, "--budget", *budget)
