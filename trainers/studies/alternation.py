@@ -21,7 +21,7 @@ from rewards import load_rewards
 from rl.data.labels.labelling import label_pairs
 from rl.errors import RewindError
 from rl.evaluation import oracle
-from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.roles import ForwardDynamics, InverseDynamics, Role
 from rl.triplets import Triplet
 from trainers.sft.rows import role_rows
 from trainers.studies.demo.fitting import fit_adapter
@@ -42,7 +42,8 @@ SFT_RATE = 5e-4
 class Arm:
     """What the rounds of an arm are: how the inverse model learns between them, and whether another one rewards.
 
-    `fdm_share` of the forward model's steps are taken, so that arms may draw as many candidates in all.
+    `fdm_share` of the forward model's steps are taken; where that is less than all, the inverse model gets as many
+    sentences as the forward model was spared pictures, so that arms draw as many candidates in all.
     """
 
     told: str
@@ -50,11 +51,17 @@ class Arm:
     rewarded_by: str = ""
     fdm_share: float = 1.0
 
+    def steps(self, amounts: Amounts) -> dict[Role, int]:
+        """Optimizer steps of either role in a round."""
+        fdm = max(1, round(amounts.fdm_steps * self.fdm_share))
+        spared = (amounts.fdm_steps - fdm) * PROMPTS["fdm"]
+        return {"fdm": fdm, "idm": max(1, round(spared / PROMPTS["idm"])) if spared else amounts.idm_steps}
+
 
 ARMS = {
     "fdm_alone": Arm("the FDM alone, every shard named by the unchanged IDM"),
     "alternating": Arm("GRPO of both in turns", "grpo"),
-    "alternating_at_equal_candidates": Arm("the same, the FDM with fewer steps", "grpo", fdm_share=0.5),
+    "alternating_at_equal_candidates": Arm("the same with as many candidates as the FDM alone", "grpo", fdm_share=0.5),
     "idm_by_sft": Arm("the IDM by SFT on its own verified words", "sft"),
     "better_idm": Arm("the FDM alone, named and rewarded by the judge", rewarded_by="judge_idm"),
 }
@@ -127,16 +134,16 @@ def study(run: Path, arms: Sequence[str], amounts: Amounts, output: Path) -> dic
 def _round(start: Start, arm: Arm, number: int, fdm: Path, idm: Path, folder: Path) -> dict[str, Any]:
     """Name a shard, improve the forward model by the inverse one, then that by the new forward model; and measure."""
     shard, story, began = start.shards[number], start.story, time.monotonic()
-    steps = max(1, round(start.amounts.fdm_steps * arm.fdm_share))
-    count = steps * PROMPTS["fdm"]
+    steps = arm.steps(start.amounts)
+    count = steps["fdm"] * PROMPTS["fdm"]
     rewarding = story.judge if arm.rewarded_by else _naming(story, idm, "namer")
     tried = label_pairs(rewarding, shard[:count])
     rewards, seed = grpo_rewards(story, START, rewarding), story.seed * 1000 + number
-    reward = {"fdm": grpo_from(story, "fdm", fdm, tried, rewards, steps, seed, folder / "fdm")}
-    pairs = shard[-start.amounts.idm_steps * PROMPTS["idm"] :]
+    reward = {"fdm": grpo_from(story, "fdm", fdm, tried, rewards, steps["fdm"], seed, folder / "fdm")}
+    pairs = shard[-steps["idm"] * PROMPTS["idm"] :]
     if arm.inverse == "grpo":
         judging = load_rewards("fdm_likelihood", fdm=_foreseeing(story, folder / "fdm"), role="idm")
-        reward["idm"] = grpo_from(story, "idm", idm, pairs, judging, start.amounts.idm_steps, seed, folder / "idm")
+        reward["idm"] = grpo_from(story, "idm", idm, pairs, judging, steps["idm"], seed, folder / "idm")
     elif arm.inverse == "sft":
         _sft(start, idm, pairs, number, folder)
     seconds = time.monotonic() - began
