@@ -13,7 +13,9 @@ from safetensors.numpy import load_file
 from script_runs import start, succeed
 
 from rl import load_fdm, load_idm
+from trainers.studies.alternation import ARMS, Amounts
 from trainers.studies.search import CALIBRATION
+from trainers.studies.shared import PROMPTS
 
 
 def test_other_settings_of_grpo_from_the_same_start(demo: Path, tmp_path: Path) -> None:
@@ -107,6 +109,16 @@ def test_ways_to_improve_from_the_same_start(demo: Path, tmp_path: Path) -> None
     assert wrong.returncode == 2
     assert "give run folders of demo.py" in wrong.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_an_alternation_at_equal_candidates_draws_as_many_as_the_forward_role_alone() -> None:
+    amounts = Amounts(fdm_steps=64, idm_steps=40)
+    alone = ARMS["fdm_alone"].steps(amounts)["fdm"] * PROMPTS["fdm"]
+    both = ARMS["alternating_at_equal_candidates"].steps(amounts)
+    assert both == {"fdm": 32, "idm": 16}
+    assert sum(steps * PROMPTS[role] for role, steps in both.items()) == alone
+    assert ARMS["alternating"].steps(amounts) == {"fdm": 64, "idm": 40}
+    assert ARMS["alternating_at_equal_candidates"].steps(Amounts(fdm_steps=1)) == {"fdm": 1, "idm": 1}
 
 
 def test_both_roles_in_turns_from_the_same_start(demo: Path, tmp_path: Path) -> None:

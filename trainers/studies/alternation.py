@@ -55,7 +55,7 @@ class Arm:
         """Optimizer steps of either role in a round."""
         fdm = max(1, round(amounts.fdm_steps * self.fdm_share))
         spared = (amounts.fdm_steps - fdm) * PROMPTS["fdm"]
-        return {"fdm": fdm, "idm": max(1, round(spared / PROMPTS["idm"])) if spared else amounts.idm_steps}
+        return {"fdm": fdm, "idm": max(1, round(spared / PROMPTS["idm"])) if self.fdm_share < 1 else amounts.idm_steps}
 
 
 ARMS = {

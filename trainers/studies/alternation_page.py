@@ -46,7 +46,7 @@ def page(told: dict[str, Any]) -> str:
         f"that was best on {amounts.validation} validation scenes; and whether the IDM, greedily, names the true "
         "outcome of the true pair. Differences are paired, means of the seeds with 95 % intervals."
     )
-    arms = [f"- `{name}`: {ARMS[name].told}" for name in _arms(runs)]
+    arms = [f"- `{name}`: {ARMS[name].told}{_steps(name, amounts)}" for name in _arms(runs)]
     last = [
         f"- `{ours}` - `{theirs}`, {MEASURES[key][0]}: {_in_words(runs, ours, theirs, key)}"
         for ours, theirs in COMPARED
@@ -90,6 +90,17 @@ def table(runs: Sequence[Run]) -> str:
             cells.append("; ".join(f"{role} {a:.2f} to {b:.2f}" for role, (a, b) in for_role.items()))
             rows.append([*cells, f"{np.mean([one['seconds'] for one in told]):.0f}"])
     return markdown.table(head, rows)
+
+
+def _steps(name: str, amounts: Amounts) -> str:
+    """In brackets, where a round of an arm has other numbers of steps than the page says of all."""
+    steps = ARMS[name].steps(amounts)
+    if ARMS[name].inverse != "grpo" or steps == {"fdm": amounts.fdm_steps, "idm": amounts.idm_steps}:
+        return ""
+    drawn = {role: number * PROMPTS[role] * GROUP for role, number in steps.items()}
+    return (
+        f" (a round: {drawn['fdm']:,} pictures in {steps['fdm']} steps, {drawn['idm']:,} sentences in {steps['idm']})"
+    )
 
 
 def _arms(runs: Sequence[Run]) -> list[str]:
