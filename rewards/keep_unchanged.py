@@ -49,16 +49,26 @@ class KeepUnchanged:
             if self.usual and name not in self.free and number < len(prompts):
                 otherwise = self._of_sentence(prompts[number], otherwise)
             free = self.free.get(name, otherwise) if name is not None else otherwise
-            scores.append(-max(0.0, changed - free) / max(free, 1.0))
+            scores.append(charge(changed, free))
         return scores
 
     def _of_sentence(self, action: str, otherwise: float) -> float:
         """What usually changes at a sentence; `otherwise` where no known one shares a word with it."""
+        if action in self.usual:
+            return self.usual[action]
         if action not in self._found:
-            words = set(words_of(action))
-            alike = {
-                one: len(words & known) / len(words | known) for one, known in self._words.items() if words & known
-            }
-            near = [action] if action in self.usual else sorted(alike, key=lambda one: -alike[one])[:NEAREST]
-            self._found[action] = float(np.mean([self.usual[one] for one in near])) if near else otherwise
+            self._found[action] = self.of_nearest(action, otherwise)
         return self._found[action]
+
+    def of_nearest(self, action: str, otherwise: float) -> float:
+        """What usually changes at the sentences that share most words with one, that one itself left out."""
+        words = set(words_of(action))
+        alike = {one: len(words & known) / len(words | known) for one, known in self._words.items() if words & known}
+        alike.pop(action, None)
+        near = sorted(alike, key=lambda one: -alike[one])[:NEAREST]
+        return float(np.mean([self.usual[one] for one in near])) if near else otherwise
+
+
+def charge(changed: int, free: float) -> float:
+    """Minus the tokens changed beyond what is free, in units of what is free."""
+    return -max(0.0, changed - free) / max(free, 1.0)

@@ -58,7 +58,8 @@ def main() -> None:
     from rl.running.run_folder import claim
     from rl.triplets import columns_of
     from trainers.common.candidates import scored_groups
-    from trainers.rerank.fitting import check_terms, fitted, in_words, mix_of_fit, usual_change, write_mix
+    from trainers.rerank.fitting import check_terms, fitted, in_words, mix_of_fit, write_mix
+    from trainers.rerank.usual_change import UsualChange
 
     check_max_rows(a.max_rows)
     weighted = [item for item in a.rewards if weight_of(item)[1] is not None]
@@ -79,9 +80,10 @@ def main() -> None:
     actions = [triplet.action for triplet in triplets]
     for backbone in (vlm, vlm if idm is None else idm.backbone):
         backbone.check_actions(actions)
-    arguments = dict(a.reward_arguments or {})
+    arguments, usual = dict(a.reward_arguments or {}), None
     if "keep_unchanged" in a.rewards and "keep_unchanged" not in arguments:
-        arguments["keep_unchanged"] = usual_change(vlm, triplets)
+        usual = UsualChange(vlm, triplets)
+        arguments["keep_unchanged"] = usual.arguments
     rewards = load_rewards(a.rewards, idm, actions, columns=columns_of(triplets), arguments=arguments)
     check_terms(rewards)
     output = claim(
@@ -96,7 +98,7 @@ def main() -> None:
     store = CandidateStore(output / "candidates", scorer_key(a.idm, arguments), scorers(rewards))
     settings = {"temperature": a.temperature, "seed": a.seed, "max_rows": a.max_rows}
     groups = scored_groups(fdm, rewards, triplets, a.num_candidates, **settings, store=store)
-    found, about = fitted(groups, rewards, vlm)
+    found, about = fitted(groups, rewards, vlm, usual)
     names = [reward.name for reward in rewards]
     about |= {"idm": a.idm, "temperature": a.temperature}
     mix = mix_of_fit(found, a.rewards, names, arguments, about)

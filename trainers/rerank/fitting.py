@@ -17,16 +17,14 @@ from rl.data.candidates.store import Group
 from rl.errors import RewindError
 from rl.evaluation.premise import likeness
 from rl.models.inputs import token_ids
-from rl.models.partial_attention import chunks
 from rl.models.unified import UnifiedVLM
 from rl.report.markdown import table
 from rl.running.files import write_whole
-from rl.triplets import Triplet
+from trainers.rerank.usual_change import UsualChange
 
-SENTENCES = 512
-"""Sentences whose usual change a mix keeps, where triplets have no tasks."""
 AT_ONCE = 256
-"""Triplets, or groups of candidates, that are held at once."""
+"""Groups of candidates that are held at once."""
+KEEP = "keep_unchanged"
 
 
 def check_terms(rewards: Sequence[Reward]) -> None:
@@ -39,36 +37,22 @@ def check_terms(rewards: Sequence[Reward]) -> None:
             )
 
 
-def usual_change(vlm: UnifiedVLM, triplets: Sequence[Triplet]) -> dict[str, Any]:
-    """Arguments of `keep_unchanged` from labelled triplets: the median number of tokens that change, by task, or by
-    sentence where triplets have no tasks (the `SENTENCES` most frequent), and of all.
-    """
-    counts: list[int] = []
-    for part in chunks(len(triplets), AT_ONCE):
-        here = [triplets[number] for number in range(len(triplets))[part]]
-        sources = token_ids(vlm, [t.source for t in here])
-        targets = token_ids(vlm, [t.target for t in here if t.target is not None])
-        counts += [int(vlm.changed(b, a).sum()) for a, b in zip(sources, targets, strict=True)]
-    by_task = any(triplet.task for triplet in triplets)
-    groups: dict[str, list[int]] = {}
-    for triplet, count in zip(triplets, counts, strict=True):
-        name = triplet.task if by_task else triplet.action
-        if name:
-            groups.setdefault(name, []).append(count)
-    often = sorted(groups, key=lambda name: -len(groups[name]))[:SENTENCES]
-    medians = {name: float(np.median(groups[name])) for name in often}
-    return {"default": float(np.median(counts)), "free" if by_task else "usual": medians}
-
-
-def measured(vlm: UnifiedVLM, groups: Iterable[Group], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+def measured(
+    vlm: UnifiedVLM, groups: Iterable[Group], names: Sequence[str], usual: UsualChange | None = None
+) -> tuple[np.ndarray, np.ndarray, int]:
     """What each term says of each candidate, float [S, N, R], how like the true target each is, float [S, N], and how
     many groups are left out, for a term gave some candidate no score. `AT_ONCE` groups are held at once.
+
+    With `usual`, which knows these very triplets in this order, `keep_unchanged` goes by the other ones alone.
     """
     terms: list[list[list[float | None]]] = []
     alike: list[np.ndarray] = []
-    left, coming = 0, iter(groups)
+    left, seen, coming = 0, 0, iter(groups)
     while part := list(islice(coming, AT_ONCE)):
         told = [[[one.scores[name] for name in names] for one in group] for _, group in part]
+        if usual is not None and KEEP in names:
+            _by_the_others(vlm, part, told, names.index(KEEP), usual, seen)
+        seen += len(part)
         whole = [all(score is not None for row in rows for score in row) for rows in told]
         terms += [rows for rows, is_whole in zip(told, whole, strict=True) if is_whole]
         alike += [*likeness_of(vlm, [group for group, is_whole in zip(part, whole, strict=True) if is_whole])]
@@ -76,6 +60,24 @@ def measured(vlm: UnifiedVLM, groups: Iterable[Group], names: Sequence[str]) -> 
     if not terms:
         raise RewindError(f"no candidate has a score by all of {', '.join(names)}: leave out what cannot score them")
     return np.array(terms, dtype=float), np.array(alike), left
+
+
+def _by_the_others(
+    vlm: UnifiedVLM,
+    groups: Sequence[Group],
+    told: list[list[list[float | None]]],
+    term: int,
+    usual: UsualChange,
+    first: int,
+) -> None:
+    """Put into `told`, [S][N][R], as the term `keep_unchanged` what the other triplets let free; `first` is the number
+    of the first group.
+    """
+    sources = map(np.array, token_ids(vlm, [triplet.source for triplet, _ in groups]))
+    for number, (source, (_, group), rows) in enumerate(zip(sources, groups, told, strict=True), first):
+        changed = [int(vlm.changed(one.candidate.ids, source).sum()) for one in group]
+        for row, value in zip(rows, usual.charges(number, changed), strict=True):
+            row[term] = value
 
 
 def likeness_of(vlm: UnifiedVLM, groups: Sequence[Group]) -> np.ndarray:
@@ -89,10 +91,14 @@ def likeness_of(vlm: UnifiedVLM, groups: Sequence[Group]) -> np.ndarray:
     return np.array(alike)
 
 
-def fitted(groups: Iterable[Group], rewards: Sequence[Reward], vlm: UnifiedVLM) -> tuple[Fit, dict[str, Any]]:
-    """Weights for rewards, and what is to be said of them."""
+def fitted(
+    groups: Iterable[Group], rewards: Sequence[Reward], vlm: UnifiedVLM, usual: UsualChange | None = None
+) -> tuple[Fit, dict[str, Any]]:
+    """Weights for rewards, and what is to be said of them; `usual` where `keep_unchanged` has learned from these very
+    triplets.
+    """
     names = [reward.name for reward in rewards]
-    terms_SNR, likeness_SN, left = measured(vlm, groups, names)
+    terms_SNR, likeness_SN, left = measured(vlm, groups, names, usual)
     found = fit(terms_SNR, likeness_SN)
     about = {
         "triplets": len(likeness_SN),

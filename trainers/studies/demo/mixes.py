@@ -21,7 +21,8 @@ from rl.models.roles import InverseDynamics
 from rl.running.files import read_json, write_whole
 from rl.triplets import Triplet
 from trainers.common.candidates import scored_groups
-from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, usual_change, write_mix
+from trainers.rerank.fitting import fitted, likeness_of, mix_of_fit, write_mix
+from trainers.rerank.usual_change import UsualChange
 from trainers.studies.demo.labels import compare_choices
 from trainers.studies.demo.story import Story
 
@@ -51,7 +52,7 @@ def fit_mix(story: Story, name: str) -> list[Group]:
         What the weights were fitted on: the triplets and their candidates with every term's score.
     """
     budget = story.budget
-    arguments = {"keep_unchanged": usual_change(story.vlm, story.labelled)}
+    arguments = {"keep_unchanged": UsualChange(story.vlm, story.labelled).arguments}
     rewards = load_rewards(TERMS, story.verifier(name), [t.action for t in story.labelled], arguments=arguments)
     triplets, fdm = validation_triplets(story), story.fdm(name)
     groups = list(scored_groups(fdm, rewards, triplets, budget.fitted_candidates, seed=story.seed))
@@ -147,7 +148,7 @@ def grpo_rewards(story: Story, start: str, idm: InverseDynamics | None = None) -
     """
     weights = zip(TERMS, (1.0, story.budget.grpo_keep, story.budget.grpo_confidence), strict=True)
     specs = [f"{name}={weight}" for name, weight in weights if weight]
-    given = {"keep_unchanged": usual_change(story.vlm, story.labelled), CONFIDENCE: {"fdm": story.fdm(start)}}
+    given = {"keep_unchanged": UsualChange(story.vlm, story.labelled).arguments, CONFIDENCE: {"fdm": story.fdm(start)}}
     arguments = {name: value for name, value in given.items() if any(s.startswith(f"{name}=") for s in specs)}
     return load_rewards(specs, idm or story.verifier(start), [t.action for t in story.labelled], arguments=arguments)
 
