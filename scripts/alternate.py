@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--launch",
         default="",
-        help="words before the script of each training, e.g. 'accelerate launch --config_file "
+        help="words before the script of each stage, e.g. 'accelerate launch --config_file "
         "configs/accelerate/zero2.yaml --num_processes 8'",
     )
     add_data_flags(p)

@@ -28,9 +28,10 @@ from rl.errors import RewindError
 from rl.models.known import LINEAR_LAYERS
 from rl.models.saving import save_base
 from rl.pictures import from_path
+from rl.triplets import Triplet
 from trainers.alternate import rounds
 from trainers.alternate.report import page_of
-from trainers.alternate.rounds import alternate, run_command
+from trainers.alternate.rounds import _entry, alternate, run_command
 from trainers.alternate.settings import Settings
 from trainers.common.adapters import add_adapter, save_adapter
 
@@ -207,7 +208,48 @@ def test_rounds_end_where_the_judge_finds_them_worse(
     assert report["kept"]["round"] == 1
     assert report["kept"]["fdm"] == str(tmp_path / "run" / "round-1" / "fdm")
     assert len(report["rounds"]) == 3
-    assert ran == ["label.py", "train_grpo.py accelerate launch", "train_grpo.py accelerate launch"] * 2
+    assert ran == ["label.py accelerate launch", *["train_grpo.py accelerate launch"] * 2] * 2
+
+
+def test_a_stage_of_several_processes_leaves_devices_to_their_launcher(tmp_path: Path) -> None:
+    opening = {"device": "cuda:1", "compile": True, "dtype": "bfloat16"}
+    one = Settings("fdm", "idm", tmp_path / "pairs.json", tmp_path, opening=opening)
+    several = replace(one, launch=("accelerate", "launch"))
+    for asked, named in ((one, ["--device", "cuda:1", "--compile", "--dtype"]), (several, ["--compile", "--dtype"])):
+        label = asked.label(1, "idm", tmp_path / "pairs.json", tmp_path / "label")
+        assert [word for word in label if word in ("--device", "cuda:1", "--compile", "--dtype")] == named
+        assert "--link_pictures" in label
+        train = asked.train("fdm", 1, "fdm", "idm", tmp_path / "named.json", tmp_path / "trained")
+        assert not {"--device", "--compile"} & {*train}
+
+
+def test_naming_begun_by_several_processes_is_begun_anew_by_one(world: Path, tmp_path: Path) -> None:
+    asked = settings(world, tmp_path / "run", rounds=1, judge_idm=None, validation=None)
+    half = tmp_path / "run" / "round-1" / "label" / "shard-0-of-2"
+    half.mkdir(parents=True)
+    (half / "words.jsonl").write_text("")
+
+    class EndedError(Exception):
+        pass
+
+    def after_the_naming(number: int, when: str) -> None:
+        if number == 1:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        alternate(asked, Here(after_the_naming))
+    assert not half.exists()
+    named = json.loads((half.parent / "triplets.json").read_text())
+    assert named
+    assert {entry["input"].split("/")[0] for entry in named} == {"pictures"}  # where they are, no copies
+    assert not (half.parent / "images").is_dir() or not any((half.parent / "images").iterdir())
+
+
+def test_columns_that_json_cannot_hold_end_no_round(world: Path, tmp_path: Path) -> None:
+    file = from_path(world / "0.png")
+    pair = Triplet(file, "", file, more={"mask": np.ones(2), "when": object(), "camera": 3})
+    entry = json.loads(json.dumps(_entry(pair)))
+    assert (entry["mask"], entry["camera"], "when" in entry) == ([1.0, 1.0], 3, False)
 
 
 def test_who_ends_the_rounds_ends_their_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

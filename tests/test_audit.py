@@ -11,13 +11,14 @@ from conftest import ROOT
 from script_runs import start
 
 from rewards.rivals import word_edits
+from rl.codes import Grid
 from rl.data.triplet_files import write_triplets
 from rl.errors import RewindError
 from rl.evaluation.adversaries import adversaries
 from rl.evaluation.audit import ATTACKED, BEST_OF, audit, score_probes, worst_first
 from rl.evaluation.oracle import sample_tasks
 from rl.evaluation.ranking import selection
-from rl.evaluation.reward_probes import KINDS, TRUTH, build
+from rl.evaluation.reward_probes import KINDS, TRUTH, _damaged, build
 from rl.models.families.chameleon import ChameleonVLM
 from rl.models.roles import ForwardDynamics
 from rl.models.unified import UnifiedVLM
@@ -146,6 +147,32 @@ def test_adversaries_of_a_reward_for_one_token(tiny: ChameleonVLM) -> None:
     assert "selection" not in found
     assert [len(row) for row in rows] == [4, 4, 4]
     assert set(score_probes(build(triplets, tiny, word_edits), score)) == {TRUTH, *KINDS}
+
+
+def test_tokens_are_not_optimised_into_what_cannot_be_scored(tiny: ChameleonVLM) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    triplets = [Triplet(a, "remove all rings", b) for a, b in zip(pictures[:2], pictures[2:], strict=True)]
+    best, unreadable = (int(tiny.layout.image_ids_V[number]) for number in (3, 4))
+
+    def score(groups):  # type: ignore[no-untyped-def]
+        def one(ids: np.ndarray) -> float | None:
+            return None if (ids == unreadable).any() else float((ids == best).sum())
+
+        return [[one(case.ids_K) for case in group] for group in groups]
+
+    asked = {"threshold": 1.0, "best_of": 2, "queries": 400}
+    found, _ = adversaries(ForwardDynamics(tiny), triplets, score, greedy, expected_best, **asked)
+    assert found["probes"][ATTACKED]["n"] == 2
+
+
+def test_the_damaged_probe_of_a_picture_that_is_not_square() -> None:
+    source, target, other = np.zeros(24, int), np.repeat([0, 1], 12), np.full(24, 5)
+    damaged = _damaged(source, target, other, Grid(4, 6)).reshape(4, 6)
+    assert (damaged == 5).sum() == 1  # a quarter of 4 rows, of 6 columns
+    assert (damaged[:2] == 5).sum() == 1  # where nothing was to change
+    long = _damaged(np.zeros(64, int), np.zeros(64, int), np.full(64, 5), Grid(4, 16)).reshape(4, 16)
+    assert np.argwhere(long == 5).tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]]
 
 
 def test_the_script_audits_rewards_with_their_arguments(tmp_path: Path) -> None:

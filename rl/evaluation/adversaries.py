@@ -58,25 +58,28 @@ def adversaries(
     source_SK = vlm.encode(sources).cpu().numpy()
     target_SK = vlm.encode([t.target for t in triplets if t.target is not None]).cpu().numpy()
 
-    def scored(groups: Sequence[np.ndarray]) -> list[list[float]]:
+    def told(groups: Sequence[np.ndarray]) -> Sequence[Sequence[float | None]]:
         rows = [
             [Case(t.source, t.action, ids, t.target, t.task, t.more) for ids in group]
             for t, group in zip(triplets, groups, strict=True)
         ]
-        return [[float("nan") if x is None else float(x) for x in row] for row in score(rows)]
+        return score(rows)
+
+    def scored(groups: Sequence[np.ndarray]) -> list[list[float]]:
+        return [[float("nan") if x is None else float(x) for x in row] for row in told(groups)]
 
     both = np.array(scored([np.concatenate([a[None], b]) for a, b in zip(target_SK, drawn_SGK, strict=True)]))
     truth_S, scores_SG = both[:, 0], both[:, 1:]
     ranked = np.where(np.isnan(scores_SG), -np.inf, scores_SG)[:, :best_of]
     rows = np.arange(len(triplets))
     favourite_S = ranked.argmax(1)
-    found_SK = attack(source_SK, vlm.layout.image_ids_V.cpu().numpy(), scored, queries=queries, seed=seed)
+    found_SK = attack(source_SK, vlm.layout.image_ids_V.cpu().numpy(), told, queries=queries, seed=seed)
     pairs = np.array(scored([np.stack([a, b]) for a, b in zip(target_SK, found_SK, strict=True)]))
     picked = {BEST_OF: drawn_SGK[rows, favourite_S], ATTACKED: found_SK}
-    told = {BEST_OF: (truth_S, scores_SG[rows, favourite_S]), ATTACKED: (pairs[:, 0], pairs[:, 1])}
+    values = {BEST_OF: (truth_S, scores_SG[rows, favourite_S]), ATTACKED: (pairs[:, 0], pairs[:, 1])}
     images = {kind: vlm.decode(ids_SK) for kind, ids_SK in picked.items()}
     found: dict[str, Any] = {"probes": {}}
-    for kind, (truth, fake) in told.items():
+    for kind, (truth, fake) in values.items():
         right = None
         if world is not None:
             right = {kind: np.array([j.success for j in judge_all(world, tasks, images[kind])])}
@@ -89,7 +92,7 @@ def adversaries(
         found["selection"] = selection(scores_SG, right_SG, estimate, best_of)
     pictures = [
         [(t.source, t.action), (t.target, f"truth {truth_S[n]:.2f}")]
-        + [(images[kind][n], f"{kind} {told[kind][1][n]:.2f}") for kind in picked]
+        + [(images[kind][n], f"{kind} {values[kind][1][n]:.2f}") for kind in picked]
         for n, t in enumerate(triplets)
     ]
     return found, pictures

@@ -180,5 +180,7 @@ def _by_task(tasks: Sequence[str], rows: Rows) -> dict[str, dict[str, Any]]:
 
 def _split(tasks: Sequence[str], rows: Sequence[Any]) -> dict[str, list[Any]]:
     """Rows by the task of their triplet, and all of them as 'average'."""
-    parts = {task: [row for row, t in zip(rows, tasks, strict=True) if t == task] for task in dict.fromkeys(tasks)}
+    parts: dict[str, list[Any]] = {}
+    for task, row in zip(tasks, rows, strict=True):
+        parts.setdefault(task, []).append(row)
     return {**parts, "average": list(rows)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageFilter
 
+from rl.codes import Grid
 from rl.errors import RewindError
 from rl.pictures import Picture
 from rl.triplets import Triplet
@@ -97,7 +98,7 @@ def build(
             "copy": source,
             "other_target": target_BK[other],
             "shuffled": rng.permutation(target),
-            "damaged": _damaged(source, target, target_BK[other]),
+            "damaged": _damaged(source, target, target_BK[other], vlm.layout.grammar.grid),
             **{kind: ids_BK[number] for kind, ids_BK in pictures.items()},
         }
         cases = {kind: Case(t.source, t.action, ids, t.target, t.task, t.more) for kind, ids in predicted.items()}
@@ -121,18 +122,17 @@ def _blurred(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(image.shape[0] / 16)))
 
 
-def _damaged(source_K: np.ndarray, target_K: np.ndarray, other_K: np.ndarray) -> np.ndarray:
-    """The target with a square of another picture's tokens, a sixteenth of it, where the action changed least."""
-    side = int(np.sqrt(len(target_K)))
-    if side * side != len(target_K):
-        raise RewindError(f"{len(target_K)} tokens do not make a square picture")
-    hole = max(1, side // 4)
-    grids = [ids.reshape(side, side) for ids in (source_K, target_K, other_K)]
-    before, after, other = grids
+def _damaged(source_K: np.ndarray, target_K: np.ndarray, other_K: np.ndarray, grid: Grid) -> np.ndarray:
+    """The target with a part of another picture's tokens, a quarter of its height and width, where the action changed
+    least.
+    """
+    shape = (grid.rows, grid.columns)
+    before, after, other = (ids.reshape(shape) for ids in (source_K, target_K, other_K))
+    high, wide = (max(1, side // 4) for side in shape)
     best: tuple[float, int, int] | None = None
-    for top in range(0, side - hole + 1, hole):
-        for left in range(0, side - hole + 1, hole):
-            part = np.s_[top : top + hole, left : left + hole]
+    for top in range(0, grid.rows - high + 1, high):
+        for left in range(0, grid.columns - wide + 1, wide):
+            part = np.s_[top : top + high, left : left + wide]
             # The action must stay done, and the damage must be seen.
             cost = float((before[part] != after[part]).mean() * 2 - (other[part] != after[part]).mean())
             if best is None or cost < best[0]:
@@ -140,5 +140,5 @@ def _damaged(source_K: np.ndarray, target_K: np.ndarray, other_K: np.ndarray) ->
     assert best is not None
     _, top, left = best
     damaged = after.copy()
-    damaged[top : top + hole, left : left + hole] = other[top : top + hole, left : left + hole]
+    damaged[top : top + high, left : left + wide] = other[top : top + high, left : left + wide]
     return damaged.reshape(-1)

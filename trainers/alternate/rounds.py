@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,14 @@ from typing import Any
 import numpy as np
 
 from rl.actions import vector_of
+from rl.data.columns import plain_columns
 from rl.data.left_out import LeftOut, list_left_out
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
+from rl.models.memory import free_memory
 from rl.pictures import PictureFile
 from rl.running.files import read_json, write_whole
+from rl.running.run_folder import CONFIG_FILE
 from rl.triplets import Triplet
 from trainers.alternate.measures import measure
 from trainers.alternate.report import round_figures, write_report
@@ -112,7 +116,9 @@ def _round(settings: Settings, number: int, folder: Path, pairs: Path, start: Mo
     first = settings.output / "round-1" / "label" if settings.control == "fdm_only" else folder / "label"
     named = first / "triplets.json"
     if not named.is_file():
-        _stage(folder, "label", lambda: run(settings.label(number, start.idm, pairs, first), ()))
+        if not settings.launch and first.is_dir() and not (first / CONFIG_FILE).is_file():
+            shutil.rmtree(first)  # several processes had begun it, and one goes on
+        _stage(folder, "label", lambda: run(settings.label(number, start.idm, pairs, first), settings.launch))
     if not _trained(fdm):
         command = settings.train("fdm", number, start.fdm, start.idm, named, fdm)
         _stage(folder, "fdm", lambda: run(command, settings.launch))
@@ -185,7 +191,12 @@ def _entry(pair: Triplet) -> dict[str, Any]:
     words = {"action": list(vector)} if vector is not None else {"instruction": pair.action} if pair.action else {}
     known = {"task": pair.task, "class": pair.label, "source": pair.provenance}
     paths = {"input": str(pair.source.path.resolve()), "output": str(pair.target.path.resolve())}  # type: ignore[union-attr]
-    return {**pair.more, **words, **paths, **{name: value for name, value in known.items() if value is not None}}
+    return {
+        **plain_columns(pair.more),
+        **words,
+        **paths,
+        **{name: value for name, value in known.items() if value is not None},
+    }
 
 
 def _measured(settings: Settings, folder: Path, models: Models, cases: Sequence[Triplet]) -> dict[str, Any]:
@@ -196,6 +207,7 @@ def _measured(settings: Settings, folder: Path, models: Models, cases: Sequence[
     if not file.is_file():
         asked = (models.fdm, models.idm, settings.judge_idm, cases, settings.seed, settings.opening)
         found = measure(*asked, settings.token_cache)
+        free_memory()  # else this process keeps it, beside stages that have their own
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(found) + "\n")
     found = read_json(file)

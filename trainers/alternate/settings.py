@@ -68,7 +68,7 @@ class Settings:
         judge_fall: rounds end after one whose judge score lies so much below the best so far; inf never.
         seed: of the shards and, with the round's number, of every stage.
         token_cache: a folder of encode_images.py for all stages and for what is measured; None encodes anew in each.
-        launch: words before the script in the commands of training, such as a launcher's.
+        launch: words before the script in the commands of stages, such as a launcher's.
         opening: how models are opened, as arguments of `load_fdm`.
         reading: how files of pairs are read, `image_root` and `strict`.
     """
@@ -143,7 +143,7 @@ class Settings:
     def label(self, number: int, idm: str, pairs: Path, folder: Path) -> list[str]:
         """The command that names pairs."""
         how: list[Any] = [*_image_root(pairs), "--temperature", self.temperature, "--seed", self.seed_of(number)]
-        how += ["--output", folder, "--resume"]
+        how += ["--output", folder, "--link_pictures", "--resume"]
         return ["label.py", *map(str, ["--idm", idm, "--pairs", pairs, *how]), *self._flags(training=False)]
 
     def train(self, role: str, number: int, fdm: str, idm: str, data: Path, folder: Path) -> list[str]:
@@ -162,8 +162,11 @@ class Settings:
         return self.seed * 1000 + number
 
     def _flags(self, training: bool) -> list[str]:
-        """How models are opened; a trainer's launcher decides on devices, and trainers compile nothing."""
-        here = {k: v for k, v in self.opening.items() if not (training and (k == "compile" or "device" in k))}
+        """How models are opened; trainers and launchers decide on devices themselves, and trainers compile nothing."""
+        launched = training or bool(self.launch)
+        here = {
+            k: v for k, v in self.opening.items() if not ((training and k == "compile") or (launched and "device" in k))
+        }
         here |= {} if self.token_cache is None else {"token_cache": self.token_cache}
         return [word for k, v in here.items() for word in ([f"--{k}"] if v is True else [f"--{k}", _text(v)])]
 

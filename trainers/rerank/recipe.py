@@ -104,22 +104,23 @@ def complete_triplets(path: Path) -> list[int]:
     """
     if not path.is_file():
         return []
-    done, whole, position, left = [], 0, 0, 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            row = None
-        if row is None:
-            if number + 1 < len(lines):
-                raise RewindError(f"{path}, line {number + 1} cannot be read: repair it, or begin with --overwrite")
-            break
-        position += len(line)
-        left = row["candidates"] - 1 if row["rank"] == 0 else left - 1
-        if left == 0:
-            done.append(row["triplet"])
-            whole = position
+    done, whole, position, left, unread = [], 0, 0, 0, 0
+    with path.open("rb") as lines:  # one at a time: at 1,024 tokens a picture the file may be many gigabytes
+        for number, line in enumerate(lines, 1):
+            if unread:
+                raise RewindError(f"{path}, line {unread} cannot be read: repair it, or begin with --overwrite")
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if row is None:
+                unread = number
+                continue
+            position += len(line)
+            left = row["candidates"] - 1 if row["rank"] == 0 else left - 1
+            if left == 0:
+                done.append(row["triplet"])
+                whole = position
     if whole < path.stat().st_size:
         with path.open("r+b") as file:
             file.truncate(whole)
@@ -129,12 +130,13 @@ def complete_triplets(path: Path) -> list[int]:
 def summary(output: Path, triplets: Sequence[Triplet], backbone: UnifiedVLM) -> str:
     """Write `sheet.png` of the first triplets and say in a sentence what the whole file holds."""
     cells: dict[int, list[Any]] = {}
-    firsts, drawn = [], 0
+    sources = drawn = saved = abstained = 0
     with (output / CANDIDATES_FILE).open(encoding="utf-8") as file:
         for row in map(json.loads, file):
             number = row["triplet"]
             drawn += 1
-            firsts += [row] if row["rank"] == 0 else []
+            if row["rank"] == 0:
+                sources, saved, abstained = sources + 1, saved + row["saved"], abstained + row["abstained"]
             if (number in cells or len(cells) < SHOWN_TRIPLETS) and row["rank"] < SHOWN_CANDIDATES:
                 grid = Grid(*row["grid"]) if "grid" in row else None
                 picture = backbone.decode(np.array([row["ids"]]), grid=grid)[0]
@@ -143,8 +145,7 @@ def summary(output: Path, triplets: Sequence[Triplet], backbone: UnifiedVLM) -> 
     for number, shown in cells.items():
         rows.append([*_given(triplets[number]), *shown])
     sheet(rows).save(output / "sheet.png")
-    saved, abstained = sum(row["saved"] for row in firsts), sum(row["abstained"] for row in firsts)
-    text = f"{drawn} candidates for {len(firsts)} sources"
+    text = f"{drawn} candidates for {sources} sources"
     text += f", {saved} saved by stopping early" if saved else ""
     text += f", abstained on {abstained}" if abstained else ""
     return f"{text}; look at {output / 'sheet.png'}"
