@@ -23,14 +23,14 @@ from rl.models.grammar import Template
 from rl.models.hub import folder_of, is_hub_id
 from rl.models.known import CARD_FILE, SHIPPED
 from rl.models.roles import FDM_ADAPTER, IDM_ADAPTER, ForwardDynamics, InverseDynamics
-from rl.models.run_role import check_role
+from rl.models.run_role import Kind, check_role
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.models.vq_files import DECODER_FILE
 from rl.running.files import partial, read_json
 
 logger = logging.getLogger("rl")
-RoleT = TypeVar("RoleT", ForwardDynamics, InverseDynamics)
+RoleT = TypeVar("RoleT", bound=ForwardDynamics | InverseDynamics)
 
 
 def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: str | Path | None = None) -> UnifiedVLM:
@@ -117,10 +117,10 @@ def load_fdm(
         RewindError: no such base or run, an adapter of another base than the backbone, `base` for what is no run,
             settings for a backbone that is loaded already, a run that trained an inverse model.
     """
-    check_role(_local(base_or_run), "fdm")
-    made = ForwardDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
+    how: dict[str, Any] = {"base": base, "vq": vq, "max_rows": max_rows, **settings}
+    made = load_as(ForwardDynamics, "fdm", base_or_run, backbone, adapter, **how)
     made.run = str(_local(base_or_run))
-    return _bounded(made, max_rows, backbone)
+    return made
 
 
 def load_idm(
@@ -136,9 +136,17 @@ def load_idm(
     """An inverse dynamics model, with the arguments of `load_fdm`; with `backbone=fdm.backbone` it is a second adapter
     on the same weights.
     """
-    check_role(_local(base_or_run), "idm")
-    made = InverseDynamics(*_open(base_or_run, backbone, adapter, base, vq, _settings(settings)))
-    return _bounded(made, max_rows, backbone)
+    how: dict[str, Any] = {"base": base, "vq": vq, "max_rows": max_rows, **settings}
+    return load_as(InverseDynamics, "idm", base_or_run, backbone, adapter, **how)
+
+
+def load_as(
+    made: type[RoleT], kind: Kind, base_or_run: str | Path, backbone: UnifiedVLM | None, adapter: str, **how: Any
+) -> RoleT:
+    """A model of a kind; `how` are the named arguments of `load_fdm`."""
+    base, vq, max_rows = (how.pop(name, None) for name in ("base", "vq", "max_rows"))
+    check_role(_local(base_or_run), kind)
+    return _bounded(made(*_open(base_or_run, backbone, adapter, base, vq, _settings(how))), max_rows, backbone)
 
 
 def _bounded(role: RoleT, max_rows: int | None, backbone: UnifiedVLM | None) -> RoleT:

@@ -17,7 +17,8 @@ from rl.models.bases import lasting_name
 from rl.models.cards import learned
 from rl.models.known import CARD_FILE, WHOLE
 from rl.models.lora import add_in_place
-from rl.models.roles import FDM_ADAPTER, Role
+from rl.models.roles import FDM_ADAPTER
+from rl.models.run_role import Kind
 from rl.models.saving import save_base
 from rl.models.unified import UnifiedVLM
 from rl.running.files import read_json, whole_folder
@@ -66,7 +67,7 @@ def _check_targets(config: LoraConfig) -> None:
         raise RewindError("the head stays frozen, since both roles share it: leave lm_head and modules_to_save out")
 
 
-def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Role | None = None) -> Path:
+def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Kind | None = None) -> Path:
     """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
 
     `role` is written beside the weights, so that a copy of the folder is not opened as the other role; so are the
@@ -78,7 +79,7 @@ def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Rol
     return folder
 
 
-def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) -> None:
+def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Kind | None) -> None:
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
         card = {**({} if role is None else {"role": role}), **told_of_base(vlm.fingerprint, vlm.asked_size)}
@@ -100,7 +101,7 @@ def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Role | None) 
         )  # a kill between the moves must not make new weights look damaged
 
 
-def save_whole(vlm: UnifiedVLM, run: Path, *, role: Role) -> Path:
+def save_whole(vlm: UnifiedVLM, run: Path, *, role: Kind) -> Path:
     """Write a model of which all weights were trained to `run/model`, a base folder; returns it.
 
     Every process must call it, and holds the weights whole meanwhile; the main one writes.

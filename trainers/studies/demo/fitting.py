@@ -16,6 +16,8 @@ from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
 from trainers.studies.demo.story import Story
 
+PROPOSER = "proposer"
+"""The adapter that says what may be done with a picture: it is trained as an inverse model is, and is none."""
 LORA_ALPHA = 4
 """alpha of every adapter as a multiple of its rank."""
 
@@ -54,7 +56,7 @@ def fit_adapter(
     trainer = RoleSFTTrainer(story.vlm, role, config, rows, use_weights=weighted, callbacks=[log])
     show_quietly(trainer)
     fit(trainer, place, resume=False, batch=f"{role}_batch_size of the budget")
-    save_adapter(story.vlm, run, adapter, role=role)
+    save_adapter(story.vlm, run, adapter, role="proposer" if adapter == PROPOSER else role)
 
 
 def stage_folder(story: Story, name: str) -> Path:

@@ -21,16 +21,22 @@ from trainers.grpo.arguments import RewindGRPOConfig
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.studies.demo.fitting import fit_adapter, stage_folder
 from trainers.studies.demo.mixes import grpo_rewards, mixed_rewards, start_of_rl
+from trainers.studies.demo.proposals import proposed
 from trainers.studies.demo.story import Story
 
 logger = logging.getLogger("rl")
 
 
 def grpo_prompts(story: Story) -> list[Triplet]:
-    """Sources and actions to try, in a fixed random order: labelled ones and all that the IDM named, selected or not.
+    """Sources and actions to try, in a fixed random order: what was proposed, if the budget has a proposer; else
+    labelled ones and all that the IDM named, selected or not.
 
     What is tried needs no right target, and what supervised training has not seen is what there is to learn from.
     """
+    if story.budget.proposer_steps:
+        fresh = proposed(story)
+        story.data["grpo_prompts"] = len(fresh)
+        return fresh
     both = [*story.labelled, *story.synthetic, *story.tried]
     story.data["grpo_prompts"] = len(both)
     return [both[i] for i in np.random.default_rng(story.seed).permutation(len(both))]

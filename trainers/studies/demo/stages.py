@@ -25,10 +25,11 @@ from rl.triplets import Triplet
 from rl.world import World
 from trainers.common.adapters import add_adapter
 from trainers.sft.rows import role_rows
-from trainers.studies.demo.fitting import LORA_ALPHA, fit_adapter
+from trainers.studies.demo.fitting import LORA_ALPHA, PROPOSER, fit_adapter
 from trainers.studies.demo.improvement import train_best_of_n, train_grpo
 from trainers.studies.demo.labels import GREEDY, labelled_by_idm, mine_and_label
 from trainers.studies.demo.mixes import IMPROVED, START, fit_mix, hold_back, look_at_premise, start_of_rl
+from trainers.studies.demo.proposals import PROPOSED, propose_prompts, without_outcomes
 from trainers.studies.demo.story import Budget, Story
 
 logger = logging.getLogger("rl")
@@ -99,7 +100,8 @@ def _go_on(story: Story) -> None:
 
 def improve(story: Story) -> None:
     """GRPO and best-of-N training, both from `bootstrapped` (`sft` where that is held back) by the mix that is fitted
-    for it, with the same number of sampled candidates; a mix for the outcome of each, to choose among those of it by.
+    for it, with the same number of sampled candidates, for actions that a proposer has for known pictures, if the
+    budget has one; a mix for the outcome of each, to choose among those of it by.
     """
 
     def compare(name: str, start: str) -> None:
@@ -107,6 +109,10 @@ def improve(story: Story) -> None:
         hold_back(story, name, start)
 
     story.stage("mix", lambda: compare(START, "sft"))
+    if story.budget.proposer_steps:
+        seen = without_outcomes([*story.labelled, *story.synthetic, *story.tried])
+        _sft(story, PROPOSER, "idm", seen, story.budget.proposer_steps, story.budget.idm_learning_rate)
+        story.stage(PROPOSED, lambda: propose_prompts(story))
     story.stage("grpo", lambda: train_grpo(story), "default")
     story.stage("best_of_n_training", lambda: train_best_of_n(story), "best_of_n_training")
     for name in IMPROVED:

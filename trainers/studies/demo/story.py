@@ -63,11 +63,14 @@ class Budget:
     bootstrapped_steps: int = 0  # of those that learn from video, too; 0: as many as `fdm_steps`
     continued_steps: int = 0  # more of `bootstrapped`, without reward: about as long as GRPO takes
     continued_learning_rate: float = 1e-3
+    proposer_steps: int = (
+        0  # of a proposer of fresh actions, which training by reward then tries; 0: it tries known ones
+    )
 
     def __post_init__(self) -> None:
         weights = ("grpo_keep", "grpo_confidence")
-        steps = ("idm_on_video_steps", "equal_compute_steps", "bootstrapped_steps", "continued_steps")
-        free = ("idm_dropout", "greedy_labels", *steps, *weights)
+        video = ("idm_on_video_steps", "bootstrapped_steps", "continued_steps", "proposer_steps")
+        free = ("idm_dropout", "greedy_labels", "equal_compute_steps", *video, *weights)
         if min(value for name, value in vars(self).items() if name not in free) <= 0:
             raise RewindError(f"every number of the budget must be above 0, but for {', '.join(free)}")
         if min(getattr(self, name) for name in free) < 0 or self.idm_dropout >= 1 or self.greedy_labels > 1:
@@ -84,6 +87,8 @@ class Budget:
         amounts = asdict(self)
         if not self.continued_steps:
             del amounts["continued_steps"], amounts["continued_learning_rate"]
+        if not self.proposer_steps:
+            del amounts["proposer_steps"]
         return amounts
 
     def expected(self) -> dict[str, float]:
@@ -93,6 +98,7 @@ class Budget:
         continued = 0.006 * self.fdm_batch_size * self.continued_steps
         again = 0.0075 * self.idm_batch_size * self.idm_on_video_steps
         drawn = self.grpo_steps * self.grpo_prompts * self.group_size
+        proposing = {"proposer": 0.0075 * self.idm_batch_size * self.proposer_steps, "proposed": 0.0004 * drawn}
         fit = 2 + 0.014 * self.validation * self.fitted_candidates
         return {
             "data": 1 + 0.001 * self.labelled,
@@ -107,6 +113,7 @@ class Budget:
             "bootstrapped": both + 0.001 * self.selected,
             **({"bootstrapped_continued": continued} if continued else {}),
             "mix": fit,
+            **(proposing if self.proposer_steps else {}),
             "grpo": 0.013 * drawn,
             "best_of_n_training": 0.004 * drawn + 0.006 * self.fdm_batch_size * self.best_of_n_steps,
             **dict.fromkeys(("mix_grpo", "mix_best_of_n_training"), fit),

@@ -1,0 +1,56 @@
+"""Actions to try with pictures at hand beside those that happened there: prompts for training by reward.
+
+A reward of an inverse model needs a source and an action, and no true target. So what is tried need not have been
+filmed: every frame, the first and the second of a pair alike, takes any action that a proposer finds usual for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rl.models.drawing import Said
+from rl.pictures import Picture, PictureFile
+from rl.triplets import Triplet
+from rl.words import words_of
+
+Words = tuple[str, ...]
+
+
+@dataclass
+class Frame:
+    """A picture, and the words of the actions that are known to have been done with it."""
+
+    picture: Picture
+    known: set[Words] = field(default_factory=set)
+
+
+def frames_of(triplets: Iterable[Triplet]) -> list[Frame]:
+    """Every picture of the triplets once: all sources in their order, then the targets that are no source."""
+    sources: dict[object, Frame] = {}
+    targets: dict[object, Frame] = {}
+    for triplet in triplets:
+        frame = sources.setdefault(_key(triplet.source), Frame(triplet.source))
+        if triplet.action:
+            frame.known.add(tuple(words_of(triplet.action)))
+        if triplet.target is not None:
+            targets.setdefault(_key(triplet.target), Frame(triplet.target))
+    return [*sources.values(), *(frame for key, frame in targets.items() if key not in sources)]
+
+
+def _key(picture: Picture) -> object:
+    return picture.path if isinstance(picture, PictureFile) else id(picture)
+
+
+def new_actions(frame: Frame, said: Sequence[Said], most: int = 1) -> list[Triplet]:
+    """The first `most` of the sentences that say nothing that is known, as triplets without a target; those that say
+    nothing at all are left out.
+    """
+    found: list[Triplet] = []
+    seen = set(frame.known)
+    for one in said:
+        words = tuple(words_of(one.text))
+        if words and words not in seen and len(found) < most:
+            seen.add(words)
+            found.append(Triplet(frame.picture, one.text, score=one.logprob, provenance="proposed"))
+    return found
