@@ -123,7 +123,8 @@ def main() -> None:
     )
     list_left_out(shards.folder, left_out)
     backbones = [idm.backbone, *([] if fdm is None or fdm.backbone is idm.backbone else [fdm.backbone])]
-    for rows in (pairs, checked):
+    mine = pairs if shards.mine is None else shards.own(pairs, a.chunk_size)  # else all would encode everything
+    for rows in (mine, checked):
         read_from(a.token_cache, backbones, rows)
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:

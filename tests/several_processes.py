@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from rl.models.roles import JUDGE_ADAPTER, ForwardDynamics, InverseDynamics
 from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, only_policy_trains, save_adapter, save_whole
 from trainers.common.candidates import scored_groups
+from trainers.common.sharding import release
 from trainers.dpo.arguments import RewindDPOConfig
 from trainers.dpo.trainer import Pairing, WorldModelDPOTrainer, preference_rows
 from trainers.grpo.arguments import RewindGRPOConfig
@@ -149,6 +151,32 @@ def sft(folder: Path, half_batch: bool = False) -> dict[str, Any]:
     held_out = role_rows(vlm, "fdm", triplets(29)[24:], Importance())  # 5, which no batches of two processes fit
     trainer = RoleSFTTrainer(vlm, "fdm", config, rows, eval_dataset=held_out, use_weights=True)
     return finish(trainer, vlm, folder)
+
+
+def rounds(folder: Path) -> dict[str, Any]:
+    """A second round of training on one model: the first one's engine must be gone, or both reduce its gradients.
+
+    Buckets are smaller than the adapter, so that DeepSpeed sends them within the backward pass as it does at 7B.
+    """
+    shipped = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if shipped:
+        settings = json.loads(Path(shipped).read_text())
+        settings["zero_optimization"]["reduce_bucket_size"] = 2000
+        small = Path(shipped).parent / f"small-{os.environ.get('RANK', '0')}.json"
+        small.write_text(json.dumps(settings))
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(small)
+    vlm = backbone()
+    rows = role_rows(vlm, "fdm", triplets(24))
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4 // WORLD, "gradient_accumulation_steps": 2}
+    for number in range(2):
+        trainer = RoleSFTTrainer(vlm, "fdm", RoleConfig(output_dir=str(folder), **settings, **COMMON), rows)
+        if number == 0:
+            trainer.train()
+            engine = weakref.ref(trainer.model_wrapped)
+            release(trainer)
+    found = finish(trainer, vlm, folder)
+    gone = engine() is None or engine() is vlm.model  # without DeepSpeed nothing wraps the model
+    return found | {"gone": gone}
 
 
 def whole(folder: Path) -> dict[str, Any]:
@@ -269,6 +297,7 @@ SCENARIOS = {
     **FAMILIES,
     "sft": sft,
     "whole": whole,
+    "rounds": rounds,
     "half": lambda folder: sft(folder, half_batch=True),
     "grpo": grpo,
     "spanning": lambda folder: grpo(folder, spanning=True),

@@ -27,6 +27,7 @@ from trainers.common.sharding import unsupported
 
 SCENARIOS = ["sft:zero1", "sft:zero2", "sft:zero3", "grpo:zero2", "grpo:zero3", "spanning:zero2"]
 SCENARIOS += ["trajectories:zero2", "sentences:zero2", "dpo:zero2", "whole:zero2", "whole:zero3"]
+SCENARIOS += ["rounds:zero2"]
 SCENARIOS += [f"{family}-{kind}:zero3" for family in ("lumina", "liquid", "emu3") for kind in ("sft", "grpo")]
 HALF = "half_precision:zero2"
 ENVIRONMENT = {
@@ -121,6 +122,10 @@ def test_two_processes_give_the_numbers_of_one(results: dict[str, list[dict[str,
     assert ours.keys() == theirs.keys()
     for name, weight in ours.items():
         assert np.allclose(weight, theirs[name], atol=2e-4), name
+
+
+def test_a_round_leaves_nothing_of_deepspeed_to_the_next(results: dict[str, list[dict[str, Any]]]) -> None:
+    assert [rank["gone"] for spec in ("rounds", "rounds:zero2") for rank in results[spec]] == [True] * 3
 
 
 def test_bfloat16_is_measured_and_corrected(results: dict[str, list[dict[str, Any]]]) -> None:

@@ -119,5 +119,18 @@ def with_column(triplets: Triplets, name: str, value: Any) -> Triplets:
     return Triplets([extended(part) for part in triplets._parts], triplets._part_N, triplets._row_N)
 
 
+def without_outcomes(triplets: Triplets) -> Triplets:
+    """Triplets with the source in the place of the target: what a proposer of actions learns from."""
+
+    def still(part: Part) -> Part:
+        def make(row: int) -> Triplet:
+            found = part.make(row)
+            return replace(found, target=found.source)
+
+        return Part(make, part.columns)
+
+    return Triplets([still(part) for part in triplets._parts], triplets._part_N, triplets._row_N)
+
+
 def _of_list(given: Sequence[Triplet]) -> Triplets:
     return Triplets.of(Part(given.__getitem__, tuple(columns_of(given))), range(len(given)))

@@ -22,7 +22,7 @@ from trainers.common.preflight import check_no_validation, check_training
 from trainers.common.refusals import SFT
 from trainers.common.rows_on_disk import in_passing
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, rounds_left
-from trainers.common.sharding import tell
+from trainers.common.sharding import release, tell
 from trainers.common.tokens import drop_own, use_cache
 from trainers.sft.arguments import RoleConfig
 from trainers.sft.trainer import RoleSFTTrainer
@@ -55,6 +55,7 @@ def train_best_of_n(arguments: BestOfNArguments, config: RoleConfig) -> Path:
         weighted, log = "weights" in rows.column_names, MetricsFile(folder / "metrics.jsonl")
         trainer = RoleSFTTrainer(vlm, "fdm", config, rows, use_weights=weighted, callbacks=[log])
         fit(trainer, folder, arguments.resume)
+        release(trainer)
         finish_round(vlm, output, number, {"sampled_total": mean, "kept": len(rows), **drawn}, config.report_to)
     folder = save_adapter(vlm, output, role="fdm")
     tell("%d rounds; the adapter is in %s", arguments.rounds, folder)

@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl.models import unwrap_model_for_generation
 
 from rl.errors import RewindError
+from rl.models.memory import free_memory
 from rl.models.unified import UnifiedVLM
 
 Result = TypeVar("Result")
@@ -137,6 +138,22 @@ def on_main(make: Callable[[], Result]) -> Result:
         sys.exit(2)
     result: Result = outcome[0]
     return result
+
+
+def release(trainer: Trainer) -> None:
+    """Let go of what wrapped a model in training that another trainer is to train next.
+
+    DeepSpeed puts hooks on the module that hold its engine, and by them the engine's optimizer and its hooks on every
+    weight: left there, the next round's gradients are reduced by both.
+    """
+    engine: Any = trainer.model_wrapped
+    trainer.accelerator.free_memory()  # destroys DeepSpeed's engine
+    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+        hook = getattr(engine, name, None)
+        if hook is not None:
+            hook.remove()
+    trainer.model_wrapped = trainer.model
+    free_memory()
 
 
 def tell(sentence: str, *values: Any) -> None:

@@ -25,7 +25,7 @@ from trainers.common.preflight import check_training, check_validation
 from trainers.common.refusals import DPO
 from trainers.common.rows_on_disk import in_passing
 from trainers.common.runs import begin_run, check_output, check_rounds, finish_round, read_files, rounds_left
-from trainers.common.sharding import tell
+from trainers.common.sharding import release, tell
 from trainers.common.tokens import drop_own, use_cache
 from trainers.common.validation import VALIDATION_NOISE
 from trainers.dpo.arguments import DPOArguments
@@ -66,6 +66,7 @@ def train_dpo(arguments: DPOArguments, config: DPOConfig) -> Path:
         log = MetricsFile(folder / "metrics.jsonl")
         trainer = WorldModelDPOTrainer(vlm, config, rows, eval_dataset=eval_rows, callbacks=[log])
         fit(trainer, folder, arguments.resume)
+        release(trainer)
         finish_round(vlm, output, number, {"sampled_total": mean, "pairs": len(rows), **drawn}, config.report_to)
     if REFERENCE in vlm.model.peft_config:  # type: ignore[operator]
         vlm.model.delete_adapter(REFERENCE)  # type: ignore[operator]

@@ -13,8 +13,8 @@ from trainers.common.arguments import VQ_HELP, RunArguments, StartsAnywhere
 
 
 @dataclass
-class IDMArguments(RunArguments):
-    """Arguments of `train_idm.py` beside TRL's."""
+class RoleArguments(RunArguments):
+    """Arguments of `train_idm.py` and `train_fdm.py` beside TRL's."""
 
     base: str = field(default="tabletop-chameleon", metadata={"help": "a base by name, folder or Hub id"})
     vq: str | None = field(default=None, metadata={"help": VQ_HELP})
@@ -44,7 +44,20 @@ class IDMArguments(RunArguments):
 
 
 @dataclass
-class FDMArguments(IDMArguments):
+class IDMArguments(RoleArguments):
+    """Arguments of `train_idm.py` beside TRL's."""
+
+    propose: bool = field(
+        default=False,
+        metadata={
+            "help": "learn what may be done with a picture in place of what was done: the source alone is shown. For "
+            "propose_actions.py, whose prompts training by reward can try"
+        },
+    )
+
+
+@dataclass
+class FDMArguments(RoleArguments):
     """Arguments of `train_fdm.py` beside TRL's."""
 
     synthetic: list[str] = field(default_factory=list, metadata={"help": "IDM-labelled triplets, mixed in"})

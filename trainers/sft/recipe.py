@@ -19,6 +19,7 @@ from rl.data.importance import Importance
 from rl.data.left_out import LeftOut
 from rl.data.tokens.cache import TokenCache
 from rl.data.tokens.encoding import pairs_of
+from rl.data.triplet_table import without_outcomes
 from rl.errors import RewindError
 from rl.models.changes import PAIRS, calibrated
 from rl.models.fast import FastCodec
@@ -26,6 +27,7 @@ from rl.models.hub import folder_of
 from rl.models.known import LINEAR_LAYERS
 from rl.models.opening import load_base
 from rl.models.roles import IDM_ADAPTER, Role
+from rl.models.run_role import Kind
 from rl.models.settings import Settings
 from rl.models.unified import UnifiedVLM
 from rl.running.run_folder import CONFIG_FILE
@@ -39,13 +41,13 @@ from trainers.common.runs import begin_run, check_output, read_files
 from trainers.common.sharding import on_main, stage_asked_for, tell, whole_weights
 from trainers.common.tokens import OWN, drop_own, encoded
 from trainers.common.validation import GRID_ROWS
-from trainers.sft.arguments import FDMArguments, IDMArguments, LoraModelConfig, RoleConfig
+from trainers.sft.arguments import FDMArguments, LoraModelConfig, RoleArguments, RoleConfig
 from trainers.sft.both_roles import BothRolesSFTTrainer, both_rows, check_one_best
 from trainers.sft.rows import check_mixed, mixed, role_rows
 from trainers.sft.trainer import METRICS, RoleSFTTrainer
 
 
-def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_config: LoraModelConfig) -> Path:
+def train_role(role: Role, arguments: RoleArguments, config: RoleConfig, model_config: LoraModelConfig) -> Path:
     """Train one role, or both (`with_idm`), on files of triplets; returns the run folder.
 
     `load_fdm` or `load_idm` opens it; with both, `load_idm` opens the folder `idm` in it. Without LoRA (`use_peft`) all
@@ -64,6 +66,9 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     labelled = len(triplets)
     triplets += read_files(arguments, synthetic, left_out, limit=arguments.limit, with_targets=True)
     held_out = read_files(arguments, arguments.validation, left_out, with_targets=True)
+    proposes = getattr(arguments, "propose", False)
+    if proposes:
+        triplets, held_out = without_outcomes(triplets), without_outcomes(held_out)
     actions = ranges_of(triplets, arguments.action_ranges)
     if actions is None and codec is not None:
         raise RewindError("--action_codec is for actions that are vectors, and these are words: leave it out")
@@ -108,7 +113,8 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     else:
         trainer = RoleSFTTrainer(vlm, role, config, rows, **settings)
     fit(trainer, output, arguments.resume)
-    folder = save_whole(vlm, output, role=role) if lora is None else save_adapter(vlm, output, role=role)
+    kind: Kind = "proposer" if proposes else role
+    folder = save_whole(vlm, output, role=kind) if lora is None else save_adapter(vlm, output, role=kind)
     if with_idm:
         save_idm(vlm, output)
     what = "model" if lora is None else "adapter"
@@ -117,7 +123,7 @@ def train_role(role: Role, arguments: IDMArguments, config: RoleConfig, model_co
     return output
 
 
-def _check(arguments: IDMArguments, config: RoleConfig, model_config: LoraModelConfig, with_idm: bool) -> None:
+def _check(arguments: RoleArguments, config: RoleConfig, model_config: LoraModelConfig, with_idm: bool) -> None:
     """What can be said of the arguments by themselves, before anything is opened."""
     if not arguments.triplets:
         raise RewindError("give at least one file of triplets: --triplets data/triplets.json")
@@ -167,12 +173,12 @@ def _same_below(arguments: FDMArguments, vlm: UnifiedVLM, cache: TokenCache, lab
     return found
 
 
-def _opening(arguments: IDMArguments, model_config: LoraModelConfig) -> Settings:
+def _opening(arguments: RoleArguments, model_config: LoraModelConfig) -> Settings:
     """How the base is opened; raises a `RewindError` for settings that there are not."""
     return replace(model_config.settings(), image_size=arguments.image_size)
 
 
-def check_both(arguments: IDMArguments, config: RoleConfig) -> None:
+def check_both(arguments: RoleArguments, config: RoleConfig) -> None:
     """Raise a `RewindError` unless both roles can be trained at once."""
     check_one_best(config)
     if getattr(arguments, "synthetic", []):

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from rl.data.labels import shards
+from rl.data.labels.labelling import Proposal
 from rl.models.drawing import Said
 from rl.pictures import Picture, PictureFile
 from rl.triplets import Triplet
@@ -42,7 +46,15 @@ def _key(picture: Picture) -> object:
     return picture.path if isinstance(picture, PictureFile) else id(picture)
 
 
-def new_actions(frame: Frame, said: Sequence[Said], most: int = 1) -> list[Triplet]:
+def some_frames(frames: Sequence[Frame], count: int | None, seed: int) -> list[Frame]:
+    """`count` frames at random, in their order; all of them for None, or where there are no more."""
+    if count is None or count >= len(frames):
+        return list(frames)
+    chosen = np.random.default_rng(seed).choice(len(frames), count, replace=False)
+    return [frames[number] for number in np.sort(chosen)]
+
+
+def new_actions(frame: Frame, said: Sequence[Said | Proposal], most: int = 1) -> list[Triplet]:
     """The first `most` of the sentences that say nothing that is known, as triplets without a target; those that say
     nothing at all are left out.
     """
@@ -54,3 +66,12 @@ def new_actions(frame: Frame, said: Sequence[Said], most: int = 1) -> list[Tripl
             seen.add(words)
             found.append(Triplet(frame.picture, one.text, score=one.logprob, provenance="proposed"))
     return found
+
+
+@dataclass(frozen=True)
+class Prompts(shards.Shards):
+    """Shards of prompts."""
+
+    script = "propose_actions.py"
+    holds = "prompts"
+    may_differ = shards.LIMITS_OF_A_MACHINE

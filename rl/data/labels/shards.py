@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from tqdm.auto import tqdm
 
@@ -33,21 +34,29 @@ class Shards(shards.Shards):
     script = SCRIPT
     holds = "labels"
     results = ("triplets.json", FOLDER, "images", WORDS_FILE, LEFT_OUT_FILE)
-    may_differ = (*LIMITS_OF_A_MACHINE, "parquet")
+    may_differ: ClassVar[tuple[str, ...]] = (*LIMITS_OF_A_MACHINE, "parquet")
+
+    def chunks(self, pairs: Sequence[Triplet], chunk_size: int) -> list[Sequence[Triplet]]:
+        """This process's chunks."""
+        number, count = self.share
+        return [pairs[start : start + chunk_size] for start in range(0, len(pairs), chunk_size)[number::count]]
+
+    def own(self, pairs: Sequence[Triplet], chunk_size: int) -> list[Triplet]:
+        """The pairs of this process's chunks."""
+        return [pair for chunk in self.chunks(pairs, chunk_size) for pair in chunk]
 
     def name(
         self,
         file: str,
         pairs: Sequence[Triplet],
         chunk_size: int,
-        name: Callable[[Sequence[Triplet]], list[list[Proposal]]],
+        name: Callable[[Sequence[Triplet]], Sequence[Sequence[tuple[Any, ...]]]],
     ) -> None:
         """Append the words of this process's chunks to its file, those that an earlier run wrote excepted."""
-        number, count = self.share
-        chunks = [pairs[start : start + chunk_size] for start in range(0, len(pairs), chunk_size)[number::count]]
+        chunks = self.chunks(pairs, chunk_size)
         path = self.folder / file
         done = json_lines(path)
-        with path.open("a", encoding="utf-8") as out, tqdm(total=sum(map(len, chunks)), desc="label") as bar:
+        with path.open("a", encoding="utf-8") as out, tqdm(total=sum(map(len, chunks)), desc=self.holds) as bar:
             bar.update(sum(map(len, done)))
             for chunk in chunks[len(done) :]:
                 out.write(json.dumps(name(chunk)) + "\n")

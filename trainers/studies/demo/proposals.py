@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,8 +43,3 @@ def propose_prompts(story: Story) -> None:
 def proposed(story: Story) -> list[Triplet]:
     """What `propose_prompts` has written."""
     return list(read_triplets(story.output / PROPOSED / "triplets.json"))
-
-
-def without_outcomes(triplets: Sequence[Triplet]) -> list[Triplet]:
-    """What a proposer learns from: the source in the place of the target."""
-    return [replace(triplet, target=triplet.source) for triplet in triplets]

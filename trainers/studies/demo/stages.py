@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from rl.data.importance import Importance
 from rl.data.triplet_files import read_triplets, write_triplets
+from rl.data.triplet_table import joined, without_outcomes
 from rl.evaluation.oracle import sample_tasks, triplets_of
 from rl.models.known import JUDGES, LINEAR_LAYERS, SHIPPED_RUNS
 from rl.models.roles import Role
@@ -29,7 +30,7 @@ from trainers.studies.demo.fitting import LORA_ALPHA, PROPOSER, fit_adapter
 from trainers.studies.demo.improvement import train_best_of_n, train_grpo
 from trainers.studies.demo.labels import GREEDY, labelled_by_idm, mine_and_label
 from trainers.studies.demo.mixes import IMPROVED, START, fit_mix, hold_back, look_at_premise, start_of_rl
-from trainers.studies.demo.proposals import PROPOSED, propose_prompts, without_outcomes
+from trainers.studies.demo.proposals import PROPOSED, propose_prompts
 from trainers.studies.demo.story import Budget, Story
 
 logger = logging.getLogger("rl")
@@ -110,7 +111,7 @@ def improve(story: Story) -> None:
 
     story.stage("mix", lambda: compare(START, "sft"))
     if story.budget.proposer_steps:
-        seen = without_outcomes([*story.labelled, *story.synthetic, *story.tried])
+        seen = without_outcomes(joined([[*story.labelled, *story.synthetic, *story.tried]]))
         _sft(story, PROPOSER, "idm", seen, story.budget.proposer_steps, story.budget.idm_learning_rate)
         story.stage(PROPOSED, lambda: propose_prompts(story))
     story.stage("grpo", lambda: train_grpo(story), "default")
