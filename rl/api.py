@@ -18,6 +18,7 @@ from rl.pictures import Picture, PictureLike, from_path
 from rl.running import siblings
 from rl.search.best_of_n import Reranked
 from rl.search.best_of_n import rerank as rerank_candidates
+from rl.search.redraw import draw_rest, likely
 from rl.search.refinement import refine as refine_candidates
 from rl.search.rollout import Step
 from rl.search.rollout import rollout as roll_out
@@ -148,35 +149,17 @@ def rerank(  # type: ignore[misc]
     if refine:
         source_ids = [np.array(ids) for ids in token_ids(fdm.backbone, sources)]
         found = refine_candidates(
-            _draw_rest(fdm, sources, actions, sampling),
+            draw_rest(fdm, sources, actions, sampling),
             judge,
             found,
             source_ids,
             [(num_candidates - whole) * len(ids) for ids in source_ids],
+            likely=likely(fdm, sources, actions, temperature) if temperature > 0 else None,
             rounds=refine,
             max_candidates=num_candidates,
             **rules,
         )
     return found[0] if single else found
-
-
-def _draw_rest(
-    fdm: ForwardDynamics, sources: Sequence[Picture], actions: Sequence[str], sampling: dict[str, Any]
-) -> Callable[..., list[list[Candidate]]]:
-    """What `refine` draws with: candidates of some sources with some tokens kept."""
-
-    def draw_rest(
-        step: int, numbers: Sequence[int], kept: Sequence[np.ndarray], counts: Sequence[int]
-    ) -> list[list[Candidate]]:
-        drawn: dict[int, list[Candidate]] = {}
-        for count in sorted(set(counts)):  # sources that draw equally many are drawn together
-            rows = [row for row, wanted in enumerate(counts) if wanted == count]
-            chosen = [sources[numbers[row]] for row in rows], [actions[numbers[row]] for row in rows]
-            settings = {**sampling, "step": step, "kept": [kept[row] for row in rows]}
-            drawn |= dict(zip(rows, fdm.sample(*chosen, num_samples=count, **settings), strict=True))
-        return [drawn[row] for row in range(len(counts))]
-
-    return draw_rest
 
 
 def rollout(

@@ -54,10 +54,18 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--reward_arguments", type=mapping, help='JSON by reward: \'{"keep_unchanged": {"default": 3}}\'')
     p.add_argument("--world", help="a world's name or file.py:Class, whose oracle tells right from wrong; needs --fdm")
-    p.add_argument("--split", default="test", help="a split of the world, if it has any")
-    p.add_argument("--num_scenes", type=int, default=40, help="cases on which adversaries and selection are tried")
-    p.add_argument("--best_of", type=int, default=64, help="the largest N of the selection")
-    p.add_argument("--queries", type=int, default=256, help="scores that the optimised tokens may ask for a case")
+    p.add_argument("--split", help="a split of the world, if it has any (default: test)")
+    p.add_argument(
+        "--num_scenes",
+        type=int,
+        help="cases on which the samples of --fdm are tried, and those made of them (default: 40)",
+    )
+    p.add_argument("--best_of", type=int, help="the largest N of the best of N samples of --fdm (default: 64)")
+    p.add_argument(
+        "--queries",
+        type=int,
+        help="scores that tokens optimised from a copy may ask for a case, with --fdm (default: 256)",
+    )
     p.add_argument("--seed", type=int, default=0)
     add_data_flags(p)
     add_model_flags(p)
@@ -152,6 +160,12 @@ def _check(a: argparse.Namespace) -> None:
         raise RewindError("pictures are tried as image tokens, so give a model whose tokens they are: --idm or --fdm")
     if a.fdm is None and any(weight_of(item)[0] == "fdm_confidence" for item in a.rewards):
         raise RewindError("the reward 'fdm_confidence' asks how likely a forward model finds a picture: give --fdm")
+    usual = {"split": ("test", "world"), "num_scenes": (40, "fdm"), "best_of": (64, "fdm"), "queries": (256, "fdm")}
+    for name, (value, needs) in usual.items():
+        if getattr(a, name) is None:
+            setattr(a, name, value)
+        elif getattr(a, needs) is None:
+            raise RewindError(f"--{name} is about --{needs}: give that too, or leave it out")
     if a.best_of < 2 or a.num_scenes < 2 or a.limit < 2:
         raise RewindError("--best_of, --num_scenes and --limit must be at least 2")
     if a.fdm is not None and a.queries < PROPOSALS:

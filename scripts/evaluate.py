@@ -41,12 +41,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--fdm", required=True, help="a base by name or folder, or a run folder")
     p.add_argument("--idm", help="the same for the inverse model; without it, its probes are left out")
-    p.add_argument("--world", default="tabletop", help="a world's name, or file.py:Class")
+    p.add_argument("--world", help="a world's name, or file.py:Class (default: tabletop)")
     p.add_argument("--triplets", type=Path, help="a data set (docs/guide/data.md) instead of a world: true targets")
     p.add_argument("--limit", type=int, help="only the first triplets")
-    p.add_argument("--split", default="test", help="a split of the world, if it has any")
-    p.add_argument("--num_scenes", type=int, default=400, help="test cases for FDM, captions and probes")
-    p.add_argument("--num_ceiling", type=int, default=2000, help="scenes for the tokenizer's ceiling")
+    p.add_argument("--split", help="a split of the world, if it has any (default: test)")
+    p.add_argument("--num_scenes", type=int, help="test cases of a world for FDM, captions and probes (default: 400)")
+    p.add_argument("--num_ceiling", type=int, help="scenes of a world for the tokenizer's ceiling (default: 2000)")
     p.add_argument("--best_of", type=int, default=1, help="also best of 1, 2, 4, ... N by --rewards")
     p.add_argument(
         "--rewards",
@@ -77,6 +77,7 @@ def main() -> None:
     from rl.spilled import SpilledArrays
     from rl.worlds import load_split
 
+    _of_world(arguments)
     if arguments.num_scenes < 2 or arguments.num_ceiling < 1:
         raise RewindError("--num_scenes must be at least 2 and --num_ceiling at least 1")
     if arguments.best_of < 1:
@@ -180,6 +181,21 @@ def _on_triplets(arguments: argparse.Namespace) -> None:
     print(f"results and sheet.png in {output}")
 
 
+def _of_world(arguments: argparse.Namespace) -> None:
+    """Fill in what is not given of a world's flags; raises a `RewindError` for flags that would be ignored."""
+    usual = {"world": "tabletop", "split": "test", "num_scenes": 400, "num_ceiling": 2000}
+    given = [name for name in usual if getattr(arguments, name) is not None]
+    if arguments.triplets is not None and given:
+        instead = ", or --limit for the first of them" if given[0] == "num_scenes" else ""
+        raise RewindError(f"--{given[0]} is about a world, and --triplets are measured: leave it out{instead}")
+    if arguments.triplets is None and arguments.limit is not None:
+        raise RewindError("--limit is about --triplets, and a world is measured: give --num_scenes")
+    if arguments.triplets is None and arguments.best_of == 1 and (arguments.rewards or arguments.reward_arguments):
+        raise RewindError("on a world --rewards choose the best of several candidates: give --best_of 8, say")
+    for name in usual.keys() - {*given}:
+        setattr(arguments, name, usual[name])
+
+
 def _rewards_on(
     triplets: Sequence[Triplet], idm: InverseDynamics | None, arguments: argparse.Namespace
 ) -> list[Reward]:
@@ -251,7 +267,7 @@ def _best_of_n(
         flat = score(rewards, Batch(actions, [one for _, one in rows], sources, targets, names))
         scores += [[s.total for s in flat[n : n + drawn]] for n in range(0, len(flat), drawn)]
         right += oracle.are_right(groups, world, part)
-    numbers = [2**k for k in range(arguments.best_of.bit_length()) if 2**k <= arguments.best_of]
+    numbers = sorted({*(2**k for k in range(arguments.best_of.bit_length())), arguments.best_of})
     return oracle.best_of_n(scores, right, expected_best, numbers)
 
 

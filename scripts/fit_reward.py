@@ -52,6 +52,7 @@ def main() -> None:
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.triplet_files import read_triplets
     from rl.models.bases import adapter_folder
+    from rl.models.digests import weights_for_resume
     from rl.models.known import whole_model
     from rl.models.opening import load_idm_beside
     from rl.paths import expanded
@@ -89,7 +90,7 @@ def main() -> None:
     output = claim(
         a.output,
         "fit_reward.py",
-        plain(vars(a)) | for_resume(left_out, [a.triplets]),
+        plain(vars(a)) | for_resume(left_out, [a.triplets]) | weights_for_resume(fdm=a.fdm, idm=a.idm),
         inputs=[a.fdm, a.idm, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,

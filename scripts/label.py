@@ -76,6 +76,7 @@ def main() -> None:
     from rl.data.parquet_files import check_columns
     from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
+    from rl.models.digests import weights_for_resume
     from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.opening import load_idm_beside
     from rl.running.run_folder import claim
@@ -93,9 +94,10 @@ def main() -> None:
     how = Naming(a.temperature, a.num_samples, a.seed, a.verify_changed)
     shards = Shards(a.output, shard_of(a.shard))
     left_out: list[LeftOut] = []
+    unchecked: list[LeftOut] = []
     pairs = read_triplets(a.pairs, named=False, with_targets=True, **reading(a), left_out=left_out)
     checked: Sequence[Triplet] = (
-        [] if a.labelled is None else read_triplets(a.labelled, with_targets=True, **reading(a))
+        [] if a.labelled is None else read_triplets(a.labelled, with_targets=True, **reading(a), left_out=unchecked)
     )
     if a.parquet:
         check_columns(pairs)
@@ -108,7 +110,8 @@ def main() -> None:
         raise RewindError(f"{a.labelled} has {len(checked)} triplets to calibrate labels on: give at least {LEAST}")
     idm.backbone.check_actions([triplet.action for triplet in checked])
     config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
-    config |= for_resume(left_out, [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
+    config |= for_resume([*left_out, *unchecked], [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
+    config |= weights_for_resume(idm=a.idm, verify=a.verify)
     inputs = [a.idm, a.verify, a.pairs, a.labelled]
     shards.make_room(a.resume, a.overwrite, inputs)
     claim(
@@ -121,7 +124,7 @@ def main() -> None:
         harmless={"parquet": "the triplets are written in the other form, the words stay"},
         each_process=shards.mine is not None,
     )
-    list_left_out(shards.folder, left_out)
+    list_left_out(shards.folder, [*left_out, *unchecked])
     backbones = [idm.backbone, *([] if fdm is None or fdm.backbone is idm.backbone else [fdm.backbone])]
     mine = pairs if shards.mine is None else shards.own(pairs, a.chunk_size)  # else all would encode everything
     for rows in (mine, checked):
@@ -131,7 +134,7 @@ def main() -> None:
             shards.name(file, rows, a.chunk_size, lambda part: propose(idm, part, how, fdm))
     if shards.last_to_end({WORDS_FILE: _chunks(pairs, a), CHECKED_FILE: _chunks(checked, a)}, config):
         calibration = _calibrated(a, shards, checked, idm, fdm)
-        _write(a, shards, pairs, left_out, calibration)
+        _write(a, shards, pairs, left_out, unchecked, calibration)
 
 
 def _chunks(rows: Sequence[Triplet], a: argparse.Namespace) -> int:
@@ -172,6 +175,7 @@ def _write(
     shards: Shards,
     pairs: Sequence[Triplet],
     left_out: Sequence[LeftOut],
+    unchecked: Sequence[LeftOut],
     calibration: Calibration | None,
 ) -> None:
     """The triplets of what all processes have named, and what became of every pair."""
@@ -201,7 +205,7 @@ def _write(
         found.append(named(pair, choice))
     if not found:
         raise RewindError(f"the model {a.idm} had no words for any of {len(pairs)} pairs")
-    list_left_out(a.output, [*left_out, *wordless])
+    list_left_out(a.output, [*left_out, *wordless, *unchecked])
     if a.parquet:
         (a.output / "triplets.json").unlink(missing_ok=True)  # a run goes on with the other form
         file = write_parquet(found, a.output, link=a.link_pictures)

@@ -61,6 +61,7 @@ def main() -> None:
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
+    from rl.models.digests import weights_for_resume
     from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.proposer import load_proposer
     from rl.running.run_folder import claim
@@ -76,6 +77,7 @@ def main() -> None:
     proposer = load_proposer(a.proposer, **opening(a))
     config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
     config |= for_resume(left_out, [a.triplets]) | base_for_resume(proposer.backbone.fingerprint)
+    config |= weights_for_resume(proposer=a.proposer)
     inputs = [a.proposer, a.triplets]
     shards.make_room(a.resume, a.overwrite, inputs)
     how = {"resume": a.resume, "overwrite": a.overwrite, "each_process": shards.mine is not None}

@@ -69,6 +69,7 @@ def main() -> None:
     from rl.data.left_out import LeftOut, for_resume, list_left_out
     from rl.data.tokens.encoding import read_from
     from rl.data.triplet_files import read_triplets
+    from rl.models.digests import weights_for_resume
     from rl.models.fingerprint import for_resume as base_for_resume
     from rl.models.inputs import check_actions
     from rl.models.opening import load_idm_beside
@@ -121,10 +122,11 @@ def main() -> None:
         )
     if a.refine < 0 or (a.refine and a.num_candidates < 2):
         raise RewindError("--refine takes 0 or more rounds, and needs at least 2 candidates to share out")
+    weights = weights_for_resume(fdm=a.fdm, idm=a.idm)
     output = claim(
         a.output / f"shard-{shard[0]}-of-{shard[1]}" if shard else a.output,
         "rerank.py",
-        plain(vars(a)) | for_resume(left_out, [a.triplets]) | base_for_resume(fdm.backbone.fingerprint),
+        plain(vars(a)) | for_resume(left_out, [a.triplets]) | base_for_resume(fdm.backbone.fingerprint) | weights,
         inputs=[a.fdm, a.idm, a.source, a.triplets],
         resume=a.resume,
         overwrite=a.overwrite,

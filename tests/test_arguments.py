@@ -130,3 +130,27 @@ def test_a_plain_start_beside_several_gpus_uses_one(
     assert len(told) == 1
     assert "one of 3 GPUs is used" in told[0]
     assert "accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 3" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("importance_advantages: groups", r"'importance_advantages' is one of none, target, group, own, not 'groups'"),
+        ("save_strategy: sometimes", "'save_strategy' is one of no, steps, epoch, best, not 'sometimes'"),
+        ("dead_group_retries: 1.5", r"'dead_group_retries' is a whole number, not 1\.5"),
+        ("spread_floor: yes", "'spread_floor' is a number, not True"),
+        ("learning_rate: [1]", r"'learning_rate' is a number, not \[1\]"),
+        ("fdm: [a, b]", r"'fdm' takes one value, not \['a', 'b'\]"),
+    ],
+)
+def test_a_file_is_held_to_what_flags_are(tmp_path: Path, text: str, sentence: str) -> None:
+    """argparse itself looks at defaults only where they are texts."""
+    with pytest.raises(RewindError, match=sentence):
+        grpo(tmp_path, text)
+
+
+def test_a_file_may_spell_numbers_as_yaml_does(tmp_path: Path) -> None:
+    text = "learning_rate: 1e-3\nmax_steps: '12'\nimportance_correction: 2\nlr_scheduler_type: cosine\nspread_floor:\n"
+    arguments, config = grpo(tmp_path, text)
+    assert (config.learning_rate, config.max_steps, arguments.importance_correction) == (1e-3, 12, 2)
+    assert (config.lr_scheduler_type.value, arguments.spread_floor) == ("cosine", None)

@@ -159,6 +159,24 @@ def test_refinement_keeps_what_the_total_needs_and_draws_the_rest() -> None:
     assert refine(draw_rest, judge, [start], [source], [1], **limits) == [start]  # type: ignore[arg-type]
 
 
+def test_refinement_asks_how_likely_it_is_what_nobody_drew() -> None:
+    """A reward like `fdm_confidence` has no score without log-probabilities, and would keep every change for it."""
+    source = np.zeros(3, int)
+
+    def judge(numbers: Sequence[int], candidates: Sequence[Candidate]) -> list[Scored]:
+        return [scored(c, float(c.logprobs.sum()) if c.logprobs.any() else None) for c in candidates]
+
+    def likely(numbers: Sequence[int], groups: Sequence[Sequence[Candidate]]) -> list[list[np.ndarray]]:
+        # Only the change of place 1 is what the model expects.
+        worth = np.array([[-1, -2], [-3, -1], [-1, -4]])
+        return [[worth[np.arange(3), (c.ids != 0).astype(int)].astype(np.float32) for c in group] for group in groups]
+
+    best = Candidate(np.array([5, 5, 5]), np.full(3, -0.5, np.float32), None)  # type: ignore[arg-type]
+    start = order(judge([0], [best]))
+    assert tokens_to_draw(judge, [0], [start], [source])[0].tolist() == [False, False, False]
+    assert tokens_to_draw(judge, [0], [start], [source], likely)[0].tolist() == [True, False, True]
+
+
 def test_the_estimate_is_the_mean_over_all_subsets() -> None:
     rng = np.random.default_rng(0)
     for scores in (rng.permutation(7).astype(float).tolist(), [1.0, 1.0, 0.0, None, 2.0, 2.0, None]):

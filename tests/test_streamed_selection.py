@@ -289,3 +289,18 @@ def test_selecting_script(tmp_path: Path) -> None:
     none = start(*command, "--min_score", 0, "--output", tmp_path / "none")
     assert none.returncode == 2
     assert "may be chosen (6 score below 0)" in none.stderr
+
+
+def test_near_duplicates_of_one_sentence_do_not_hide_others_of_it() -> None:
+    """Of a sentence only the best rows are kept, and if those all show the same, the file is read again for others."""
+    entries = [entry("push the cup", -0.001 * n, picture=0 if n < 100 else n) for n in range(110)]
+    rng = np.random.default_rng(0)
+    pictures = {n: rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for n in (0, *range(100, 110))}
+
+    def look(raw: dict[int, Any]) -> dict[int, Triplet]:
+        return {n: Triplet(pictures[e["picture"]], e["instruction"], pictures[e["picture"]]) for n, e in raw.items()}
+
+    for most in (None, 5):
+        rules = Rules(balance="none", near_duplicates=8, max_per_action=most)
+        found = select_entries(lambda: entries, look, lambda n, e: str(e["instruction"]), 5, rules, "data.json")
+        assert len(found.chosen) == 5, most

@@ -35,15 +35,15 @@ def selection(scores_SG: np.ndarray, right_SG: np.ndarray, estimate: Estimate, m
         most: the largest N of the curve, at most the number of candidates.
 
     Returns:
-        `by_score` and `by_oracle`, success of the best of 1, 2, 4 ... `most`; `within_group_auc` (mean over scenes with
-        both kinds, absent if there is none); `from`, `to` and `gain`, the paired difference of success between the last
-        N and a quarter of it with its 95 % interval; `verdict`.
+        `by_score` and `by_oracle`, success of the best of 1, 2, 4, ... and `most`; `within_group_auc` (mean over scenes
+        with both kinds, absent if there is none); `from`, `to` and `gain`, the paired difference of success between the
+        last N and a quarter of it with its 95 % interval; `verdict`.
     """
-    numbers = [2**k for k in range(most.bit_length()) if 2**k <= most]
+    numbers = sorted({*(2**k for k in range(most.bit_length())), most})
     scores = [[None if np.isnan(x) else float(x) for x in row] for row in scores_SG]
     right = right_SG.astype(float).tolist()
     curve = {n: np.array([estimate(s, r, n) for s, r in zip(scores, right, strict=True)]) for n in numbers}
-    last, before = numbers[-1], numbers[max(0, len(numbers) - 3)]
+    last, before = most, max([n for n in numbers if 4 * n <= most], default=1)
     areas = np.array([auc(s, r) for s, r in zip(scores_SG, right_SG, strict=True)])
     gain = paired_difference(curve[last], curve[before])
     found: dict[str, Any] = {

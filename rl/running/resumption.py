@@ -12,8 +12,8 @@ SECTIONS = ("training", "model", "budget")
 NEVER_COMPARED = {"resume", "overwrite", "config", "output", "output_dir"}
 FINGERPRINT = "base_fingerprint"
 """In a config, what the weights of `base` are: where they are the same, it may lie elsewhere."""
-IDM_WEIGHTS = "idm_weights"
-"""In a config, a digest of the adapter of `idm`, which no checkpoint holds."""
+ASKED = ("idm_weights", "judge_idm_weights", "fdm_weights", "verify_weights", "proposer_weights")
+"""In a config, digests of models that are asked and of which no checkpoint holds the weights."""
 _ABSENT = object()
 
 
@@ -32,7 +32,7 @@ def differences(
     old, new = dict(_flat(before)), dict(_flat(after))
     places = (directory or Path.cwd(), Path.cwd())
     changed = [key for key in {**old, **new} if not _same(old.get(key, _ABSENT), new.get(key, _ABSENT), places)]
-    unknown = {FINGERPRINT, IDM_WEIGHTS} - old.keys()  # nobody wrote them down yet
+    unknown = {FINGERPRINT, *ASKED} - old.keys()  # nobody wrote them down yet
     changed = [key for key in changed if key not in unknown]
     if FINGERPRINT in old and old[FINGERPRINT] == new.get(FINGERPRINT):
         changed = [key for key in changed if key != "base"]

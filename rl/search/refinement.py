@@ -12,6 +12,7 @@ further on are not seen, so a round draws from an approximation to the model's p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from rl.triplets import Candidate
 DrawRest = Callable[[int, Sequence[int], Sequence[np.ndarray], Sequence[int]], Sequence[Sequence[Candidate]]]
 """`draw_rest(round, sources, kept, counts)`: `counts[i]` candidates of source number `sources[i]` that have the ids of
 `kept[i]`, int64 [K], and are drawn where that is -1."""
+
+Likely = Callable[[Sequence[int], Sequence[Sequence[Candidate]]], Sequence[Sequence[np.ndarray]]]
+"""`likely(sources, groups)`: log-probability of each token of each candidate, float32 [K], for rewards that ask how
+likely a candidate is."""
 
 MAX_PROBES = 16
 """Places at which the source is put back to see what the judge needs; more changes than that are tried in blocks."""
@@ -34,6 +39,7 @@ def refine(
     sources_NK: Sequence[np.ndarray],
     tokens: Sequence[int],
     *,
+    likely: Likely | None = None,
     rounds: int,
     max_candidates: int,
     min_score: float | None = None,
@@ -50,6 +56,7 @@ def refine(
         starts: each source's candidates, scored.
         sources_NK: int64 [K] each, the sources' image tokens.
         tokens: how many tokens may be sampled for each source in all rounds; a round takes an equal share of the rest.
+        likely: how likely the best candidate is with some of the source's tokens put back; None if no reward asks.
         rounds: the most rounds; a source has fewer if nothing is left to draw.
         max_candidates: the most candidates a round, which bounds the time: kept tokens cost a step of the model too.
         min_score, min_lead, good_enough: as for `rerank`; what is good enough is left as it is.
@@ -66,7 +73,7 @@ def refine(
     running = list(range(len(found)))
     for number in range(1, rounds + 1):
         running = [n for n in running if not found[n].reaches(good_enough)]
-        free = tokens_to_draw(judge, running, [found[n] for n in running], [sources_NK[n] for n in running])
+        free = tokens_to_draw(judge, running, [found[n] for n in running], [sources_NK[n] for n in running], likely)
         counts = {}
         for n, free_K in zip(running, free, strict=True):
             share = left[n] // (rounds + 1 - number)
@@ -87,7 +94,11 @@ def refine(
 
 
 def tokens_to_draw(
-    judge: Judge, numbers: Sequence[int], found: Sequence[Reranked], sources_NK: Sequence[np.ndarray]
+    judge: Judge,
+    numbers: Sequence[int],
+    found: Sequence[Reranked],
+    sources_NK: Sequence[np.ndarray],
+    likely: Likely | None = None,
 ) -> list[np.ndarray]:
     """Where each source's best candidate should be drawn anew, bool [K]: where some candidate changes the source, but
     for the changes of the best that its total needs.
@@ -101,6 +112,12 @@ def tokens_to_draw(
         probes.append([best, *(_put_back(best, block, source_K) for block in blocks[-1])])
     if not any(blocks):
         return free
+    if likely is not None:
+        logprobs = likely(numbers, probes)
+        probes = [
+            [replace(one, logprobs=x_K) for one, x_K in zip(group, rows, strict=True)]
+            for group, rows in zip(probes, logprobs, strict=True)
+        ]
     for free_K, places, scored in zip(free, blocks, score_once(judge, numbers, probes), strict=True):
         whole = scored[0].total
         for block, probe in zip(places, scored[1:], strict=True):
@@ -110,7 +127,7 @@ def tokens_to_draw(
 
 
 def _put_back(candidate: Candidate, block_B: np.ndarray, source_K: np.ndarray) -> Candidate:
-    """A candidate with the source's tokens in some places; its log-probabilities mean nothing."""
+    """A candidate with the source's tokens in some places; how likely it is has yet to be asked."""
     ids_K = candidate.ids.copy()
     ids_K[block_B] = source_K[block_B]
     return Candidate(ids_K, np.zeros_like(candidate.logprobs), candidate.backbone, candidate.grid)

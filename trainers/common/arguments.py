@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -103,6 +103,13 @@ class DrawArguments(ImproveArguments):
     temperature: float = field(default=1.0, metadata={"help": "of the candidates"})
 
 
+A_DAY = 86_400
+WAIT_HELP = (
+    "seconds that a process waits for the others. Candidates are drawn between two meetings, for hours if they are "
+    "many, and a process that dies ends the launch without it"
+)
+
+
 class StartsAnywhere:
     """For TRL's configs: start, in one process or in several, where there is no GPU too."""
 
@@ -137,7 +144,7 @@ def parse(types: Sequence[type[Any]], argv: list[str] | None = None) -> tuple[An
     if known.config is not None:
         values = read_yaml(known.config)
         _not_ours(list(values), flags)
-        _set_defaults(parser, values, known.config)
+        _set_defaults(parser, values, known.config, _kinds(types))
     try:
         *found, left = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     except (ValueError, TypeError, OSError) as error:
@@ -176,7 +183,16 @@ class _Parser(TrlParser):  # type: ignore[misc]
         raise RewindError(f"these arguments do not fit: {message}")
 
 
-def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any], file: Path) -> None:
+def _kinds(types: Sequence[type[Any]]) -> dict[str, type[Any]]:
+    """Arguments that are one whole number, number or text, or nothing, by name."""
+    known = {f"{kind.__name__}{rest}": kind for kind in (int, float, str) for rest in ("", " | None")}
+    told = {one.name: getattr(one.type, "__name__", str(one.type)) for kind in types for one in fields(kind)}
+    return {name: known[text] for name, text in told.items() if text in known}
+
+
+def _set_defaults(
+    parser: argparse.ArgumentParser, values: dict[str, Any], file: Path, kinds: Mapping[str, type[Any]]
+) -> None:
     """Take what a YAML file holds for what no flag says; `env` are variables of the environment, as in TRL."""
     variables = values.pop("env", None) or {}
     if not isinstance(variables, dict):
@@ -191,9 +207,31 @@ def _set_defaults(parser: argparse.ArgumentParser, values: dict[str, Any], file:
                 raise RewindError(f"{file}: '{key}' is a list of values, with NAME=VALUE where one has a name")
             value = value if isinstance(value, list) or value is None else [value]
             value = action.default if value is None else value  # an empty value is the flag's default
+        _check_value(action, value, file, kinds.get(key))
         parser.set_defaults(**{key: value})
         action.required = False
     os.environ.update({key: str(value) for key, value in variables.items()})
+
+
+def _check_value(action: argparse.Action, value: Any, file: Path, kind: type[Any] | None) -> None:
+    """Raise a `RewindError` for what the flag would not take; argparse itself looks at flags alone."""
+    known = [str(getattr(one, "value", one)) for one in action.choices or ()]
+    if value is None or value == action.default or isinstance(value, dict):
+        return
+    if known and str(getattr(value, "value", value)) not in known:
+        raise RewindError(f"{file}: '{action.dest}' is one of {', '.join(known)}, not {value!r}")
+    if kind is str and isinstance(value, list):
+        raise RewindError(f"{file}: '{action.dest}' takes one value, not {value!r}")
+    if kind not in (int, float):
+        return
+    try:
+        if isinstance(value, bool):  # which Python takes for a number
+            raise ValueError
+        kind(str(value))
+    except ValueError:
+        raise RewindError(
+            f"{file}: '{action.dest}' is a {'whole ' if kind is int else ''}number, not {value!r}"
+        ) from None
 
 
 def settings_of(config: TrainingArguments) -> dict[str, Any]:

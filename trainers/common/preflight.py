@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import copy
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def check_validation(config: TrainingArguments, files: Sequence[str], metrics: S
     Args:
         config: one of our configs.
         files: of `--validation`.
-        metrics: names that `--metric_for_best_model` may have, without `eval_`; any if empty.
+        metrics: names that `--metric_for_best_model` may have, without `eval_`, `*` for any text; any if empty.
 
     Raises:
         RewindError: one without the other, or a metric that no evaluation gives.
@@ -66,7 +67,8 @@ def check_validation(config: TrainingArguments, files: Sequence[str], metrics: S
             "steps --eval_steps 100"
         )
     name = config.metric_for_best_model
-    if config.load_best_model_at_end and metrics and name is not None and name.removeprefix("eval_") not in metrics:
+    measured = name is None or any(fnmatchcase(name.removeprefix("eval_"), metric) for metric in metrics or "*")
+    if asked and not measured:
         known = ", ".join(f"eval_{metric}" for metric in metrics)
         raise RewindError(f"--metric_for_best_model {name} is not measured here: use one of {known}")
 

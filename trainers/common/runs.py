@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from peft import set_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
@@ -23,13 +21,11 @@ from rl.data.triplet_files import read_triplets
 from rl.data.triplet_table import Triplets, joined
 from rl.errors import RewindError
 from rl.models.adapters import check_digests
-from rl.models.bases import adapter_folder
+from rl.models.digests import weights_for_resume
 from rl.models.fingerprint import for_resume as base_for_resume
-from rl.models.hub import folder_of, is_hub_id
 from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import reading
 from rl.running.files import json_lines
-from rl.running.resumption import IDM_WEIGHTS
 from rl.running.run_folder import claim
 from trainers.common.adapters import save_adapter
 from trainers.common.arguments import RunArguments, settings_of
@@ -104,7 +100,7 @@ def begin_run(
     data = [file for name in ("triplets", "synthetic", "validation") for file in getattr(arguments, name, [])]
     values = {**asdict(arguments), "training": settings_of(config), **more, **for_resume(left_out, data), **processes()}
     values |= base_for_resume(None if vlm is None else vlm.fingerprint)
-    values |= _idm_for_resume(getattr(arguments, "idm", None))
+    values |= weights_for_resume(**_asked(arguments))
 
     def take() -> Path:
         claimed = claim(
@@ -126,12 +122,10 @@ def begin_run(
     return output
 
 
-def _idm_for_resume(idm: str | None) -> dict[str, str]:
-    """A digest of an inverse model's adapter: no checkpoint holds it, so a run that goes on has to find the same."""
-    if idm is None or (folder := adapter_folder(folder_of(idm) if is_hub_id(idm) else idm)) is None:
-        return {}
-    weights = folder / SAFETENSORS_WEIGHTS_NAME
-    return {IDM_WEIGHTS: hashlib.sha256(weights.read_bytes()).hexdigest()[:16]} if weights.is_file() else {}
+def _asked(arguments: RunArguments) -> dict[str, str | None]:
+    """The models that judge in a run, by their arguments' names."""
+    names = ["idm", "judge_idm"] if getattr(arguments, "role", "fdm") == "fdm" else ["fdm", "judge_idm"]
+    return {name: getattr(arguments, name, None) for name in names}
 
 
 def processes() -> dict[str, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trl import DPOConfig
 
-from trainers.common.arguments import DrawArguments, StartsAnywhere
+from trainers.common.arguments import A_DAY, WAIT_HELP, DrawArguments, StartsAnywhere
 
 
 @dataclass
@@ -28,6 +28,7 @@ class RewindDPOConfig(StartsAnywhere, DPOConfig):
     """TRL's `DPOConfig` with defaults for LoRA, which also starts where there is no GPU."""
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    ddp_timeout: int = field(default=A_DAY, metadata={"help": WAIT_HELP})
     max_length: int | None = field(default=None, metadata={"help": "Not used: nothing is cut."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
         default="tensorboard", metadata={"help": "Where to report to."}

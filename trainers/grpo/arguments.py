@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from trl import GRPOConfig
 
 from rl.models.saying import USUAL_TOKENS
-from trainers.common.arguments import ImproveArguments, StartsAnywhere
+from trainers.common.arguments import A_DAY, WAIT_HELP, ImproveArguments, StartsAnywhere
 
 REWARDS = {"fdm": ["idm_margin=1.0", "keep_unchanged=0.25"], "idm": ["fdm_likelihood=1.0"]}
 """Of each role, where none are given."""
@@ -134,6 +134,7 @@ class RewindGRPOConfig(StartsAnywhere, GRPOConfig):
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    ddp_timeout: int = field(default=A_DAY, metadata={"help": WAIT_HELP})
     scale_rewards: str = field(default="none", metadata={"help": "'group', 'batch' or 'none'."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
         default="tensorboard", metadata={"help": "Where to report to."}

@@ -153,8 +153,9 @@ def check_grpo(
             f"a step draws {needed} groups and there are {there_are}: give more, or lower --per_device_train_batch_size"
         )
     _check_checkpoints(args)
-    if spread_floor is not None and (spread_floor <= 0 or args.scale_rewards not in ("none", False)):
-        raise RewindError("--spread_floor must be above 0 and takes the place of --scale_rewards: leave that 'none'")
+    above_zero(spread_floor=spread_floor)
+    if spread_floor is not None and args.scale_rewards not in ("none", False):
+        raise RewindError("--spread_floor takes the place of --scale_rewards: leave that 'none'")
     if importance_advantages == "target" and any(t.target is None for chain in chains for t in chain):
         raise RewindError("--importance_advantages target needs the true target of every source: use 'group'")
     evaluated = "sources and actions" if role == "fdm" else "pairs of pictures"
@@ -173,6 +174,11 @@ def _check_checkpoints(args: GRPOConfig) -> None:
         raise RewindError(
             f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: use "
             f"--save_strategy steps with a multiple of {cycle}, not '{args.save_strategy.value}'"
+        )
+    if args.save_strategy != "no" and args.max_steps > 0 and args.max_steps % cycle:
+        raise RewindError(
+            f"a rollout serves {cycle} optimizer steps and the last checkpoint can only stand at its end: make "
+            f"--max_steps a multiple of {cycle}, not {args.max_steps}"
         )
     if args.save_strategy == "steps" and args.save_steps % cycle:
         raise RewindError(

@@ -242,7 +242,8 @@ class Monitors(TrainerCallback, ExportableState, KeepsPart):  # type: ignore[mis
         """End the run after this step if a rule said so."""
         if self.stopped is not None:
             control.should_log, control.should_training_stop = True, True
-            control.should_save = False  # a collapsed policy must not push a good checkpoint out
+            control.should_save = False  # a collapsed policy must not push a good checkpoint out,
+            control.should_evaluate = False  # nor look like the best one, which transformers would save
         return control
 
     def check(self, output: Path) -> None:

@@ -38,6 +38,8 @@ from trainers.grpo.profile import Profile
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.grpo.watches_sentences import SENTENCE_RULES, WatchesSentences
 
+METRICS = ("reward", "loss", "reward_std", "rewards/*")
+
 logger = logging.getLogger("rl")
 
 
@@ -149,7 +151,7 @@ def _check_before_opening(arguments: GRPOArguments, config: GRPOConfig) -> Role:
     role = cast(Role, arguments.role)
     check_training(config, OPTIONS[role], arguments)
     at_least(0, early_stop=arguments.early_stop, dead_group_retries=arguments.dead_group_retries)
-    check_validation(config, arguments.validation)
+    check_validation(config, arguments.validation, METRICS)
     check_options(config, arguments.rewards, role)
     check_role_of_rewards(arguments.rewards, role)
     check_correction(arguments.max_sampler_gap, arguments.importance_correction)

@@ -9,7 +9,7 @@ from trl import ModelConfig, SFTConfig
 from rl.errors import RewindError
 from rl.models.settings import Settings
 from rl.running.model_flags import SIZE_HELP
-from trainers.common.arguments import VQ_HELP, RunArguments, StartsAnywhere
+from trainers.common.arguments import A_DAY, VQ_HELP, WAIT_HELP, RunArguments, StartsAnywhere
 
 
 @dataclass
@@ -98,6 +98,7 @@ class RoleConfig(StartsAnywhere, SFTConfig):
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the order that transformers' parser can read)
         default="tensorboard", metadata={"help": "Where to report to."}
     )
+    ddp_timeout: int = field(default=A_DAY, metadata={"help": WAIT_HELP})
     logging_steps: float = field(default=10, metadata={"help": "Log every X updates steps."})
     max_length: int | None = field(default=None, metadata={"help": "Not used: nothing is cut."})
     z_loss: float = field(

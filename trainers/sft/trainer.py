@@ -30,6 +30,8 @@ from trainers.sft.losses import weighted_nll, z_loss
 from trainers.sft.rows import SpanCollator
 
 METRICS = ("loss", "mean_token_accuracy")
+NOTHING = torch.finfo(torch.float32).tiny
+"""In the place of a sum of weights that is 0, as of a step of pairs that weigh nothing: it learns nothing, not NaN."""
 """What an evaluation measures, by which the best checkpoint can be chosen."""
 
 
@@ -112,7 +114,7 @@ class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
         total = torch.stack([_weights(batch).sum() for batch in batch_samples]).sum().to(device)
         if self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
-        return total
+        return total.clamp_min(NOTHING)
 
     def _note(self, name: str, part: Tensor) -> None:
         """Add a micro-batch's part, on every process, to what is logged of this optimizer step."""
@@ -125,7 +127,7 @@ class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
         scores = self._scores(model, inputs)
         learned = labels[:, 1:] != IGNORED
         # Position t's logits predict token t + 1, so a token's weight goes with the state before it.
-        total = weights[learned].sum() if num_items_in_batch is None else num_items_in_batch
+        total = weights[learned].sum().clamp_min(NOTHING) if num_items_in_batch is None else num_items_in_batch
         loss = weighted_nll(scores.log_probs[learned], weights[learned], total)
         if self.args.z_loss > 0:
             added = self.args.z_loss * z_loss(scores.log_z[learned], weights[learned], total)
@@ -159,7 +161,7 @@ class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
         # Processes without a row of their own left get one again, which this drops.
         everyone = self.accelerator.gather_for_metrics(sums).double().sum(0).cpu()
         self._evaluated[self.role] = self._evaluated.get(self.role, torch.zeros(4, dtype=torch.double)) + everyone
-        return sums[:, 0].sum() / sums[:, 1].sum()
+        return sums[:, 0].sum() / sums[:, 1].sum().clamp_min(NOTHING)
 
     def evaluation_loop(self, *arguments: Any, **settings: Any) -> Any:
         """transformers' loop, whose mean over batches is replaced by exact means over tokens."""
@@ -172,7 +174,7 @@ class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):
     def _means(self, prefix: str) -> dict[str, float]:
         """Loss and accuracy of what has been evaluated."""
         nll, weight, right, tokens = self._evaluated[self.role].tolist()
-        return {f"{prefix}_loss": nll / weight, f"{prefix}_mean_token_accuracy": right / tokens}
+        return {f"{prefix}_loss": nll / max(weight, NOTHING), f"{prefix}_mean_token_accuracy": right / tokens}
 
     def evaluate(self, *arguments: Any, **settings: Any) -> dict[str, float]:
         """TRL's evaluation, and a grid of what the role makes of a few held-out triplets."""

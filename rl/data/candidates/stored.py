@@ -7,6 +7,7 @@ a number; ids and log-probabilities are read when a draw is looked at.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ logger = logging.getLogger("rl")
 Draw = tuple[int, int, str]
 """Seed, step and prompt: what candidates were drawn together under."""
 ROW_GROUPS = 4
-"""Row groups that are held at once."""
+"""Row groups that are held at once, at least: two for each process, whose draws take turns in the order of triplets."""
 
 
 class Parts:
@@ -56,7 +57,9 @@ class Parts:
             self.files.append(file)
             self.groups.append(groups)
             self.rows.append(rows)
-        self.cached: Callable[[int, int], pa.Table] = lru_cache(ROW_GROUPS)(self.read)
+        self.cached: Callable[[int, int], pa.Table] = lru_cache(
+            max(ROW_GROUPS, 2 * int(os.environ.get("WORLD_SIZE", "1")))
+        )(self.read)
 
     def read(self, part: int, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Columns (all if none are named) of a row group; those that a file lacks are null."""

@@ -55,6 +55,8 @@ class _Pool:
     def __init__(self, size: int, of_an_action: int | None) -> None:
         self.size, self.rows, self.cut = size, list[_Row](), False
         self.of_an_action = of_an_action
+        self.thinned = set[tuple[Any, str]]()
+        """Groups and actions of which only the best rows were kept."""
 
     def add(self, row: _Row) -> None:
         self.rows.append(row)
@@ -81,6 +83,8 @@ class _Pool:
             counts[row.group, row.action] += 1
             if counts[row.group, row.action] <= most:
                 kept.append(place)
+            else:
+                self.thinned.add((row.group, row.action))
         self.rows = [self.rows[place] for place in sorted(kept)]
 
     def _order(self) -> list[int]:
@@ -143,6 +147,7 @@ def select_entries(
                 total,
             )
         size *= 4
+        of_an_action = None if of_an_action is None else 4 * of_an_action
         _logger.warning("many entries cannot be taken: the file is read again, with %d of them kept", size)
 
 
@@ -157,14 +162,14 @@ class _Walk:
         known: dict[int, Triplet | None],
     ) -> None:
         order = pool.trim()
-        self.rows, self.cut = [pool.rows[n] for n in order], pool.cut
+        self.rows, self.cut, self.thinned = [pool.rows[n] for n in order], pool.cut, pool.thinned
         self.look, self.rules, self.known = look, rules, known
         self.ahead = 0
         self.chosen: list[tuple[_Row, Triplet]] = []
         self.passed_over = Counter[str]()
 
     def chosen_of(self, k: int) -> bool:
-        """Choose; False if a class has come to its end of which more had been there than was kept."""
+        """Choose; False if a class, or an action in it, has come to its end and there had been more than was kept."""
         rules, seen = self.rules, None if self.rules.near_duplicates is None else Seen(self.rules.near_duplicates)
         queues: dict[Any, deque[int]] = {}
         for place, row in enumerate(self.rows):
@@ -180,7 +185,7 @@ class _Walk:
             while queues[group]:
                 place = queues[group].popleft()
                 row = self.rows[place]
-                action = " ".join(words_of(row.action)) if rules.max_per_action is not None else ""
+                action = _said(row.action) if rules.max_per_action is not None else ""
                 if rules.max_per_action is not None and of_action[action] >= rules.max_per_action:
                     self.passed_over["beyond max_per_action"] += 1
                     continue
@@ -198,6 +203,10 @@ class _Walk:
             else:  # of a class that is not among the deepest ones all rows were kept
                 if self.cut and counts[group] >= deepest - 1:
                     return False
+                if any(
+                    of_action[_said(action)] < (rules.max_per_action or 0) for of, action in self.thinned if of == group
+                ):
+                    return False
         return True
 
     def _looked(self, place: int, k: int) -> Triplet | None:
@@ -210,6 +219,10 @@ class _Walk:
             found = self.look(fresh)
             self.known |= {number: found.get(number) for number in fresh}
         return self.known[self.rows[place].number]
+
+
+def _said(action: str) -> str:
+    return " ".join(words_of(action))
 
 
 def sorted_any(values: Iterable[Any]) -> list[Any]:
