@@ -183,7 +183,7 @@ def _write(
 
     from rl import RewindError
     from rl.data.labels.labelling import choose, named
-    from rl.data.labels.shards import WORDS_FILE
+    from rl.data.labels.shards import WORDS_FILE, unreadable
     from rl.data.left_out import LeftOut, list_left_out
     from rl.data.mixture import is_mixture
     from rl.data.parquet_files import FOLDER, write_parquet
@@ -197,8 +197,9 @@ def _write(
     ):
         choice = choose(said, a.num_samples, weight)
         if choice is None:
-            told = f"{a.pairs}, pair {entry}: the model {a.idm} had no words for it"
-            wordless.append(LeftOut(str(a.pairs), entry, None, "no words", told))
+            fault = unreadable(pair)
+            told = f"{a.pairs}, pair {entry}: {fault or f'the model {a.idm} had no words for it'}"
+            wordless.append(LeftOut(str(a.pairs), entry, None, "unreadable" if fault else "no words", told))
             continue
         if calibration is not None:
             choice = choice._replace(columns={**choice.columns, "confidence": calibration.confidence(choice)})

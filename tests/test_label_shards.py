@@ -17,11 +17,12 @@ from script_runs import start, succeed
 
 from rl.data.formats.table import Options
 from rl.data.labels.labelling import Proposal
-from rl.data.labels.shards import WORDS_FILE, Shards
+from rl.data.labels.shards import WORDS_FILE, Shards, unreadable
 from rl.data.parquet_files import check_columns, plain_shards, rows_of, write_parquet
 from rl.data.some_entries import streamed
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
+from rl.pictures import PictureFile, to_image
 from rl.running.run_folder import claim
 from rl.triplets import Triplet
 
@@ -51,6 +52,38 @@ def test_any_number_of_processes_names_the_same(tmp_path: Path, count: int) -> N
         begin(one).name(WORDS_FILE, PAIRS, 2, shout)
     assert one.complete({WORDS_FILE: 6})
     assert list(one.words(WORDS_FILE, 6)) == expected
+
+
+def test_a_picture_that_is_damaged_in_the_middle_costs_its_own_pair_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{n}.png" for n in range(4)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+    pairs = [Triplet(PictureFile.of(files[n]), "", PictureFile.of(files[n + 1])) for n in range(3)]
+    pairs.append(Triplet(np.zeros((8, 8, 3), np.uint8), ""))
+    content = bytearray(files[2].read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    files[2].write_bytes(content)
+
+    def reads(part: Sequence[Triplet]) -> list[list[Proposal]]:
+        return [[Proposal(f"{len(part)}", float(to_image(pair.source).width))] for pair in part if read_too(pair)]
+
+    def read_too(pair: Triplet) -> bool:
+        return pair.target is None or to_image(pair.target).width > 0
+
+    one = begin(Shards(tmp_path / "out", None))
+    one.name(WORDS_FILE, pairs, 4, reads)
+    said = list(one.words(WORDS_FILE, 1))
+    assert [len(sentences) for sentences in said] == [1, 0, 0, 1]
+    assert said[0][0].text == "2"
+    assert "2.png" in str(unreadable(pairs[1]))
+    assert unreadable(pairs[0]) is None
+
+    def fails(part: Sequence[Triplet]) -> list[list[Proposal]]:
+        raise RewindError("of something else")
+
+    with pytest.raises(RewindError, match="of something else"):
+        begin(Shards(tmp_path / "other", None)).name(WORDS_FILE, pairs[:1], 4, fails)
 
 
 def test_a_killed_shard_goes_on_to_the_same_bytes(tmp_path: Path) -> None:

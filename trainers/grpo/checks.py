@@ -175,15 +175,15 @@ def _check_checkpoints(args: GRPOConfig) -> None:
             f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: use "
             f"--save_strategy steps with a multiple of {cycle}, not '{args.save_strategy.value}'"
         )
-    if args.save_strategy != "no" and args.max_steps > 0 and args.max_steps % cycle:
-        raise RewindError(
-            f"a rollout serves {cycle} optimizer steps and the last checkpoint can only stand at its end: make "
-            f"--max_steps a multiple of {cycle}, not {args.max_steps}"
-        )
     if args.save_strategy == "steps" and args.save_steps % cycle:
         raise RewindError(
             f"a rollout serves {cycle} optimizer steps and a checkpoint can only stand at its end: make "
             f"--save_steps a multiple of {cycle}, not {args.save_steps:g}"
+        )
+    if args.save_strategy != "no" and args.max_steps > 0 and args.max_steps % cycle:
+        raise RewindError(
+            f"a rollout serves {cycle} optimizer steps and the last checkpoint can only stand at its end: make "
+            f"--max_steps a multiple of {cycle}, not {args.max_steps}"
         )
 
 
