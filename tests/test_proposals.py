@@ -6,6 +6,8 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +24,15 @@ from rl.models.drawing import Said
 from rl.models.known import LINEAR_LAYERS
 from rl.models.proposer import load_proposer
 from rl.models.saving import save_base
+from rl.pictures import to_image
 from rl.triplets import Triplet
 from trainers.common.adapters import add_adapter, save_adapter
 from trainers.common.arguments import parse
 from trainers.sft.arguments import IDMArguments, LoraModelConfig, RoleConfig
 from trainers.sft.recipe import train_role
+from trainers.studies.demo.improvement import grpo_prompts
+from trainers.studies.demo.proposals import propose_prompts
+from trainers.studies.demo.story import Budget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["move the red circle left", "remove all rings", "lift the cup"]
@@ -120,6 +126,31 @@ def test_prompts_are_the_same_from_several_processes_and_after_a_stop(folder: Pa
     known = {one.action for one in read_triplets(folder / "triplets.json")}
     assert known.isdisjoint(one["instruction"] for one in prompts[:2])
     assert all(one.target is None for one in read_triplets(tmp_path / "one" / "triplets.json"))
+
+
+def test_the_main_job_tries_what_was_proposed(tmp_path: Path) -> None:
+    """One action for each of as many pictures as GRPO takes, more where there are fewer; without a proposer, known
+    ones.
+    """
+    vlm = make_tiny()
+    add_adapter(vlm, LoraConfig(r=2, target_modules=LINEAR_LAYERS, init_lora_weights=False), "proposer")
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    labelled = [Triplet(a, "go", b) for a, b in zip(pictures[:4], pictures[4:], strict=True)]
+    budget = Budget(grpo_steps=2, grpo_prompts=3, proposer_steps=1)
+    known: dict[str, Any] = {"labelled": labelled, "synthetic": [], "tried": [], "seed": 0, "data": {}}
+    story: Any = SimpleNamespace(vlm=vlm, budget=budget, world=SimpleNamespace(), output=tmp_path, **known)
+    propose_prompts(story)
+    prompts = grpo_prompts(story)
+    assert len(prompts) == story.data["grpo_prompts"] == 6
+    assert all(one.target is None and one.action != "go" for one in prompts)
+    assert len({np.asarray(to_image(one.source)).tobytes() for one in prompts}) == 6
+    story.budget = Budget(grpo_steps=5, grpo_prompts=3, proposer_steps=1)
+    propose_prompts(story)
+    assert 8 < len(grpo_prompts(story)) <= 15
+    story.budget = Budget(grpo_steps=2, grpo_prompts=3)
+    assert {one.action for one in grpo_prompts(story)} == {"go"}
+    assert "proposer_steps" not in story.budget.told()
+    assert {"proposer", "proposed"} == budget.expected().keys() - story.budget.expected().keys()
 
 
 @pytest.mark.parametrize(

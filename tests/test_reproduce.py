@@ -164,6 +164,7 @@ def test_a_finished_seed_is_reused_and_another_budget_runs_again(tmp_path: Path)
         "equal_compute_steps=2",
         "bootstrapped_steps=3",
         "continued_steps=2",
+        "proposer_steps=2",
         "idm_on_video_steps=2",
         "searched=6",
         "candidates=4",

@@ -78,6 +78,13 @@ def _family(found: dict[str, Any], files: Sequence[dict[str, Any]]) -> list[str]
         f"gave to video {100 * mean['data']['label_accuracy']:.0f} % of the selected ones were right; the tokenizer's "
         f"ceiling is {100 * mean['ceiling']['tokenizer']['success']:.1f} %.\n"
     )
+    if budget.get("proposer_steps"):
+        count = budget["grpo_steps"] * budget["grpo_prompts"]
+        note = note.rstrip("\n") + (
+            " GRPO and best-of-N training try actions that a proposer has for frames of the labelled data and of the "
+            f"video and that were not done there (`proposed`, {count:,} of them); "
+            f"the proposer's own training ({mean['seconds'].get('proposer', 0.0):.0f} seconds) is in no row.\n"
+        )
     units = {"judge": ("of 10", 1.0), "minimality": ("of 10", 1.0)}
     comparisons = table(
         ["comparison", "what it asks", "measure", "paired on the same cases and noise, mean of the seeds"],
