@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from rl.data.labels import shards
-from rl.data.labels.labelling import Proposal
-from rl.models.drawing import Said
-from rl.pictures import Picture, PictureFile
+from rl.pictures import Picture, StoredPicture
 from rl.triplets import Triplet
 from rl.words import words_of
 
@@ -43,7 +42,7 @@ def frames_of(triplets: Iterable[Triplet]) -> list[Frame]:
 
 
 def _key(picture: Picture) -> object:
-    return picture.path if isinstance(picture, PictureFile) else id(picture)
+    return picture if isinstance(picture, StoredPicture) else id(picture)
 
 
 def some_frames(frames: Sequence[Frame], count: int | None, seed: int) -> list[Frame]:
@@ -54,17 +53,17 @@ def some_frames(frames: Sequence[Frame], count: int | None, seed: int) -> list[F
     return [frames[number] for number in np.sort(chosen)]
 
 
-def new_actions(frame: Frame, said: Sequence[Said | Proposal], most: int = 1) -> list[Triplet]:
+def new_actions(frame: Frame, said: Sequence[tuple[Any, ...]], most: int = 1) -> list[Triplet]:
     """The first `most` of the sentences that say nothing that is known, as triplets without a target; those that say
-    nothing at all are left out.
+    nothing at all are left out. A sentence comes with its log-likelihood, which becomes the score.
     """
     found: list[Triplet] = []
     seen = set(frame.known)
-    for one in said:
-        words = tuple(words_of(one.text))
+    for text, logprob, *_ in said:
+        words = tuple(words_of(text))
         if words and words not in seen and len(found) < most:
             seen.add(words)
-            found.append(Triplet(frame.picture, one.text, score=one.logprob, provenance="proposed"))
+            found.append(Triplet(frame.picture, text, score=logprob, provenance="proposed"))
     return found
 
 
