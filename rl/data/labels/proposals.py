@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from rl.data.labels import shards
-from rl.pictures import Picture, StoredPicture
+from rl.pictures import Picture
+from rl.stored import StoredPicture
 from rl.triplets import Triplet
 from rl.words import words_of
 
