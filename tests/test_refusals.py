@@ -177,6 +177,12 @@ ROWS = [
     ("best_of_n", "--optim adamw_8bit", "bitsandbytes"),
     ("best_of_n", "--temperature 0", "--temperature must be above 0"),
     *(("grpo", *row) for row in GRPO_FLAGS),
+    (
+        "grpo",
+        f"{BEST} --metric_for_best_model eval_rewards",
+        "eval_rewards is not measured here: use one of",
+    ),
+    ("grpo", "--validation v.json --eval_strategy steps --metric_for_best_model accuracy", "accuracy is not measured"),
     *(("dpo", *row) for row in DPO_FLAGS),
 ]
 

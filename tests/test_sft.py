@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,23 @@ def trainer(vlm: ChameleonVLM, folder: Path, role: str, weighted: bool, **settin
     defaults = {"max_steps": 1, "learning_rate": 0.0, "gradient_checkpointing": False, "report_to": "none"}
     config = RoleConfig(output_dir=str(folder), disable_tqdm=True, **{**defaults, **settings})  # type: ignore[arg-type]
     return RoleSFTTrainer(vlm, role, config, rows, use_weights=weighted)  # type: ignore[arg-type]
+
+
+def test_a_step_of_rows_without_weight_learns_nothing(tmp_path: Path) -> None:
+    """Pairs in which nothing changes weigh 0 with `--importance_floor 0`: 0 / 0 would make every weight NaN."""
+    vlm = make_tiny()
+    told = role_rows(vlm, "fdm", triplets(4), Importance())
+    columns = {name: [row[name] for row in told] for name in told.column_names}
+    rows = Dataset.from_dict({**columns, "weights": [np.zeros(len(row), np.float32) for row in columns["weights"]]})
+    rows.set_format("numpy")
+    settings: dict[str, Any] = {"max_steps": 2, "learning_rate": 0.1, "logging_steps": 1, "report_to": "none"}
+    config = RoleConfig(output_dir=str(tmp_path), disable_tqdm=True, gradient_checkpointing=False, **settings)
+    run = RoleSFTTrainer(vlm, "fdm", config, rows, eval_dataset=rows, use_weights=True)
+    before = {name: weight.detach().clone() for name, weight in vlm.model.named_parameters()}
+    run.train()
+    assert [row["loss"] for row in run.state.log_history if "loss" in row] == [0.0, 0.0]
+    assert all(torch.equal(weight, before[name]) for name, weight in vlm.model.named_parameters())
+    assert run.evaluate()["eval_loss"] == 0.0
 
 
 def test_rows_hold_prompt_and_span(tiny: ChameleonVLM) -> None:
