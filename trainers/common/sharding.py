@@ -153,6 +153,8 @@ def release(trainer: Trainer) -> None:
         if hook is not None:
             hook.remove()
     trainer.model_wrapped = trainer.model
+    vars(trainer)["deepspeed"] = None  # transformers' second name for it
+    del engine
     free_memory()
 
 
