@@ -42,10 +42,11 @@ def main() -> None:
     a = parse_with_config(parser())
     from tqdm.auto import tqdm
 
-    from rl import RewindError, load_fdm, load_idm
+    from rl import RewindError
     from rl.data.tokens.cache import TokenCache
     from rl.data.tokens.encoding import Counts, encode_missing
     from rl.data.triplet_files import read_triplets
+    from rl.models.proposer import LOADERS
     from rl.models.run_role import role_of
     from rl.running.shards import shard_of
     from trainers.rerank.recipe import take_own_gpu
@@ -56,7 +57,7 @@ def main() -> None:
     take_own_gpu()
     files = [read_triplets(file, a.limit, named=False, **reading(a)) for file in a.triplets]
     how = {name: value for name, value in opening(a).items() if name != "base"}
-    vlm = (load_idm if role_of(a.base) == "idm" else load_fdm)(a.base, **how).backbone
+    vlm = LOADERS[role_of(a.base) or "fdm"](a.base, **how).backbone
     cache = TokenCache(a.output, vlm, a.distances)
     begun, counts = time.perf_counter(), Counts()
     with tqdm(total=sum(map(len, files)) // shard[1], desc="encode", disable=shard[0] > 0) as bar:

@@ -25,10 +25,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = parse_with_config(parser())
     from rewards.mix import MIX_FILE, mix_of
-    from rl import RewindError, load_fdm, load_idm
+    from rl import RewindError
     from rl.models.bases import adapter_folder
     from rl.models.export import save_merged
     from rl.models.known import whole_model
+    from rl.models.proposer import LOADERS
     from rl.models.run_role import role_of
     from rl.running.files import write_whole
     from rl.running.run_folder import claim
@@ -42,7 +43,7 @@ def main() -> None:
             )
         raise RewindError(f"{arguments.run} holds no adapter: there is nothing to merge")
     role = role_of(arguments.run)
-    model = (load_idm if role == "idm" else load_fdm)(arguments.run, **opening(arguments))
+    model = LOADERS[role or "fdm"](arguments.run, **opening(arguments))
     base = model.backbone.name
     output = claim(
         arguments.output,

@@ -110,7 +110,7 @@ def main() -> None:
         raise RewindError(f"{a.labelled} has {len(checked)} triplets to calibrate labels on: give at least {LEAST}")
     idm.backbone.check_actions([triplet.action for triplet in checked])
     config = {name: value for name, value in plain(vars(a)).items() if name != "shard"}
-    config |= for_resume([*left_out, *unchecked], [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
+    config |= for_resume(left_out, [a.pairs, a.labelled]) | base_for_resume(idm.backbone.fingerprint)
     config |= weights_for_resume(idm=a.idm, verify=a.verify)
     inputs = [a.idm, a.verify, a.pairs, a.labelled]
     shards.make_room(a.resume, a.overwrite, inputs)
@@ -121,14 +121,14 @@ def main() -> None:
         inputs=inputs,
         resume=a.resume,
         overwrite=a.overwrite,
-        harmless={"parquet": "the triplets are written in the other form, the words stay"},
+        harmless=dict.fromkeys(("parquet", "link_pictures"), "triplets are written in the other form, the words stay"),
         each_process=shards.mine is not None,
     )
     list_left_out(shards.folder, [*left_out, *unchecked])
     backbones = [idm.backbone, *([] if fdm is None or fdm.backbone is idm.backbone else [fdm.backbone])]
     mine = pairs if shards.mine is None else shards.own(pairs, a.chunk_size)  # else all would encode everything
     for rows in (mine, checked):
-        read_from(a.token_cache, backbones, rows)
+        read_from(a.token_cache, backbones, rows, skip_unreadable=True)
     for file, rows in ((CHECKED_FILE, checked), (WORDS_FILE, pairs)):
         if rows:
             shards.name(file, rows, a.chunk_size, lambda part: propose(idm, part, how, fdm))
@@ -155,6 +155,8 @@ def _calibrated(
     vlm = idm.backbone  # a vector is right if it falls into the same bins
     truths = [t.action if vlm.actions is None else vlm.action(vlm.action_ids(t.action)) for t in checked]
     sentences = list(shards.words(CHECKED_FILE, _chunks(checked, a)))
+    named = [n for n, said in enumerate(sentences) if said]  # of others the model said nothing, or they are unreadable
+    checked, truths, sentences = ([rows[n] for n in named] for rows in (checked, truths, sentences))  # type: ignore[assignment]
     right = [same_words(truth) for truth in truths]
     if fdm is not None:
         true, rival = (

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--ds3_gather_for_generation", **switch, help="ZeRO-3: gather all weights for a rollout")
     p.add_argument("--action_tokens", type=int, default=24, help="tokens of an action")
     p.add_argument("--max_steps", type=int, default=0)
+    p.add_argument("--role", default="fdm", help="of train_grpo.py; only the forward one is counted")
     p.add_argument("--gpus", nargs="+", type=int, default=[1, 4, 8, 64], help="world sizes")
     p.add_argument("--gpu_gib", type=float, default=80, help="memory of a GPU, of which nine tenths are counted on")
     p.add_argument("--output", type=Path, help="the figures in bytes, as JSON")
@@ -77,6 +78,11 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     base = arguments.base or (found[0] if found else arguments.fdm)
     if base is None:
         raise RewindError("say which model: --base chameleon-7b, a base's name or folder, or --fdm runs/my-run")
+    if arguments.role == "idm":
+        raise RewindError(
+            "the arithmetic is that of the forward model, whose pictures are drawn: of --role idm only sentences are, "
+            "so it needs less than the same config without it; leave role out to plan that"
+        )
     algorithm = arguments.algorithm or (
         "grpo" if arguments.num_generations else "dpo" if arguments.min_gap is not None else None
     )
@@ -127,6 +133,8 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
     return algorithm, shape_of(base, arguments.image_size), job
 
 
+NOT_COUNTED = {"dtype", "quantization", "load_in_4bit", "load_in_8bit", "attn_implementation", "max_sentence_tokens"}
+"""Arguments of the training scripts on which memory depends, and which the arithmetic does not know."""
 COLUMNS = ("weights", "gradients", "optimizer", "activations", "cache", *PHASES, "peak", "host", "sent")
 
 
@@ -173,7 +181,16 @@ def main() -> None:
     if said := what_fits(shape, job, found, arguments.gpu_gib * GIB, pairs=algorithm == "dpo"):
         print("\n" + "\n".join(said))
     if others:
-        print(f"\nkeys of {arguments.config} that change no memory: {', '.join(sorted(others))}")
+        not_counted = sorted(NOT_COUNTED & {*others})
+        rest = sorted({*others} - NOT_COUNTED)
+        print()
+        if not_counted:
+            print(
+                f"not counted, and they do change memory: {', '.join(not_counted)} (weights are counted as they are "
+                "stored, attention as sdpa)"
+            )
+        if rest:
+            print(f"keys of {arguments.config} that change no memory: {', '.join(rest)}")
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(arguments.output, json.dumps(found, indent=1) + "\n")

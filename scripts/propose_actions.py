@@ -84,7 +84,7 @@ def main() -> None:
     claim(shards.folder, SCRIPT, config, inputs=inputs, **how)
     list_left_out(shards.folder, left_out)
     rows = [Triplet(frame.picture, "") for frame in frames]
-    read_from(a.token_cache, [proposer.backbone], shards.own(rows, a.chunk_size))
+    read_from(a.token_cache, [proposer.backbone], shards.own(rows, a.chunk_size), skip_unreadable=True)
 
     def name(part: Sequence[Triplet]) -> list[list[tuple[str, float]]]:
         pictures = [triplet.source for triplet in part]

@@ -149,6 +149,12 @@ def test_a_file_is_held_to_what_flags_are(tmp_path: Path, text: str, sentence: s
         grpo(tmp_path, text)
 
 
+def test_a_file_may_list_where_transformers_takes_a_list(tmp_path: Path) -> None:
+    assert grpo(tmp_path, "report_to: []\n")[1].report_to == []
+    with pytest.raises(RewindError, match="takes one value"):
+        grpo(tmp_path, "run_name: [a]\n")
+
+
 def test_a_file_may_spell_numbers_as_yaml_does(tmp_path: Path) -> None:
     text = "learning_rate: 1e-3\nmax_steps: '12'\nimportance_correction: 2\nlr_scheduler_type: cosine\nspread_floor:\n"
     arguments, config = grpo(tmp_path, text)

@@ -172,7 +172,7 @@ def test_a_conversion_that_was_cut_off_leaves_nothing_that_opens(shelf: Shelf, t
 
 
 def test_room_is_looked_at_before(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "_free_memory", lambda: 10**6)
+    monkeypatch.setattr(conversion, "available_ram", lambda: 10**6)
     for name, instead in (("meta-7b", "a smaller --max_shard_size"), ("chameleon-7b", "a machine with more")):
         with pytest.raises(RewindError, match=rf"takes 0\.0 GB of memory and 0\.0 GB are free: use {instead}"):
             prepare(str(shelf[name]), tmp_path / "base")

@@ -34,4 +34,5 @@ def test_a_retrained_model_is_noticed(runs: Path) -> None:
     assert second["verify_weights"] == first["verify_weights"] != first["idm_weights"]
     assert differences(first, second).keys() == {"idm_weights"}
     assert differences({}, second) == {}  # a run that was begun before anybody wrote them down
+    assert differences({"idm_weights": "x"}, {"fdm_weights": "y"}) == {}  # as `--role idm` was begun
     assert weights_for_resume(idm=runs / "nothing", verify="no-such-base") == {}

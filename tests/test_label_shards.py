@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import make_tiny
 from PIL import Image
 from script_runs import start, succeed
 
 from rl.data.formats.table import Options
-from rl.data.labels.labelling import Proposal
+from rl.data.labels.labelling import Naming, Proposal, propose
 from rl.data.labels.shards import WORDS_FILE, Shards, unreadable
 from rl.data.parquet_files import check_columns, plain_shards, rows_of, write_parquet
 from rl.data.some_entries import streamed
+from rl.data.tokens.encoding import read_from
 from rl.data.triplet_files import read_triplets, write_triplets
 from rl.errors import RewindError
+from rl.models.roles import InverseDynamics
 from rl.pictures import PictureFile, to_image
 from rl.running.run_folder import claim
 from rl.triplets import Triplet
@@ -78,6 +81,17 @@ def test_a_picture_that_is_damaged_in_the_middle_costs_its_own_pair_alone(tmp_pa
     assert said[0][0].text == "2"
     assert "2.png" in str(unreadable(pairs[1]))
     assert unreadable(pairs[0]) is None
+
+    # With a token cache, too: what it lacks is encoded before, but for what cannot be read.
+    vlm = make_tiny()
+    with pytest.raises(RewindError, match=r"2\.png"):
+        read_from(tmp_path / "strict", [vlm], pairs[:3])
+    read_from(tmp_path / "tokens", [vlm], pairs, skip_unreadable=True)
+    idm = InverseDynamics(vlm)
+    cached = begin(Shards(tmp_path / "cached", None))
+    cached.name(WORDS_FILE, pairs[:3], 4, lambda part: propose(idm, part, Naming(1.0, 2)))
+    said = list(cached.words(WORDS_FILE, 1))
+    assert [bool(sentences) for sentences in said] == [True, False, False]
 
     def fails(part: Sequence[Triplet]) -> list[list[Proposal]]:
         raise RewindError("of something else")

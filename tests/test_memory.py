@@ -97,17 +97,17 @@ def test_rows_by_hand(free: Any) -> None:
 def test_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MemAvailable, or less in a container, shared by the processes of a machine."""
     info, group = tmp_path / "meminfo", tmp_path / "group"
-    assert memory._available_ram(info, group) is None
+    assert memory.available_ram(info, group) is None
     info.write_text("MemTotal: 4000 kB\nMemAvailable:  3000 kB\n")
-    assert memory._available_ram(info, group) == 3000 * 1024
+    assert memory.available_ram(info, group) == 3000 * 1024
     group.mkdir()
     (group / "memory.current").write_text("900000\n")
     (group / "memory.stat").write_text("anon 5\ninactive_file 400000\n")
     (group / "memory.max").write_text("max\n")
-    assert memory._available_ram(info, group) == 3000 * 1024
+    assert memory.available_ram(info, group) == 3000 * 1024
     (group / "memory.max").write_text("1000000\n")
-    assert memory._available_ram(info, group) == 500_000
-    monkeypatch.setattr(memory, "_available_ram", lambda: 8000)
+    assert memory.available_ram(info, group) == 500_000
+    monkeypatch.setattr(memory, "available_ram", lambda: 8000)
     assert memory.free_bytes(CPU) == 4000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert memory.free_bytes(CPU) == 2000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from rl.errors import RewindError
 from rl.running.command_line import parse_with_config
 from trainers.plan.advice import what_fits
 from trainers.plan.arithmetic import memory, plan
+from trainers.plan.shapes import shape_of
 
 
 @cache
@@ -99,3 +102,26 @@ def test_defaults_and_configs_fit_on_one_gpu(base: str) -> None:
         if memory(shape, job, "ddp", 1)["peak"] > 0.9 * 80 * 2**30:
             over.append(words[-1])
     assert over == []
+
+
+def test_what_the_arithmetic_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text("dtype: float32\nattn_implementation: flash_attention_2\nlogging_steps: 3\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["plan.py", "--config", str(tmp_path / "c.yaml"), "--base", "chameleon-7b"])
+        script().main()
+    said = capsys.readouterr().out
+    assert "not counted, and they do change memory: attn_implementation, dtype" in said
+    assert "that change no memory: logging_steps" in said
+    arguments = script().parser().parse_args(["--base", "chameleon-7b", "--role", "idm"])
+    with pytest.raises(RewindError, match="the arithmetic is that of the forward model"):
+        script().job_of(arguments)
+
+
+def test_a_small_liquid_base_has_codes_of_its_own(tmp_path: Path) -> None:
+    config = {"model_type": "gemma", "vocab_size": 1010, "num_attention_heads": 2, "hidden_size": 8}
+    config |= {"intermediate_size": 16, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    vq = {"num_embeddings": 512, "resolution": 64, "channel_multiplier": [1, 1, 2, 2, 4]}
+    (tmp_path / "vq_config.json").write_text(json.dumps(vq))
+    shape = shape_of(str(tmp_path))
+    assert (shape.image_codes, shape.tokens_per_image, shape.pixels) == (512, 16, 64 * 64)

@@ -23,6 +23,7 @@ from rl.errors import RewindError
 from rl.models.drawing import Said
 from rl.models.known import LINEAR_LAYERS
 from rl.models.proposer import load_proposer
+from rl.models.run_role import role_of
 from rl.models.saving import save_base
 from rl.pictures import to_image
 from rl.triplets import Triplet
@@ -88,7 +89,7 @@ def test_only_what_is_new_is_proposed() -> None:
 def test_a_proposer_is_trained_without_seeing_outcomes(folder: Path, tmp_path: Path) -> None:
     """Its weights do not depend on the targets, and it is opened as nothing else."""
     small = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--report_to", "none", "--learning_rate", "0.01"]
-    small += ["--base", str(folder / "base"), "--propose", "true"]
+    small += ["--save_strategy", "steps", "--save_steps", "1", "--base", str(folder / "base"), "--propose", "true"]
     entries = json.loads((folder / "triplets.json").read_text())
     (folder / "others.json").write_text(json.dumps([{**entry, "output": entry["input"]} for entry in entries]))
     made = []
@@ -101,6 +102,13 @@ def test_a_proposer_is_trained_without_seeing_outcomes(folder: Path, tmp_path: P
     for load in (load_idm, load_fdm):
         with pytest.raises(RewindError, match=r"trained as a proposer of actions .* asked for as an? "):
             load(made[0])
+    checkpoint = made[0] / "checkpoint-2"
+    assert role_of(checkpoint) == "proposer"  # which has no card
+    exported = tmp_path / "exported"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["export.py", "--run", str(made[0]), "--output", str(exported)])
+        runpy.run_path(str(ROOT / "scripts" / "export.py"))["main"]()
+    assert load_proposer(exported).propose([np.zeros((32, 32, 3), np.uint8)], 1)
     triplets = [Triplet(np.full((32, 32, 3), n, np.uint8), "go", np.full((32, 32, 3), 9, np.uint8)) for n in range(3)]
     table = without_outcomes(joined([triplets]))
     assert all(one.target is one.source for one in table[1:])

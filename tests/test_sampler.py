@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny
 
 from rl.errors import RewindError
 from rl.models.distribution import TokenDistribution, Truncation
@@ -275,3 +276,12 @@ def test_no_image_token_in_a_description(tiny: ChameleonVLM) -> None:
 def test_bad_input_is_one_sentence(tiny: ChameleonVLM, picture: np.ndarray, call, sentence: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(RewindError, match=sentence):
         call(ForwardDynamics(tiny), InverseDynamics(tiny), picture)
+
+
+def test_probabilities_that_are_no_numbers_are_no_picture() -> None:
+    """float16 overflows in some models: every token would be the last code."""
+    vlm = make_tiny()
+    with torch.no_grad():
+        vlm.head_weight().fill_(float("nan"))
+    with pytest.raises(RewindError, match="probabilities that are no numbers"):
+        ForwardDynamics(vlm).sample(np.zeros((32, 32, 3), np.uint8), "lift the cup", 2)

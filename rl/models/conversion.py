@@ -24,11 +24,13 @@ from rl.models.families.chameleon import ChameleonVLM
 from rl.models.families.meta_chameleon import MetaCheckpoint, is_meta
 from rl.models.families.vqgan_files import check_encoder, decoder_of, vq_weights, write_decoder
 from rl.models.hub import META_FILES, folder_of
+from rl.models.memory import available_ram
 from rl.models.opening import load_base
 from rl.models.saving import save_base, write_card
 from rl.models.settings import Settings
 from rl.models.shards import write_shards
 from rl.models.sizes import PictureSize
+from rl.running.files import partial
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2}  # others: 1
@@ -87,7 +89,7 @@ def prepare(
     Raises:
         RewindError: what cannot be opened, of another family, or too large for the disk or the memory.
     """
-    settings, folder = Settings(dtype=dtype), folder_of(name, META_FILES)
+    settings, folder = Settings(dtype=dtype, device="cpu"), folder_of(name, META_FILES)  # weights go to a disk alone
     vq_folder = None if vq is None else folder_of(vq)
     card: dict[str, Any] = {"converted": {"from": name, "vq": vq, "dtype": dtype, **_revision(folder)}}
     card |= {} if actions is None else {"actions": {"kind": "bins", **actions.card()}}
@@ -162,7 +164,7 @@ def _stored_bytes(folder: Path, dtype: str | None) -> int:
 
 def _check_disk(output: Path, needed: int) -> None:
     place = next(p for p in (output.absolute(), *output.absolute().parents) if p.is_dir())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free + _bytes_of(partial(output))  # what a killed try left goes first
     if free < needed:
         raise RewindError(
             f"the base takes {needed / 1e9:.1f} GB and the disk of {place} has {free / 1e9:.1f} GB left: make room, or "
@@ -171,19 +173,15 @@ def _check_disk(output: Path, needed: int) -> None:
 
 
 def _check_memory(name: str, needed: int, instead: str) -> None:
-    free = _free_memory()
+    free = available_ram()
     if free is not None and free < needed:
         raise RewindError(
             f"converting {name} takes {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: use {instead}"
         )
 
 
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    file = Path("/proc/meminfo")
-    told = file.read_text() if file.is_file() else ""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", told)
-    return int(found[1]) * 1024 if found else None
+def _bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _revision(folder: Path) -> dict[str, str]:

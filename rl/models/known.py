@@ -18,6 +18,8 @@ WHOLE = "model"
 """In a run that trained all weights, the folder of its model, a base by itself."""
 CARD_FILE = "rewind.json"
 """What we know of a base, or of an adapter, beside its weights."""
+VQ_CONFIG_FILE = "vq_config.json"
+"""Of the image tokenizer, in a folder whose `config.json` says nothing of it."""
 MAX_ROWS = 512
 """Rows decoded at once unless the caller says otherwise."""
 

@@ -78,11 +78,11 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    available = _available_ram()
+    available = available_ram()
     return None if available is None else int(SHARE_OF_RAM * available / processes)
 
 
-def _available_ram(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
+def available_ram(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that can be had without swapping, within the limit of a container."""
     try:
         lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())

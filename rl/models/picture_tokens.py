@@ -214,7 +214,8 @@ class PictureTokens(ABC):
                 found.update({key: (i, f) for key, i, f in zip(names, ids, kept, strict=True)})
                 seen.update({key: (i, f if small else None) for key, i, f in zip(names, ids, kept, strict=True)})
 
-            in_parts(len(same), batch_size or self.pictures_at_once(64), encode)
+            views = self._views(shape[0])
+            in_parts(len(same), batch_size or self.pictures_at_once(64, views), encode)
         for key in list(seen)[: max(0, len(seen) - self.remembered_pictures)]:
             del seen[key]
         grids = [self.grid_of_array(array) for array in arrays]
@@ -267,16 +268,16 @@ class PictureTokens(ABC):
 
         `batch_size` at once, or what is quick and fits.
         """
+        grid = self.layout.grammar.grid if grid is None else grid
         if batch_size is None:
             # 64 no longer fit a CPU's cache: a quarter slower.
-            batch_size = self.pictures_at_once(16 if self.device.type == "cpu" else 64)
+            batch_size = self.pictures_at_once(16 if self.device.type == "cpu" else 64, grid.views)
         ids_BK = torch.as_tensor(ids_BK).to(self.device)
         allowed = torch.isin(ids_BK, self.layout.image_ids_V.to(self.device))
         if not bool(allowed.all()):
             raise RewindError(
                 f"token {int(ids_BK[~allowed][0])} is no image token of {self.name}: were these ids made by another?"
             )
-        grid = self.layout.grammar.grid if grid is None else grid
 
         def decoded(part: range) -> Tensor:
             each = ids_BK[part.start : part.stop].unflatten(1, (grid.views, -1)).flatten(0, 1)
@@ -285,7 +286,9 @@ class PictureTokens(ABC):
         with torch.no_grad(), self._full_precision(), self._lock:
             return torch.cat(in_parts(max(1, len(ids_BK)), batch_size, decoded)).numpy()
 
-    def pictures_at_once(self, usual: int) -> int:
-        """Pictures that the image tokenizer takes at once: `usual` is quick, memory or `max_rows` may ask for fewer."""
-        fitting = rows_that_fit(Cost(0, picture_bytes(self)), 1, self.device, usual=usual)
+    def pictures_at_once(self, usual: int, views: int = 1) -> int:
+        """Pictures that the image tokenizer takes at once: `usual` is quick, memory or `max_rows` may ask for fewer.
+        Each has so many views, which it takes as pictures of their own.
+        """
+        fitting = rows_that_fit(Cost(0, views * picture_bytes(self)), 1, self.device, usual=max(1, usual // views))
         return fitting if self.max_rows is None else min(fitting, self.max_rows)

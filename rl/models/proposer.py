@@ -6,13 +6,14 @@ learns to say are the actions that are usual with such a picture.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rl.models.drawing import Said
-from rl.models.opening import load_as
-from rl.models.roles import InverseDynamics
+from rl.models.opening import load_as, load_fdm, load_idm
+from rl.models.roles import ForwardDynamics, InverseDynamics
+from rl.models.run_role import Kind
 from rl.models.unified import UnifiedVLM
 from rl.pictures import PictureLike
 
@@ -48,3 +49,11 @@ def load_proposer(
 ) -> ActionProposer:
     """A proposer of actions, as `train_idm.py --propose true` trains it, with the arguments of `load_fdm`."""
     return load_as(ActionProposer, "proposer", base_or_run, backbone, adapter, **settings)
+
+
+LOADERS: dict[Kind, Callable[..., InverseDynamics | ForwardDynamics]] = {
+    "fdm": load_fdm,
+    "idm": load_idm,
+    "proposer": load_proposer,
+}
+"""What opens a run, by what it was trained for."""

@@ -39,6 +39,8 @@ def role_of(base_or_run: str | Path) -> Kind | None:
 def _role_of_run(about: dict[str, Any], name: str) -> Kind | None:
     """What a `run.json` without a word on the role means by its script, its stage of the demo and its folder's name."""
     script, config = about.get("script", ""), about.get("config", {})
+    if script == "train_idm.py" and config.get("propose"):
+        return "proposer"
     if script == "train_idm.py" or (script == "train_fdm.py" and config.get("with_idm") and name == "idm"):
         return "idm"
     if script == "train_grpo.py" and config.get("role") == "idm":

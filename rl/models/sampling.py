@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rl.errors import RewindError
 from rl.models.decoding import How, decode
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.drafting import Counts, decode_drafted, window_of
@@ -131,6 +132,11 @@ def sample_tokens(
 
     portions.over(range(len(prompts)), range(num_samples), work)
     ids_PGT, logprobs_PGT = whole
+    if bool(logprobs_PGT.isnan().any()):
+        raise RewindError(
+            f"{vlm.name} gives probabilities that are no numbers: in float16 large values overflow, use --dtype "
+            "bfloat16 or float32; a training run's weights may have diverged"
+        )
     return Drawn(ids_PGT[..., : max(widths)], logprobs_PGT[..., : max(widths)], counts)
 
 

@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rl.errors import RewindError
+from rl.models.known import VQ_CONFIG_FILE
 from rl.models.pickles import tensors_of
 from rl.running.files import read_json
 
-DECODER_FILE, VQ_FILE, VQ_CONFIG_FILE = "decoder.safetensors", "vq.safetensors", "vq_config.json"
+DECODER_FILE, VQ_FILE = "decoder.safetensors", "vq.safetensors"
 CKPT_FILE, YAML_FILE = "vqgan.ckpt", "vqgan.yaml"
 PREFIXES = ("model.vqmodel.", "vqmodel.", "")
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")

@@ -32,7 +32,8 @@ def differences(
     old, new = dict(_flat(before)), dict(_flat(after))
     places = (directory or Path.cwd(), Path.cwd())
     changed = [key for key in {**old, **new} if not _same(old.get(key, _ABSENT), new.get(key, _ABSENT), places)]
-    unknown = {FINGERPRINT, *ASKED} - old.keys()  # nobody wrote them down yet
+    unknown = {FINGERPRINT, *ASKED} - old.keys()  # nobody wrote them down yet,
+    unknown |= {*ASKED} - new.keys()  # or nobody asks for them any more
     changed = [key for key in changed if key not in unknown]
     if FINGERPRINT in old and old[FINGERPRINT] == new.get(FINGERPRINT):
         changed = [key for key in changed if key != "base"]

@@ -56,7 +56,8 @@ def refine(
         starts: each source's candidates, scored.
         sources_NK: int64 [K] each, the sources' image tokens.
         tokens: how many tokens may be sampled for each source in all rounds; a round takes an equal share of the rest.
-        likely: how likely the best candidate is with some of the source's tokens put back; None if no reward asks.
+        likely: how likely the best candidate is with some of the source's tokens put back, for rewards that have no
+            score of it without.
         rounds: the most rounds; a source has fewer if nothing is left to draw.
         max_candidates: the most candidates a round, which bounds the time: kept tokens cost a step of the model too.
         min_score, min_lead, good_enough: as for `rerank`; what is good enough is left as it is.
@@ -112,13 +113,16 @@ def tokens_to_draw(
         probes.append([best, *(_put_back(best, block, source_K) for block in blocks[-1])])
     if not any(blocks):
         return free
-    if likely is not None:
+    found_totals = score_once(judge, numbers, probes)
+    unknown = any(group[0].total is not None and any(one.total is None for one in group) for group in found_totals)
+    if unknown and likely is not None:
         logprobs = likely(numbers, probes)
         probes = [
             [replace(one, logprobs=x_K) for one, x_K in zip(group, rows, strict=True)]
             for group, rows in zip(probes, logprobs, strict=True)
         ]
-    for free_K, places, scored in zip(free, blocks, score_once(judge, numbers, probes), strict=True):
+        found_totals = score_once(judge, numbers, probes)
+    for free_K, places, scored in zip(free, blocks, found_totals, strict=True):
         whole = scored[0].total
         for block, probe in zip(places, scored[1:], strict=True):
             if whole is not None and (probe.total is None or probe.total < whole):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -186,7 +186,8 @@ class _Parser(TrlParser):  # type: ignore[misc]
 def _kinds(types: Sequence[type[Any]]) -> dict[str, type[Any]]:
     """Arguments that are one whole number, number or text, or nothing, by name."""
     known = {f"{kind.__name__}{rest}": kind for kind in (int, float, str) for rest in ("", " | None")}
-    told = {one.name: getattr(one.type, "__name__", str(one.type)) for kind in types for one in fields(kind)}
+    hints = {name: hint for kind in types for name, hint in get_type_hints(kind).items()}  # the parser rewrites `type`
+    told = {name: getattr(hint, "__name__", str(hint)) for name, hint in hints.items()}
     return {name: known[text] for name, text in told.items() if text in known}
 
 

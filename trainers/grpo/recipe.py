@@ -38,7 +38,7 @@ from trainers.grpo.profile import Profile
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.grpo.watches_sentences import SENTENCE_RULES, WatchesSentences
 
-METRICS = ("reward", "loss", "reward_std", "rewards/*")
+METRICS = ("reward", "loss", "reward_std", "kl", "entropy", "frac_reward_zero_std", "completions/*", "rewards/*")
 
 logger = logging.getLogger("rl")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from rl.errors import RewindError
 from rl.models.bases import adapter_folder, base_folder, base_of_adapter, same_base
-from rl.models.known import CARD_FILE, LINEAR_LAYERS, SHIPPED
+from rl.models.known import CARD_FILE, LINEAR_LAYERS, SHIPPED, VQ_CONFIG_FILE
 from rl.models.sizes import PictureSize
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -160,6 +160,9 @@ def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
         raise RewindError(f"'{name_or_folder}' is neither a folder with config.json nor one of {names}")
     config, card = _read_json(file), file.with_name("rewind.json")
     told = _read_json(card) if card.is_file() else {}
+    beside = file.with_name(VQ_CONFIG_FILE)
+    if beside.is_file():  # of a small Liquid
+        config = {"vq_config": _read_json(beside), **config}
     size = image_size or told.get("image_size")
     try:
         return _from_config(name_or_folder, config | {"family": told.get("family")}, size)
@@ -203,7 +206,7 @@ def _from_config(name: str, config: dict[str, Any], size: int | str | None) -> S
 def _pictures(config: dict[str, Any], size: int | str | None) -> tuple[int, int, int]:
     """How many codes there are, how many tokens a picture has (of a size, or of the usual one), and how many pixels."""
     kind, vq = config.get("model_type"), config.get("vq_config") or {}
-    if kind == "gemma":  # Liquid, whose config says nothing of pictures
+    if kind == "gemma" and config["vocab_size"] > LIQUID_WORDS:  # Liquid, whose config says nothing of pictures
         size = size or 512
         return config["vocab_size"] - LIQUID_WORDS, _tokens(size, 16, row_ends=False), _pixels(size)
     if kind in ("emu3", "Emu3"):  # UniVLA: small frames without ends of rows

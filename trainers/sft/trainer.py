@@ -30,9 +30,9 @@ from trainers.sft.losses import weighted_nll, z_loss
 from trainers.sft.rows import SpanCollator
 
 METRICS = ("loss", "mean_token_accuracy")
+"""What an evaluation measures, by which the best checkpoint can be chosen."""
 NOTHING = torch.finfo(torch.float32).tiny
 """In the place of a sum of weights that is 0, as of a step of pairs that weigh nothing: it learns nothing, not NaN."""
-"""What an evaluation measures, by which the best checkpoint can be chosen."""
 
 
 class RoleSFTTrainer(WholeCheckpoints, SFTTrainer):

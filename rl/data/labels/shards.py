@@ -68,7 +68,7 @@ class Shards(shards.Shards):
     script = SCRIPT
     holds = "labels"
     results = ("triplets.json", FOLDER, "images", WORDS_FILE, LEFT_OUT_FILE)
-    may_differ: ClassVar[tuple[str, ...]] = (*LIMITS_OF_A_MACHINE, "parquet")
+    may_differ: ClassVar[tuple[str, ...]] = (*LIMITS_OF_A_MACHINE, "parquet", "link_pictures")
 
     def chunks(self, pairs: Sequence[Triplet], chunk_size: int) -> list[Sequence[Triplet]]:
         """This process's chunks."""

@@ -189,10 +189,10 @@ def _encoded(
 def _by_shape(vlm: PictureTokens, arrays: dict[bytes, np.ndarray]) -> dict[bytes, Encoded]:
     """Codes and features of arrays, those of one shape together."""
     found: dict[bytes, Encoded] = {}
-    at_once = min(BATCH, vlm.pictures_at_once(BATCH))
     for shape in dict.fromkeys(array.shape for array in arrays.values()):
         same = [key for key, array in arrays.items() if array.shape == shape]
         grid = vlm.grid_of_array(arrays[same[0]])
+        at_once = min(BATCH, vlm.pictures_at_once(BATCH, grid.views))
         for start in range(0, len(same), at_once):
             names = same[start : start + at_once]
             filled = [*names, *names[:1] * (at_once - len(names))]
@@ -201,13 +201,20 @@ def _by_shape(vlm: PictureTokens, arrays: dict[bytes, np.ndarray]) -> dict[bytes
     return found
 
 
-def read_from(folder: str | Path | None, backbones: Sequence[PictureTokens], triplets: Sequence[Triplet]) -> None:
+def read_from(
+    folder: str | Path | None,
+    backbones: Sequence[PictureTokens],
+    triplets: Sequence[Triplet],
+    *,
+    skip_unreadable: bool = False,
+) -> None:
     """Let backbones read the codes of this process's triplets from a cache, if one was given, each of its tokenizer's.
 
-    Call it when the output folder is claimed: what is missing is encoded.
+    Call it when the output folder is claimed: what is missing is encoded; with `skip_unreadable` not what cannot be
+    read, for callers that leave that out themselves.
     """
     for vlm in {id(vlm): vlm for vlm in backbones if folder is not None}.values():
         assert folder is not None
         cache = TokenCache(folder, vlm)
-        encode_missing(vlm, cache, triplets)
+        encode_missing(vlm, cache, triplets, skip_unreadable=skip_unreadable)
         vlm.cache = cache
