@@ -175,6 +175,9 @@ def test_the_script(tmp_path: Path) -> None:
     assert zero2 == memory(KNOWN["chameleon-7b"], job, "zero2", 8)
     for name in sorted(p.name for p in (ROOT / "configs").glob("*_tabletop.yaml") if "pretrain" not in p.name):
         done = plan("--config", f"configs/{name}", "--base", "tabletop-chameleon", "--gpus", 1)
+        if "role: idm" in (ROOT / "configs" / name).read_text():
+            assert "only sentences are" in done.stderr
+            continue
         assert done.returncode == 0, (name, done.stderr)
         assert "MiB a GPU" in done.stdout
 
