@@ -117,6 +117,11 @@ def test_what_the_arithmetic_does_not_know_is_said(tmp_path: Path, capsys: pytes
         script().job_of(arguments)
 
 
+def test_a_published_checkpoint_has_its_own_usual_size() -> None:
+    assert shape_of("BAAI/Emu3-Stage1").tokens_per_image == 48 * 49
+    assert shape_of("BAAI/Emu3-Stage1@main", 512).tokens_per_image == shape_of("BAAI/Emu3-Gen").tokens_per_image
+
+
 def test_a_small_liquid_base_has_codes_of_its_own(tmp_path: Path) -> None:
     config = {"model_type": "gemma", "vocab_size": 1010, "num_attention_heads": 2, "hidden_size": 8}
     config |= {"intermediate_size": 16, "num_hidden_layers": 1}

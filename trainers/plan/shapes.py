@@ -125,6 +125,8 @@ _KNOWN = (  # hidden, intermediate, layers, heads, kv_heads, head_dim, vocabular
 )
 KNOWN = {shape.name: shape for shape in _KNOWN}
 """Shapes at 512x512 pixels, with half-precision weights."""
+SIZES = {"BAAI/Emu3-Stage1": "384"}
+"""Usual picture sizes of published checkpoints, where they are not their family's."""
 PUBLISHED = {
     "facebook/chameleon-7b": "chameleon-7b",
     "facebook/chameleon-30b": "chameleon-30b",
@@ -147,7 +149,9 @@ def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
     Raises:
         RewindError: neither; a `config.json` that lacks a size.
     """
-    published = PUBLISHED.get(name_or_folder.partition("@")[0], name_or_folder)
+    plain = name_or_folder.partition("@")[0]
+    published = PUBLISHED.get(plain, name_or_folder)
+    image_size = image_size or SIZES.get(plain)
     if published in KNOWN:
         known, emu = KNOWN[published], published == "emu3-8b"
         if image_size is None:
