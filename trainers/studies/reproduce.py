@@ -41,7 +41,6 @@ BUDGET = Budget(
     equal_compute_steps=6000,
     bootstrapped_steps=6000,
     continued_steps=4500,
-    proposer_steps=1200,
     grpo_steps=384,
     grpo_prompts=16,
     grpo_evaluations=6,
