@@ -153,10 +153,10 @@ def _calibrated(
     if not checked:
         return None
     vlm = idm.backbone  # a vector is right if it falls into the same bins
+    said = list(shards.words(CHECKED_FILE, _chunks(checked, a)))
+    heard = [n for n, group in enumerate(said) if group]  # of others the model said nothing, or they are unreadable
+    checked, sentences = [checked[n] for n in heard], [said[n] for n in heard]
     truths = [t.action if vlm.actions is None else vlm.action(vlm.action_ids(t.action)) for t in checked]
-    sentences = list(shards.words(CHECKED_FILE, _chunks(checked, a)))
-    named = [n for n, said in enumerate(sentences) if said]  # of others the model said nothing, or they are unreadable
-    checked, truths, sentences = ([rows[n] for n in named] for rows in (checked, truths, sentences))  # type: ignore[assignment]
     right = [same_words(truth) for truth in truths]
     if fdm is not None:
         true, rival = (
