@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
     plain = drawn(tiny)
     monkeypatch.setattr(drafting, "TRIED_PASSES", 3)
     assert drawn(tiny, drafts(tiny, plain)["other"]).counts.passes < TOKENS
-    monkeypatch.setattr(drafting, "_pays", lambda tried, done, end, stream: done > 4)
+    monkeypatch.setattr(drafting, "_pays", lambda tried, done, end, recorded: done > 4)
     found = {name: drawn(tiny, draft) for name, draft in drafts(tiny, plain).items()}
     for each in found.values():
         assert_same(each, plain)
@@ -92,17 +91,17 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
 
 def test_when_a_draft_pays(tiny: UnifiedVLM) -> None:
     """Where a token's pass is a CUDA graph: by what the slowest row has come to, and what is left to draw."""
-    eager, recorded = SimpleNamespace(recorded=None), SimpleNamespace(recorded=object())
+    eager, recorded = False, True
     for tried in (8, 64):
-        ways: list[tuple[float, int, Any, bool]] = [
+        ways: list[tuple[float, int, bool, bool]] = [
             (1, 1024, eager, True),
             (1, 1024, recorded, False),
-            (5, 1024, recorded, tried == 64),  # a third of it is there then
-            (6.5, 1024, recorded, True),
+            (1.4, 1024, recorded, tried == 64),  # a tenth of it is there then
+            (1.6, 1024, recorded, True),
             (1, 7, recorded, True),  # too few to be recorded
         ]
-        for each, end, stream, pays in ways:
-            assert drafting._pays(tried, 1 + int(each * tried), end, stream) == pays, (tried, each)
+        for each, end, way, pays in ways:
+            assert drafting._pays(tried, 1 + int(each * tried), end, way) == pays, (tried, each)
     looked = [tried for tried in range(1, 80) if drafting._is_time(tried)]
     assert looked == [8, 16, 32, 64]
 

@@ -7,6 +7,7 @@ are left out.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from opened_families import opened
 from test_shared_prefix import assert_same, both, share  # noqa: F401
 
-from rl.models import attention, costs, graphs, partial_attention, streams
+from rl.models import attention, costs, drafting, graphs, partial_attention, streams
 from rl.models.distribution import TokenDistribution, head_product
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
@@ -35,14 +36,16 @@ def spans_by_torch(
     end: torch.Tensor,
     scaling: float,
     before: tuple[torch.Tensor, torch.Tensor] | None = None,
+    causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `rl.models.gpu_attention.attend` computes, which `test_gpu.py` compares with it."""
     (rows, heads, size), (spans, kv_heads, length, _) = query.shape, keys.shape
     packed = query.view(spans, rows // spans, kv_heads, -1, size).float()
     scores = torch.einsum("btkgd,bknd->btkgn", packed, keys.float()) * scaling
     at = torch.arange(length, device=query.device)
-    inside = (at >= begin[:, None]) & (at < end[:, None])
-    scores = scores.masked_fill(~inside[:, None, None, None], float("-inf"))
+    ends = end[:, None] + torch.arange(rows // spans, device=query.device) * causal
+    inside = (at >= begin[:, None, None]) & (at < ends[..., None])
+    scores = scores.masked_fill(~inside[:, :, None, None], float("-inf"))
     sums = scores.logsumexp(-1)
     found = torch.einsum("btkgn,bknd->btkgd", (scores - sums[..., None]).exp(), values.float())
     found, sums = found.reshape(rows, heads, size), sums.reshape(rows, heads)
@@ -72,6 +75,31 @@ def test_a_step_with_its_place_on_the_device(
     assert_same(copied, both(share, vlm, PROMPTS, num_samples=3)[1])
     if not torch.cuda.is_available():
         assert "a step of the sampler is no CUDA graph" in caplog.text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["chameleon", "liquid", "emu3"])
+def test_a_drafted_pass_with_its_places_on_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same candidates where rows get ahead of one another; passes are all as wide, for a graph is of one shape."""
+    vlm = opened(family)
+    layout, ids = vlm.layout, vlm.layout.image_ids_V
+    how: dict[str, Any] = {"num_samples": 3, "max_tokens": layout.tokens_per_image, "after": layout.grammar.after}
+    draw = partial(sample_tokens, vlm, PROMPTS, TokenDistribution(ids), noise=Noise(3), **how)
+    plain = draw()
+    draft = plain.ids_PGT[:, 1].clone()
+    draft[1, 2] = ids[(ids == draft[1, 2]).long().argmax() - 1]
+    widths: set[int] = set()
+    read_on = streams.SharedRows.read_on
+    monkeypatch.setattr(
+        streams.SharedRows, "read_on", lambda self, ids: (widths.add(ids.shape[1]), read_on(self, ids))[1]
+    )
+    monkeypatch.setattr(attention, "single_kernel", lambda device: spans_by_torch)
+    monkeypatch.setattr(streams, "LEAST_STEPS", 4)
+    monkeypatch.setattr(drafting, "_pays", lambda *_: True)
+    found = draw(draft_PT=draft)
+    assert_same(plain, found)
+    assert found.counts.accepted > 0
+    assert len(widths) == 1
 
 
 def test_the_kernel_fits_into_a_card() -> None:
@@ -135,6 +163,26 @@ def test_the_kernels_behind_sdpa(dtype: torch.dtype, way: str) -> None:
 
 @needs_gpu
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "tokens"), [(3, 7), (1, 40), (4, 2)])
+def test_the_kernel_of_tokens_that_stand_behind_one_another(dtype: torch.dtype, rows: int, tokens: int) -> None:
+    """Each sees itself and what is before it in its row, as `causal` says; rows are at different places."""
+    from rl.models.gpu_attention import attend
+
+    torch.manual_seed(0)
+    query = torch.randn(rows * tokens, 4, 64, device="cuda", dtype=dtype)
+    keys, values = (torch.randn(rows, 2, 200, 64, device="cuda", dtype=dtype) for _ in range(2))
+    begin, end = torch.zeros(rows, dtype=torch.long, device="cuda"), 1 + 17 * torch.arange(rows, device="cuda")
+    first = torch.randn(rows * tokens, 4, 64, device="cuda"), torch.randn(rows * tokens, 4, device="cuda")
+    ours = attend(query, keys, values, begin, end, 0.2, first, causal=True)
+    theirs = spans_by_torch(query, keys, values, begin, end, 0.2, first, causal=True)
+    far = 1e-5 if dtype == torch.float32 else 2e-2
+    assert torch.allclose(ours[0].float(), theirs[0], atol=far)
+    assert torch.allclose(ours[1], theirs[1], atol=far)
+
+
+@needs_gpu
+@torch.no_grad()
 def test_a_recorded_step_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graph, kernel by kernel, masks in place of the kernel, a copy of the prompt for each row: the same ids."""
     from trainers.bench.mid import ACTIONS, mid_base, random_pictures
@@ -165,6 +213,42 @@ def test_a_recorded_step_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(streams, "SHARED_FROM", 10_000)
     assert drawn() == first
     assert recorded == [True, True]
+
+
+@needs_gpu
+@torch.no_grad()
+def test_a_recorded_draft_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows as a CUDA graph, as kernels one by one, behind masks, and a token a pass: the same ids."""
+    from trainers.bench.mid import ACTIONS, mid_base, random_pictures
+
+    vlm: UnifiedVLM = mid_base({"image_tokens": 256, "hidden": 128, "layers": 2})
+    prompts = [vlm.fdm_prompt(ids, action) for ids, action in zip(random_pictures(vlm, 3), ACTIONS, strict=True)]
+    draw = partial(
+        sample_tokens, vlm, prompts, TokenDistribution(vlm.layout.image_ids_V), num_samples=3, noise=Noise(0)
+    )
+    plain = draw(max_tokens=256)
+    draft = plain.ids_PGT[:, 1].clone()
+    draft[:, ::9] = vlm.layout.image_ids_V[0]
+    recorded: list[bool] = []
+    record = graphs.Recorded._record
+    monkeypatch.setattr(
+        graphs.Recorded, "_record", lambda self, *a: (record(self, *a), recorded.append(self.recording is not None))[0]
+    )
+    monkeypatch.setattr(drafting, "_pays", lambda *_: True)
+    found = [draw(max_tokens=256, draft_PT=draft)]
+    assert recorded == [True]
+    held = torch.cuda.memory_allocated()
+    found.append(draw(max_tokens=256, draft_PT=draft))
+    assert torch.cuda.memory_allocated() == held
+    monkeypatch.setattr(streams, "can_record", lambda vlm: False)
+    found.append(draw(max_tokens=256, draft_PT=draft))
+    monkeypatch.setattr(attention, "single_kernel", lambda device: None)
+    found.append(draw(max_tokens=256, draft_PT=draft))
+    assert recorded == [True, True]
+    for each in found:
+        assert each.ids_PGT.tolist() == plain.ids_PGT.tolist()
+        assert torch.allclose(each.logprobs_PGT, plain.logprobs_PGT, atol=1e-4)
+        assert each.counts.passes < 255
 
 
 @needs_gpu

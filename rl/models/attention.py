@@ -34,7 +34,8 @@ BLOCK = 64
 class Spans:
     """Where the two parts of a row's keys begin and end, on the device: the host's numbers would be part of a graph.
 
-    A prompt's part is [begin_P, end_P), a row's own [0, behind). `place` int64 [1] is where its next token is written.
+    A prompt's part is [begin_P, end_P), a row's own [0, behind) for the first token of a pass and one more for each
+    that follows. `place` int64 [1], or [R, n] where rows get ahead of one another, is where they are written.
     """
 
     def __init__(self, attend: Attend, mask_PT: Tensor, times: int, device: torch.device) -> None:
@@ -45,19 +46,26 @@ class Spans:
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.behind = self.place + 1
 
-    def at(self, length: int) -> None:
-        """Say how many tokens the rows have read."""
-        self.place.fill_(length)
-        self.behind.fill_(length + 1)
+    def at(self, place: Tensor) -> None:
+        """Say where the next tokens go, [1] or [R, n]; recordings want n always the same."""
+        behind = place.view(-1, place.shape[-1])[:, 0] + 1
+        if place.shape != self.place.shape:
+            self.place, self.behind = place.clone(), behind
+        else:
+            self.place.copy_(place)
+            self.behind.copy_(behind)
 
     def attention(
         self, query: Tensor, prompts: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], scaling: float
     ) -> Tensor:
-        """[R, 1, H, D] of a query [R, H, 1, D] to both parts."""
-        packed = query.reshape(len(query), -1, query.shape[-1])
+        """[R, n, H, D] of queries [R, H, n, D] to both parts."""
+        rows, heads, tokens, size = query.shape
+        packed = query.transpose(1, 2).reshape(-1, heads, size)
         before = self.attend(packed, *prompts, self.begin_P, self.end_P, scaling)
-        behind = self.behind.expand(len(query))
-        return self.attend(packed, *own, self.zero_R, behind, scaling, before)[0][:, None]
+        behind = self.behind.expand(rows)
+        return self.attend(packed, *own, self.zero_R, behind, scaling, before, tokens > 1)[0].view(
+            rows, tokens, heads, size
+        )
 
 
 class SharedPrefix:
@@ -82,15 +90,15 @@ class SharedPrefix:
         self.own = [(k.new_zeros(shape), v.new_zeros(shape)) for k, v in layers] if room else []
         self.prompt_mask = None if bool(mask_PT.all()) else additive(mask_PT.bool(), first.dtype)[:, None, None]
         self.own_mask: Tensor | None = None
-        self.causal = self.single = False
+        self.causal = self.by_spans = False
         attend = single_kernel(first.device) if room else None
         self.spans = None if attend is None else Spans(attend, mask_PT, times, first.device)
 
     def begin(self, tokens: int) -> None:
         """Say that each row reads so many tokens next: the mask of their own part is made once for all layers."""
-        self.single = tokens == 1 and self.spans is not None
-        if self.single and self.spans is not None:
-            self.spans.at(self.length)
+        self.by_spans = tokens == 1 and self.spans is not None
+        if self.by_spans and self.spans is not None:
+            self.spans.at(torch.full((1,), self.length, device=self.spans.place.device))
             return
         shown, first = self._shown(self.length + tokens), self.layers_of_prompts[0][0]
         self.causal = tokens > 1 and tokens == shown
@@ -114,7 +122,7 @@ class SharedPrefix:
         """What transformers' attention calls: write new keys and values, get all of the rows' own part."""
         if not self.room:
             return keys, values
-        if self.single and self.spans is not None:
+        if self.by_spans and self.spans is not None:
             whole = self.own[layer_idx]
             for own, new in zip(whole, (keys, values), strict=True):
                 own.index_copy_(2, self.spans.place, new.to(own.dtype))
@@ -151,11 +159,16 @@ class DraftedPrefix(SharedPrefix):
         self.rows = torch.arange(rows, device=layers[0][0].device)[:, None]
         self.length: Any = torch.zeros_like(self.rows)  # [R, 1]
         self.at = self.rows
-        self.shown = 0
+        self.shown = room
+        self.by_spans = self.spans is not None
 
     def begin(self, tokens: int) -> None:
         device = self.rows.device
         self.at = self.length + torch.arange(tokens, device=device)
+        if self.spans is not None:
+            self.spans.at(self.at)
+            self.at = self.spans.place
+            return
         self.shown = self._shown(int(self.at.max()) + 1)
         visible = torch.arange(self.shown, device=device) <= self.at[..., None]
         self.own_mask = additive(visible, self.layers_of_prompts[0][0].dtype)[:, None]
@@ -193,7 +206,7 @@ def two_part_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     kind, (query, key, value) = query.dtype, shared_prefix.in_its_precision(query, key, value)
     prompt_keys, prompt_values = shared_prefix.layers_of_prompts[module.layer_idx]
-    if shared_prefix.single and shared_prefix.spans is not None:
+    if shared_prefix.by_spans and shared_prefix.spans is not None:
         found = shared_prefix.spans.attention(query, (prompt_keys, prompt_values), (key, value), scaling)
         return found.to(kind), None
     (prompts, kv_heads, _, _), (rows, heads, tokens, size) = prompt_keys.shape, query.shape

@@ -27,9 +27,9 @@ TOKENS_A_PASS = costs.DRAFTED_TOKENS
 TRIED_PASSES = 8
 """Passes after which, and after twice, four times as many ..., it is looked whether a draft saves any: a picture begins
 with its top, where least changes."""
-DEARER = 6.0
-"""How many passes of one token a drafted pass takes as long as, where those are CUDA graphs, which it is not
-(docs/gpu.md). Elsewhere few tokens take about as long as one."""
+DEARER = 1.5
+"""How many passes of one token a drafted pass takes as long as on a GPU, where both are CUDA graphs (docs/gpu.md).
+Elsewhere few tokens take about as long as one."""
 
 
 @dataclass
@@ -79,42 +79,49 @@ def decode_drafted(
     None where too few guesses come true for that: begin anew without a draft, the candidates are the same.
     """
     line = _Line(how, uniform, kept_RT, draft_RT)
-    end, size, before = line.end, window, counts.passes
+    end, before, recorded = line.end, counts.passes, streams[0].recorded is not None
     guess = line.guess_RS
-    ids, logprobs = torch.zeros_like(guess), torch.zeros_like(guess, dtype=torch.float32)
+    ids = torch.nn.functional.pad(torch.zeros_like(guess), (0, window))  # passes may reach over the end
+    logprobs = torch.zeros_like(ids, dtype=torch.float32)
     done = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+    read_and_true = torch.zeros(2, dtype=torch.long, device=ids.device)
     hidden = [stream.hidden[:, None] for stream in streams]
     while True:
-        at = done[:, None] + torch.arange(hidden[0].shape[1], device=ids.device)
+        column = torch.arange(hidden[0].shape[1], device=ids.device)
+        at = done[:, None] + column
         inside = at.clamp(max=end - 1)
         token, logprob = line.draw(hidden, streams[0].vlm, inside)
         agrees = (token == guess.gather(1, inside))[:, :-1]
         true = torch.minimum(agrees.long().cumprod(1).sum(1), (end - done - 1).clamp(min=0))
-        new = torch.where(done < end, 1 + true, 0)  # what agrees, and the first that does not
-        column = torch.arange(at.shape[1], device=ids.device)
+        running = done < end
+        new = torch.where(running, 1 + true, 0)  # what agrees, and the first that does not
         here = column < new[:, None]
-        row, place = here.nonzero(as_tuple=True)
-        ids[row, at[row, place]], logprobs[row, at[row, place]] = token[here], logprob[here]
+        ids.scatter_(1, at, torch.where(here, token, ids.gather(1, at)))
+        logprobs.scatter_(1, at, torch.where(here, logprob, logprobs.gather(1, at)))
         for stream in streams if counts.passes > before else ():  # the first token comes from the prompt alone
             stream.keep(new)
-        running = done < end
         asked = (line.free_S[inside] & (at < end) & running[:, None])[:, :-1]
-        counts.accepted += int((asked & (column[:-1] < true[:, None])).sum())
-        counts.drafted += int(asked.sum())
+        read_and_true += torch.stack([asked.sum(), (asked & (column[:-1] < true[:, None])).sum()])
         done = done + new
-        if int(done.min()) >= end:
-            return ids[:, line.free_S], logprobs[:, line.free_S]
-        if at.shape[1] > 1:  # where little comes true, little is guessed
-            size = max(2, min(window, 2 + 2 * int(true[running].sum()) // int(running.sum())))
-        tried = counts.passes - before
-        if _is_time(tried) and not _pays(tried, int(done.min()), end, streams[0]):
-            return None
-        few = min(size, end - int(done.min()))
+        least, tried = int(done.min()), counts.passes - before  # the one thing that the GPU is waited for
+        given_up = least < end and _is_time(tried) and not _pays(tried, least, end, recorded)
+        if least >= end or given_up:
+            drafted, accepted = read_and_true.tolist()
+            counts.drafted, counts.accepted = counts.drafted + drafted, counts.accepted + accepted
+            found = ids[:, :end][:, line.free_S], logprobs[:, :end][:, line.free_S]
+            return None if given_up else found
+        size = window if recorded or tried == 0 else _next_size(true[running], window)
+        few = size if recorded else min(size, end - least)
         guessed = (done[:, None] + torch.arange(few - 1, device=ids.device)).clamp(max=end - 1)
         last = ids.gather(1, (done - 1)[:, None])
         read = torch.cat([last, guess.gather(1, guessed)], 1)
         hidden = [stream.read_on(read) for stream in streams]
         counts.passes += 1
+
+
+def _next_size(true_R: Tensor, window: int) -> int:
+    """Tokens of the next pass, where passes of few cost less: where little has come true, little is guessed."""
+    return max(2, min(window, 2 + 2 * int(true_R.sum()) // len(true_R)))
 
 
 def _is_time(tried: int) -> bool:
@@ -123,11 +130,11 @@ def _is_time(tried: int) -> bool:
     return rest == 0 and times.bit_count() == 1
 
 
-def _pays(tried: int, done: int, end: int, stream: SharedRows) -> bool:
+def _pays(tried: int, done: int, end: int, recorded: bool) -> bool:
     """Whether going on with a draft is sooner done than beginning anew without, by what the slowest row has come to in
     so many passes.
     """
-    if stream.recorded is None or end < LEAST_STEPS:
+    if not recorded or end < LEAST_STEPS:
         return True
     return (end - done) * DEARER * tried <= end * (done - 1)
 

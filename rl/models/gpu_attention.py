@@ -1,4 +1,4 @@
-"""Attention of one new token a row to a span of keys, as one Triton kernel: what the sampler's step does on a GPU.
+"""Attention of a few new tokens a row to a span of keys, as one Triton kernel: what the sampler does on a GPU.
 
 It reads each key and value once, takes the span's ends from the device (so that one CUDA graph serves every length,
 `rl.models.graphs`), needs no mask, and merges with the part that was attended to before. Imported on a GPU alone.
@@ -30,7 +30,7 @@ def _attend(  # type: ignore[no-untyped-def]
     query, keys, values, begin, end, before, before_sum, found, found_sum, heads, size,
     step_query, step_key_row, step_key_head, step_key, step_value_row, step_value_head, step_value, step_end,
     TIMES: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    MERGES: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
+    CAUSAL: tl.constexpr, MERGES: tl.constexpr, SCALE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     span, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     numbers = tl.program_id(2) * QUERIES + tl.arange(0, QUERIES)
@@ -46,13 +46,14 @@ def _attend(  # type: ignore[no-untyped-def]
     highest = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     mean = tl.zeros([QUERIES, SIZE], tl.float32)
+    ends = last + numbers // GROUPS * CAUSAL  # of each query
+    last += (TIMES - 1) * CAUSAL
     for start in range(first, last, KEYS):
         place = start + places
-        here = place < last
-        some = here[:, None] & inner[None, :]
+        some = (place < last)[:, None] & inner[None, :]
         key = tl.load(keys + place[:, None] * step_key + parts[None, :], mask=some, other=0.0)
         scores = tl.dot(asked, tl.trans(key), input_precision=PRECISION) * SCALE
-        scores = tl.where(here[None, :], scores, float("-inf"))
+        scores = tl.where(place[None, :] < ends[:, None], scores, float("-inf"))
         new = tl.maximum(highest, tl.max(scores, 1))
         weights, fade = tl.exp2(scores - new[:, None]), tl.exp2(highest - new)
         value = tl.load(values + place[:, None] * step_value + parts[None, :], mask=some, other=0.0)
@@ -81,6 +82,7 @@ def attend(
     end_B: Tensor,
     scaling: float,
     before: tuple[Tensor, Tensor] | None = None,
+    causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of each row's query to its span of keys, and the log of its sum of exponentials, float32 [R, H].
 
@@ -90,6 +92,8 @@ def attend(
         begin_B: int64 [B], the first key that is read; `end_B` the one behind the last, one more at least.
         scaling: of the scores.
         before: the same two of another span of the same rows, with which this one is merged.
+        causal: a span's rows stand behind one another: each reads one key more than the row before it, the first up to
+            `end_B`.
 
     Returns:
         [R, H, D], float32, of the query's dtype where merged.
@@ -105,7 +109,7 @@ def attend(
         query_RHD, keys, values, begin_B, end_B, *(before or (found, sums)), found, sums, kv_heads, size,
         query_RHD.stride(0), *keys.stride()[:3], *values.stride()[:3], end_B.stride(0),
         TIMES=times, GROUPS=groups, SIZE=width,
-        QUERIES=queries, KEYS=at_once, MERGES=before is not None, SCALE=scaling * LOG2_E,
+        QUERIES=queries, KEYS=at_once, CAUSAL=causal, MERGES=before is not None, SCALE=scaling * LOG2_E,
         PRECISION="ieee" if keys.dtype == torch.float32 else "tf32", num_warps=WARPS, num_stages=stages,
     )  # fmt: skip
     return found, sums

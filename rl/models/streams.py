@@ -201,25 +201,25 @@ class SharedRows(Rows):
     def _pass(self, ids_RT: Tensor) -> Tensor:
         tokens = ids_RT.shape[1]
         self.prefix.begin(tokens)
-        if self.prefix.single:
+        if self.prefix.by_spans:
             # Kernels of our own and recordings go to the current GPU, which need not be the model's.
             with torch.cuda.device(ids_RT.device) if ids_RT.is_cuda else nullcontext():
-                hidden = self._single(ids_RT) if self.recorded is None else self.recorded(self._single, ids_RT)
+                hidden = self._by_spans(ids_RT) if self.recorded is None else self.recorded(self._by_spans, ids_RT)
         else:
             hidden = self._read(ids_RT, self.prefix.length + torch.arange(tokens, device=ids_RT.device))
         self.prefix.end(tokens)
         return hidden
 
-    def _single(self, ids_R1: Tensor) -> Tensor:
+    def _by_spans(self, ids_RT: Tensor) -> Tensor:
         assert self.prefix.spans is not None
-        return self._read(ids_R1, self.prefix.spans.place)
+        return self._read(ids_RT, self.prefix.spans.place)
 
-    def _read(self, ids_RT: Tensor, at_T: Tensor) -> Tensor:
+    def _read(self, ids_RT: Tensor, at: Tensor) -> Tensor:
         with two_parts(self.vlm):
             output = self.vlm.hidden_states(
                 ids_RT,
                 attention_mask=self.no_mask,
-                position_ids=self.before + at_T,
+                position_ids=self.before + at,
                 past_key_values=self.prefix,
                 use_cache=True,
                 shared_prefix=self.prefix,
@@ -227,7 +227,10 @@ class SharedRows(Rows):
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def read_on(self, ids_RT: Tensor) -> Tensor:
-        """Hidden states [R, T, D] after each of some tokens, which only `keep` makes part of their row."""
+        """Hidden states [R, T, D] after each of some tokens, which only `keep` makes part of their row.
+
+        Where passes are recorded, T is always the same.
+        """
         return self._pass(ids_RT)
 
     def keep(self, counts_R: Tensor) -> None:

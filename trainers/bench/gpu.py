@@ -26,6 +26,7 @@ from rl.running.files import write_whole
 from trainers.bench import logprobs, sampler, scorer
 from trainers.bench.adapter import measure_adapter, put_adapter
 from trainers.bench.big import SEVEN, big_base, shape_of
+from trainers.bench.drafted import measure_drafted
 from trainers.bench.figures import machine, versions
 from trainers.bench.gpu_generate import WARM_TOKENS, Found, measure_generate, prompts_of
 from trainers.bench.kept import copied_bytes, margin_rows, rollout_bytes
@@ -211,6 +212,7 @@ SECTIONS: dict[str, Callable[[ChameleonVLM, Size], Found]] = {
     "logprobs": measure_logprobs,
     "vq": measure_vq,
     "margin": measure_margin,
+    "drafted": measure_drafted,
     "memory": measure_memory,  # the last two, for they put an adapter on the model
     "adapter": measure_under_adapter,
 }
