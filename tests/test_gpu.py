@@ -86,7 +86,7 @@ def test_a_drafted_pass_with_its_places_on_the_device(family: str, monkeypatch: 
     how: dict[str, Any] = {"num_samples": 3, "max_tokens": layout.tokens_per_image, "after": layout.grammar.after}
     draw = partial(sample_tokens, vlm, PROMPTS, TokenDistribution(ids), noise=Noise(3), **how)
     plain = draw()
-    draft = plain.ids_PGT[:, 1].clone()
+    draft = plain.ids_PGT[:, 1].cpu().clone()
     draft[1, 2] = ids[(ids == draft[1, 2]).long().argmax() - 1]
     widths: set[int] = set()
     read_on = streams.SharedRows.read_on
@@ -238,7 +238,7 @@ def test_a_recorded_draft_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     found = [draw(max_tokens=256, draft_PT=draft)]
     assert recorded == [True]
     held = torch.cuda.memory_allocated()
-    found.append(draw(max_tokens=256, draft_PT=draft))
+    assert draw(max_tokens=256, draft_PT=draft).counts == found[0].counts
     assert torch.cuda.memory_allocated() == held
     monkeypatch.setattr(streams, "can_record", lambda vlm: False)
     found.append(draw(max_tokens=256, draft_PT=draft))
@@ -248,7 +248,7 @@ def test_a_recorded_draft_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     for each in found:
         assert each.ids_PGT.tolist() == plain.ids_PGT.tolist()
         assert torch.allclose(each.logprobs_PGT, plain.logprobs_PGT, atol=1e-4)
-        assert each.counts.passes < 255
+        assert each.counts.accepted > 100  # of one row in three
 
 
 @needs_gpu

@@ -27,7 +27,7 @@ TOKENS_A_PASS = costs.DRAFTED_TOKENS
 TRIED_PASSES = 8
 """Passes after which, and after twice, four times as many ..., it is looked whether a draft saves any: a picture begins
 with its top, where least changes."""
-DEARER = 1.5
+DEARER = 1.4
 """How many passes of one token a drafted pass takes as long as on a GPU, where both are CUDA graphs (docs/gpu.md).
 Elsewhere few tokens take about as long as one."""
 
