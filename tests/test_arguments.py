@@ -140,7 +140,10 @@ def test_a_plain_start_beside_several_gpus_uses_one(
         ("dead_group_retries: 1.5", r"'dead_group_retries' is a whole number, not 1\.5"),
         ("spread_floor: yes", "'spread_floor' is a number, not True"),
         ("learning_rate: [1]", r"'learning_rate' is a number, not \[1\]"),
+        ("learning_rate: {a: 1}", r"'learning_rate' is a number, not \{'a': 1\}"),
+        ("save_strategy: {a: 1}", r"'save_strategy' is one of no, steps, epoch, best, not \{'a': 1\}"),
         ("fdm: [a, b]", r"'fdm' takes one value, not \['a', 'b'\]"),
+        ("fdm: {a: b}", r"'fdm' takes one value, not \{'a': 'b'\}"),
     ],
 )
 def test_a_file_is_held_to_what_flags_are(tmp_path: Path, text: str, sentence: str) -> None:

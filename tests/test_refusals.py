@@ -179,8 +179,8 @@ ROWS = [
     *(("grpo", *row) for row in GRPO_FLAGS),
     (
         "grpo",
-        f"{BEST} --metric_for_best_model eval_rewards",
-        "eval_rewards is not measured here: use one of",
+        f"{BEST} --metric_for_best_model eval_rewards/idm_margin",
+        "eval_rewards/idm_margin is not measured here: use one of",
     ),
     ("grpo", "--validation v.json --eval_strategy steps --metric_for_best_model accuracy", "accuracy is not measured"),
     *(("dpo", *row) for row in DPO_FLAGS),

@@ -217,11 +217,11 @@ def _set_defaults(
 def _check_value(action: argparse.Action, value: Any, file: Path, kind: type[Any] | None) -> None:
     """Raise a `RewindError` for what the flag would not take; argparse itself looks at flags alone."""
     known = [str(getattr(one, "value", one)) for one in action.choices or ()]
-    if value is None or value == action.default or isinstance(value, dict):
+    if value is None or value == action.default or (isinstance(value, dict) and not known and kind is None):
         return
     if known and str(getattr(value, "value", value)) not in known:
         raise RewindError(f"{file}: '{action.dest}' is one of {', '.join(known)}, not {value!r}")
-    if kind is str and isinstance(value, list):
+    if kind is str and isinstance(value, list | dict):
         raise RewindError(f"{file}: '{action.dest}' takes one value, not {value!r}")
     if kind not in (int, float):
         return

@@ -38,7 +38,10 @@ from trainers.grpo.profile import Profile
 from trainers.grpo.trainer import WorldModelGRPOTrainer
 from trainers.grpo.watches_sentences import SENTENCE_RULES, WatchesSentences
 
-METRICS = ("reward", "loss", "reward_std", "kl", "entropy", "frac_reward_zero_std", "completions/*", "rewards/*")
+METRICS = (
+    *("reward", "loss", "reward_std", "kl", "entropy", "frac_reward_zero_std"),
+    *("completions/*", "rewards/*/mean", "rewards/*/std"),
+)
 
 logger = logging.getLogger("rl")
 
