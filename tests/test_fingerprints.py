@@ -148,6 +148,23 @@ def test_a_run_keeps_the_size_of_its_pictures(tmp_path: Path) -> None:
     assert "image_size" not in told
 
 
+def test_a_run_keeps_the_image_tokenizer_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that open the run need no --vq; another base, one of its own name elsewhere, is opened as it is."""
+    base, vq = shelf()["liquid"], shelf()[VQ["liquid"]]
+    monkeypatch.chdir(vq.parent)
+    run = run_on(base, tmp_path / "run", vq=Path(vq.name))
+    monkeypatch.chdir(tmp_path)
+    assert load_fdm(run).backbone.family == "liquid"
+    shutil.copytree(base, tmp_path / "copy")
+    with pytest.raises(RewindError, match="--vq FOLDER"):
+        load_fdm(run, base=tmp_path / "copy")
+    assert load_fdm(run, base=tmp_path / "copy", vq=vq).backbone.asked_vq == str(vq.absolute())
+    card = tmp_path / "run/adapter/rewind.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"vq": "gone"}))
+    with pytest.raises(RewindError, match="gone"):
+        load_fdm(run)
+
+
 def test_a_run_goes_on_with_a_base_that_has_moved(
     base: Path, other: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

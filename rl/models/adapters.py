@@ -9,15 +9,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rl.errors import RewindError
+from rl.models.bases import base_of_adapter, same_base
 from rl.models.fingerprint import Fingerprint
 from rl.models.known import CARD_FILE
 from rl.running import seals
 from rl.running.files import read_json
+
+if TYPE_CHECKING:
+    from rl.models.unified import UnifiedVLM
 
 DIGESTS_FILE = "digests.json"
 """Beside an adapter's weights, says what they were when they were saved; older runs have none."""
@@ -143,10 +147,10 @@ def _merged(layers: Sequence[Any], adapter: str) -> Iterator[None]:
             vars(layer).pop("holds", None)
 
 
-def told_of_base(fingerprint: Fingerprint | None, asked_size: Any) -> dict[str, Any]:
+def told_of_base(vlm: UnifiedVLM) -> dict[str, Any]:
     """What an adapter's card says of the base that it was trained on, beside its name in `adapter_config.json`."""
-    told = {} if fingerprint is None else {"base": fingerprint.told()}
-    return told if asked_size is None else {**told, "image_size": asked_size}
+    told = {"base": vlm.fingerprint and vlm.fingerprint.told(), "image_size": vlm.asked_size, "vq": vlm.asked_vq}
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def base_told(folder: Path) -> tuple[Fingerprint | None, Any]:
@@ -155,6 +159,34 @@ def base_told(folder: Path) -> tuple[Fingerprint | None, Any]:
     """
     card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
     return Fingerprint.of_told(card.get("base")), card.get("image_size")
+
+
+def vq_told(folder: Path) -> str | None:
+    """The image tokenizer that was named beside the base when an adapter was trained; None where none was."""
+    card = read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}
+    return card.get("vq")
+
+
+def stands_on(adapter: Path, base: str | Path, backbone: UnifiedVLM) -> bool:
+    """Whether an adapter's base is a backbone's: by its fingerprint, or by name where there is none; and whether its
+    pictures have that size.
+    """
+    told, size = base_told(adapter)
+    if size not in (None, backbone.asked_size, backbone.image_size):
+        return False
+    if told is not None and backbone.fingerprint is not None:
+        return told == backbone.fingerprint
+    return same_base(base, backbone.name)
+
+
+def both_bases(adapter: Path, base: str, backbone: UnifiedVLM) -> str:
+    """What an adapter stands on, and the backbone that it was to be put on, in words."""
+    told, size = base_told(adapter)
+    if told is not None and backbone.fingerprint is not None and told != backbone.fingerprint:
+        return f"{base_of_adapter(adapter)} ({told}), not to {backbone.name} ({backbone.fingerprint})"
+    if size not in (None, backbone.asked_size, backbone.image_size):
+        return f"{base} with pictures of {size} pixels, not to {backbone.name} with {backbone.image_size}"
+    return f"{base}, not to {backbone.name}"
 
 
 def check_digests(folder: Path) -> None:

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from rl.checks import check_whole
 from rl.errors import RewindError
-from rl.models.adapters import base_told
-from rl.models.bases import adapter_folder, base_of_adapter, is_base, same_base
+from rl.models.adapters import base_told, both_bases, stands_on, vq_told
+from rl.models.bases import adapter_folder, base_of_adapter, is_base, lasting_name, same_base
 from rl.models.cards import check_same_kind, take
 from rl.models.compiling import compiled_step
 from rl.models.families import meta_chameleon
@@ -84,6 +84,7 @@ def load_base(name_or_folder: str | Path, settings: Settings | None = None, vq: 
             f"the head of {name_or_folder} is read as a matrix: give it a device in device_map, not the disk"
         )
     vlm.fingerprint, vlm.asked_size = fingerprint(folder), asked.written if asked else None
+    vlm.asked_vq = None if vq is None else lasting_name(str(vq))
     if "template" in card:
         vlm.template = Template.of(card["template"])
     take(vlm, card, folder)
@@ -164,19 +165,7 @@ def shares_base(base_or_run: str | Path, backbone: UnifiedVLM) -> bool:
     folder = adapter_folder(_local(base_or_run))
     if folder is None:
         return same_base(base_or_run, backbone.name)
-    return _stands_on(folder, base_of_adapter(folder), backbone)
-
-
-def _stands_on(adapter: Path, base: str | Path, backbone: UnifiedVLM) -> bool:
-    """Whether an adapter's base is a backbone's: by its fingerprint, or by name where there is none; and whether its
-    pictures have that size.
-    """
-    told, size = base_told(adapter)
-    if size not in (None, backbone.asked_size, backbone.image_size):
-        return False
-    if told is not None and backbone.fingerprint is not None:
-        return told == backbone.fingerprint
-    return same_base(base, backbone.name)
+    return stands_on(folder, base_of_adapter(folder), backbone)
 
 
 def load_idm_beside(
@@ -204,7 +193,7 @@ def _beside(
     base = opening.get("base")
     run = adapter_folder(_local(base_or_run))
     if vlm is not None and (
-        shares_base(base_or_run, vlm) if base is None or run is None else _stands_on(run, base, vlm)
+        shares_base(base_or_run, vlm) if base is None or run is None else stands_on(run, base, vlm)
     ):
         return load(base_or_run, vlm, adapter, base=None if run is None else base, max_rows=opening.get("max_rows"))
     try:
@@ -260,32 +249,22 @@ def _open(
         if backbone is not None and not same_base(base_or_run, backbone.name):
             raise RewindError(f"'{base_or_run}' is no adapter for the given backbone {backbone.name}")
         return backbone or load_base(base_or_run, settings, vq), None
-    stands_on = base_of_adapter(folder) if base is None else str(base)
-    if backbone is not None and not _stands_on(folder, stands_on, backbone):
-        raise RewindError(f"the adapter in {folder} belongs to {_both(folder, stands_on, backbone)}")
-    if backbone is None and base is None and not is_base(stands_on):
+    base_named = base_of_adapter(folder) if base is None else str(base)
+    if backbone is not None and not stands_on(folder, base_named, backbone):
+        raise RewindError(f"the adapter in {folder} belongs to {both_bases(folder, base_named, backbone)}")
+    if backbone is None and base is None and not is_base(base_named):
         raise RewindError(
-            f"the adapter in {folder} stands on the base '{stands_on}', which is not there any more: give its folder "
+            f"the adapter in {folder} stands on the base '{base_named}', which is not there any more: give its folder "
             "as base= (Python), or write it into adapter_config.json there as base_model_name_or_path"
         )
-    vlm = backbone or _base_of(folder, stands_on, settings, vq)
+    vlm = backbone or _base_of(folder, base_named, settings, vq)
     take(vlm, read_json(folder / CARD_FILE) if (folder / CARD_FILE).is_file() else {}, folder, adapter=True)
     vlm.attach_adapter(folder, name)
     return vlm, name
 
 
-def _both(adapter: Path, base: str, backbone: UnifiedVLM) -> str:
-    """What an adapter stands on, and the backbone that it was to be put on, in words."""
-    told, size = base_told(adapter)
-    if told is not None and backbone.fingerprint is not None and told != backbone.fingerprint:
-        return f"{base_of_adapter(adapter)} ({told}), not to {backbone.name} ({backbone.fingerprint})"
-    if size not in (None, backbone.asked_size, backbone.image_size):
-        return f"{base} with pictures of {size} pixels, not to {backbone.name} with {backbone.image_size}"
-    return f"{base}, not to {backbone.name}"
-
-
 def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None) -> UnifiedVLM:
-    """The base that an adapter stands on, if its weights are those that it was trained on.
+    """The base that an adapter stands on, by the name that it keeps with the image tokenizer that was named then.
 
     Raises:
         RewindError: other weights.
@@ -297,4 +276,5 @@ def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None
             f"the adapter in {adapter} was trained on another base than {base} is now: on {base_of_adapter(adapter)} "
             f"({told}), and this one has {found}; give the one that it was trained on as base= (--base)"
         )
-    return load_base(base, replace(settings, image_size=settings.image_size or size), vq)
+    kept = vq_told(adapter) if same_base(base, base_of_adapter(adapter)) else None
+    return load_base(base, replace(settings, image_size=settings.image_size or size), vq or kept)

@@ -44,6 +44,7 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
         fingerprint: of the files that it was opened from; None for a base that was not.
         step: what reads one token after others, where that is compiled (`compiling`); None for the transformer itself.
         asked_size: `image_size` where whoever opened it asked for one, which its runs then keep.
+        asked_vq: the image tokenizer's folder or Hub id, where one was named, which its runs then keep, too.
     """
 
     family: str
@@ -52,6 +53,7 @@ class UnifiedVLM(PictureTokens, SpeaksActions):
     known_words: frozenset[str] | None = None
     fingerprint: Fingerprint | None = None
     asked_size: int | str | None = None
+    asked_vq: str | None = None
     template: Template = Template()
     step: Callable[..., Any] | None = None
     _kept_head: Tensor | None = None

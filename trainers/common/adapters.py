@@ -71,7 +71,8 @@ def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Kin
     """Write an adapter to `run/adapter` in safetensors, whatever its name on the backbone; returns the folder.
 
     `role` is written beside the weights, so that a copy of the folder is not opened as the other role; so are the
-    base's fingerprint and the picture size that was asked for. Every process must call it; the main one writes.
+    base's fingerprint, the picture size that was asked for and the image tokenizer that was named. Every process must
+    call it; the main one writes.
     """
     folder = run / "adapter"
     with gathered_adapter(vlm.model):
@@ -82,7 +83,7 @@ def save_adapter(vlm: UnifiedVLM, run: Path, name: str = "default", *, role: Kin
 def _write_adapter(vlm: UnifiedVLM, folder: Path, name: str, role: Kind | None) -> None:
     model: Any = vlm.model
     with whole_folder(folder, last="adapter_config.json") as beside:  # which says that there is an adapter
-        card = {**({} if role is None else {"role": role}), **told_of_base(vlm.fingerprint, vlm.asked_size)}
+        card = {**({} if role is None else {"role": role}), **told_of_base(vlm)}
         card |= {} if role is None else learned(vlm)
         if card:
             (beside / CARD_FILE).write_text(json.dumps(card) + "\n", encoding="utf-8")
