@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from test_grpo import low_tokens, trainer
 from rewards import Reward
 from rl import rollout
 from rl.errors import RewindError
-from rl.models import drafting
+from rl.models import drafting, graphs
 from rl.models.distribution import TokenDistribution, Truncation
 from rl.models.noise import Noise
 from rl.models.roles import ForwardDynamics
@@ -78,7 +79,7 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
     plain = drawn(tiny)
     monkeypatch.setattr(drafting, "TRIED_PASSES", 3)
     assert drawn(tiny, drafts(tiny, plain)["other"]).counts.passes < TOKENS
-    monkeypatch.setattr(drafting, "_pays", lambda tried, done, end, recorded: done > 4)
+    monkeypatch.setattr(drafting, "_pays", lambda tried, done, end, dearer: done > 4)
     found = {name: drawn(tiny, draft) for name, draft in drafts(tiny, plain).items()}
     for each in found.values():
         assert_same(each, plain)
@@ -91,17 +92,24 @@ def test_a_draft_that_does_not_pay_is_given_up(tiny: UnifiedVLM, monkeypatch: py
 
 def test_when_a_draft_pays(tiny: UnifiedVLM) -> None:
     """Where a token's pass is a CUDA graph: by what the slowest row has come to, and what is left to draw."""
-    eager, recorded = False, True
+    rows: Any = SimpleNamespace(recorded=None, vlm=tiny)
+    assert drafting._dearer(rows) == 0
+    rows.recorded = graphs.Recorded()
+    dearer = drafting._dearer(rows)
+    assert dearer == 1.4
+    rows.recorded.calls = 8  # and nothing recorded: it was tried in vain
+    assert drafting._dearer(rows) == 0
+    rows = SimpleNamespace(recorded=graphs.Recorded(), vlm=SimpleNamespace(step=print))
+    assert drafting._dearer(rows) == 1.6
     for tried in (8, 64):
-        ways: list[tuple[float, int, bool, bool]] = [
-            (1, 1024, eager, True),
-            (1, 1024, recorded, False),
-            (1.4, 1024, recorded, tried == 64),  # a tenth of it is there then
-            (1.6, 1024, recorded, True),
-            (1, 7, recorded, True),  # too few to be recorded
+        ways: list[tuple[float, float, bool]] = [
+            (1, 0, True),
+            (1, dearer, False),
+            (1.4, dearer, tried == 64),  # a tenth of it is there then
+            (1.6, dearer, True),
         ]
-        for each, end, way, pays in ways:
-            assert drafting._pays(tried, 1 + int(each * tried), end, way) == pays, (tried, each)
+        for each, way, pays in ways:
+            assert drafting._pays(tried, 1 + int(each * tried), 1024, way) == pays, (tried, each)
     looked = [tried for tried in range(1, 80) if drafting._is_time(tried)]
     assert looked == [8, 16, 32, 64]
 

@@ -7,7 +7,6 @@ are left out.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import torch
 from opened_families import opened
 from test_shared_prefix import assert_same, both, share  # noqa: F401
 
-from rl.models import attention, costs, drafting, graphs, partial_attention, streams
+from rl.models import attention, costs, graphs, partial_attention, streams
 from rl.models.distribution import TokenDistribution, head_product
 from rl.models.noise import Noise
 from rl.models.sampling import sample_tokens
@@ -77,41 +76,16 @@ def test_a_step_with_its_place_on_the_device(
         assert "a step of the sampler is no CUDA graph" in caplog.text
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("family", ["chameleon", "liquid", "emu3"])
-def test_a_drafted_pass_with_its_places_on_the_device(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same candidates where rows get ahead of one another; passes are all as wide, for a graph is of one shape."""
-    vlm = opened(family)
-    layout, ids = vlm.layout, vlm.layout.image_ids_V
-    how: dict[str, Any] = {"num_samples": 3, "max_tokens": layout.tokens_per_image, "after": layout.grammar.after}
-    draw = partial(sample_tokens, vlm, PROMPTS, TokenDistribution(ids), noise=Noise(3), **how)
-    plain = draw()
-    draft = plain.ids_PGT[:, 1].cpu().clone()
-    draft[1, 2] = ids[(ids == draft[1, 2]).long().argmax() - 1]
-    widths: set[int] = set()
-    read_on = streams.SharedRows.read_on
-    monkeypatch.setattr(
-        streams.SharedRows, "read_on", lambda self, ids: (widths.add(ids.shape[1]), read_on(self, ids))[1]
-    )
-    monkeypatch.setattr(attention, "single_kernel", lambda device: spans_by_torch)
-    monkeypatch.setattr(streams, "LEAST_STEPS", 4)
-    monkeypatch.setattr(drafting, "_pays", lambda *_: True)
-    found = draw(draft_PT=draft)
-    assert_same(plain, found)
-    assert found.counts.accepted > 0
-    assert len(widths) == 1
-
-
 def test_the_kernel_fits_into_a_card() -> None:
     h200, consumer = 232_448, 101_376
-    assert costs.keys_and_stages(False, 256, h200) == (64, 3)  # heads of 128 in half precision
-    assert costs.keys_and_stages(True, 256, h200) == (32, 4)
-    assert costs.keys_and_stages(False, 256, consumer) == (64, 2)
+    assert costs.kernel_sides(False, 16, 256, h200) == (16, 64, 3)  # heads of 128 in half precision
+    assert costs.kernel_sides(True, 64, 256, h200) == (64, 32, 4)
+    assert costs.kernel_sides(False, 16, 256, consumer) == (16, 64, 2)
     for key_bytes in (512, 1024, 2048):  # up to heads of 512 in float32
-        for several in (False, True):
-            keys, stages = costs.keys_and_stages(several, key_bytes, consumer)
-            assert 2 * keys * key_bytes * stages < consumer
-            assert keys >= 16
+        for several, most in ((False, 16), (True, 16), (True, 64)):
+            queries, keys, stages = costs.kernel_sides(several, most, key_bytes, consumer)
+            assert (2 * keys * stages + queries) * key_bytes <= consumer
+            assert min(keys, queries) >= 16
 
 
 @needs_gpu
@@ -213,42 +187,6 @@ def test_a_recorded_step_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(streams, "SHARED_FROM", 10_000)
     assert drawn() == first
     assert recorded == [True, True]
-
-
-@needs_gpu
-@torch.no_grad()
-def test_a_recorded_draft_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows as a CUDA graph, as kernels one by one, behind masks, and a token a pass: the same ids."""
-    from trainers.bench.mid import ACTIONS, mid_base, random_pictures
-
-    vlm: UnifiedVLM = mid_base({"image_tokens": 256, "hidden": 128, "layers": 2})
-    prompts = [vlm.fdm_prompt(ids, action) for ids, action in zip(random_pictures(vlm, 3), ACTIONS, strict=True)]
-    draw = partial(
-        sample_tokens, vlm, prompts, TokenDistribution(vlm.layout.image_ids_V), num_samples=3, noise=Noise(0)
-    )
-    plain = draw(max_tokens=256)
-    draft = plain.ids_PGT[:, 1].clone()
-    draft[:, ::9] = vlm.layout.image_ids_V[0]
-    recorded: list[bool] = []
-    record = graphs.Recorded._record
-    monkeypatch.setattr(
-        graphs.Recorded, "_record", lambda self, *a: (record(self, *a), recorded.append(self.recording is not None))[0]
-    )
-    monkeypatch.setattr(drafting, "_pays", lambda *_: True)
-    found = [draw(max_tokens=256, draft_PT=draft)]
-    assert recorded == [True]
-    held = torch.cuda.memory_allocated()
-    assert draw(max_tokens=256, draft_PT=draft).counts == found[0].counts
-    assert torch.cuda.memory_allocated() == held
-    monkeypatch.setattr(streams, "can_record", lambda vlm: False)
-    found.append(draw(max_tokens=256, draft_PT=draft))
-    monkeypatch.setattr(attention, "single_kernel", lambda device: None)
-    found.append(draw(max_tokens=256, draft_PT=draft))
-    assert recorded == [True, True]
-    for each in found:
-        assert each.ids_PGT.tolist() == plain.ids_PGT.tolist()
-        assert torch.allclose(each.logprobs_PGT, plain.logprobs_PGT, atol=1e-4)
-        assert each.counts.accepted > 100  # of one row in three
 
 
 @needs_gpu

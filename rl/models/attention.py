@@ -60,7 +60,7 @@ class Spans:
     ) -> Tensor:
         """[R, n, H, D] of queries [R, H, n, D] to both parts."""
         rows, heads, tokens, size = query.shape
-        packed = query.transpose(1, 2).reshape(-1, heads, size)
+        packed = query.transpose(1, 2).reshape(-1, heads, size).contiguous()  # of one row it may be a view
         before = self.attend(packed, *prompts, self.begin_P, self.end_P, scaling)
         behind = self.behind.expand(rows)
         return self.attend(packed, *own, self.zero_R, behind, scaling, before, tokens > 1)[0].view(

@@ -71,16 +71,28 @@ class Cost:
         return -(-rows // each) * self.prompt + rows * self.row
 
 
-def keys_and_stages(several: bool, key_bytes: int, room: int) -> tuple[int, int]:
-    """Keys that a program of `rl.models.gpu_attention` reads at once, and how deep that is pipelined, in so many bytes.
+LEAST_SIDE = 16
+"""Of a matrix product on tensor cores."""
+
+
+def kernel_sides(several: bool, queries: int, key_bytes: int, room: int) -> tuple[int, int, int]:
+    """Queries and keys that a program of `rl.models.gpu_attention` reads at once, and how deep that is pipelined, in so
+    many bytes.
 
     Of six settings the quickest on an H200 for one query a span (64 rows x 1,024 keys x 32 heads of 128) and for
     several (8 prompts of 1,040 keys, 8 rows each); less where they do not fit, as with heads of 256 in float32.
     """
     keys, stages = (32, 4) if several else (64, 3)
-    while 2 * keys * key_bytes * stages > 0.9 * room and (stages > 1 or keys > 16):
+
+    def fits() -> bool:
+        held = 2 * keys * key_bytes * stages
+        return held <= 0.9 * room and held + queries * key_bytes <= room
+
+    while not fits() and (stages > 1 or keys > LEAST_SIDE):
         keys, stages = (keys, stages - 1) if stages > 1 else (keys // 2, stages)
-    return keys, stages
+    while not fits() and queries > LEAST_SIDE:
+        queries //= 2
+    return queries, keys, stages
 
 
 def window_of(rows: int, tokens: int, at_once: int = DRAFTED_TOKENS) -> int:

@@ -19,7 +19,6 @@ from torch import Tensor
 from rl.models import costs
 from rl.models.attention import can_share
 from rl.models.decoding import How, invert
-from rl.models.graphs import LEAST_STEPS
 from rl.models.streams import SharedRows
 from rl.models.unified import UnifiedVLM
 
@@ -27,9 +26,9 @@ TOKENS_A_PASS = costs.DRAFTED_TOKENS
 TRIED_PASSES = 8
 """Passes after which, and after twice, four times as many ..., it is looked whether a draft saves any: a picture begins
 with its top, where least changes."""
-DEARER = 1.4
-"""How many passes of one token a drafted pass takes as long as on a GPU, where both are CUDA graphs (docs/gpu.md).
-Elsewhere few tokens take about as long as one."""
+DEARER, DEARER_THAN_COMPILED = 1.4, 1.6
+"""How many passes of one token a drafted pass takes as long as on a GPU, where both are CUDA graphs (docs/gpu.md), and
+where `--compile` makes those of one token quicker. Elsewhere few tokens take about as long as one."""
 
 
 @dataclass
@@ -52,7 +51,9 @@ class Counts:
 
     @property
     def share(self) -> float:
-        """Share of the guesses that came true, 0 where none was read: unlike their number, it is comparable."""
+        """Share of the guesses that came true, 0 where none was read: unlike their number, it is comparable on one kind
+        of device. On a GPU passes are all as wide, so that more is guessed in vain.
+        """
         return self.accepted / max(1, self.drafted)
 
     def figures(self) -> dict[str, float]:
@@ -79,7 +80,7 @@ def decode_drafted(
     None where too few guesses come true for that: begin anew without a draft, the candidates are the same.
     """
     line = _Line(how, uniform, kept_RT, draft_RT)
-    end, before, recorded = line.end, counts.passes, streams[0].recorded is not None
+    end, before, fixed = line.end, counts.passes, streams[0].prefix.spans is not None
     guess = line.guess_RS
     ids = torch.nn.functional.pad(torch.zeros_like(guess), (0, window))  # passes may reach over the end
     logprobs = torch.zeros_like(ids, dtype=torch.float32)
@@ -103,15 +104,15 @@ def decode_drafted(
         asked = (line.free_S[inside] & (at < end) & running[:, None])[:, :-1]
         read_and_true += torch.stack([asked.sum(), (asked & (column[:-1] < true[:, None])).sum()])
         done = done + new
-        least, tried = int(done.min()), counts.passes - before  # the one thing that the GPU is waited for
-        given_up = least < end and _is_time(tried) and not _pays(tried, least, end, recorded)
+        least, tried = int(done.min()), counts.passes - before  # here a GPU is waited for
+        given_up = least < end and _is_time(tried) and not _pays(tried, least, end, _dearer(streams[0]))
         if least >= end or given_up:
             drafted, accepted = read_and_true.tolist()
             counts.drafted, counts.accepted = counts.drafted + drafted, counts.accepted + accepted
             found = ids[:, :end][:, line.free_S], logprobs[:, :end][:, line.free_S]
             return None if given_up else found
-        size = window if recorded or tried == 0 else _next_size(true[running], window)
-        few = size if recorded else min(size, end - least)
+        size = window if fixed or tried == 0 else _next_size(true[running], window)
+        few = size if fixed else min(size, end - least)
         guessed = (done[:, None] + torch.arange(few - 1, device=ids.device)).clamp(max=end - 1)
         last = ids.gather(1, (done - 1)[:, None])
         read = torch.cat([last, guess.gather(1, guessed)], 1)
@@ -130,20 +131,25 @@ def _is_time(tried: int) -> bool:
     return rest == 0 and times.bit_count() == 1
 
 
-def _pays(tried: int, done: int, end: int, recorded: bool) -> bool:
+def _dearer(stream: SharedRows) -> float:
+    """How many passes of one token one of these takes as long as; 0 where that is not known to be more than one."""
+    if stream.recorded is None or stream.recorded.failed:
+        return 0.0
+    return DEARER if stream.vlm.step is None else DEARER_THAN_COMPILED
+
+
+def _pays(tried: int, done: int, end: int, dearer: float) -> bool:
     """Whether going on with a draft is sooner done than beginning anew without, by what the slowest row has come to in
     so many passes.
     """
-    if not recorded or end < LEAST_STEPS:
-        return True
-    return (end - done) * DEARER * tried <= end * (done - 1)
+    return (end - done) * dearer * tried <= end * (done - 1)
 
 
 class _Line:
     """What stands behind a prompt, S tokens: T that are drawn, and between them those that are there by rule.
 
     `guess_RS` int64 [rows, S] holds guesses of all of them, `free_S` bool [S] says which are drawn. Those by rule
-    always come true.
+    always come true. `kept_RT` are places among the allowed ids, -1 where one is drawn.
     """
 
     def __init__(self, how: How, uniform: Any, kept_RT: Tensor | None, draft_RT: Tensor) -> None:
@@ -156,6 +162,10 @@ class _Line:
         self.number_S = self.free_S.long().cumsum(0) - 1
         guess_RT = draft_RT if kept_RT is None else torch.where(kept_RT < 0, draft_RT, kept_RT)
         self.guess_RS = torch.where(self.free_S, guess_RT[:, self.number_S], self.rule_S)
+        self.allowed_V = how.distribution.allowed_ids_V.to(device)
+        if kept_RT is not None:
+            some = torch.where(kept_RT < 0, self.allowed_V[0], kept_RT)
+            self.kept_RT = torch.where(kept_RT < 0, -1, how.distribution.positions(some))
 
     def draw(self, hidden: Sequence[Tensor], vlm: UnifiedVLM, at_RW: Tensor) -> tuple[Tensor, ...]:
         """Tokens and their log-probabilities [rows, window] at some places, each with the noise of its own."""
@@ -166,10 +176,9 @@ class _Line:
         if how.truncation is not None:
             log_probs = how.truncation.apply(log_probs)
         chosen = invert(log_probs, self.uniform(numbers_RW.T).flatten())
-        allowed = distribution.allowed_ids_V.to(chosen.device)
         if self.kept_RT is not None:
             kept = self.kept_RT.gather(1, numbers_RW).T.flatten()
-            chosen = torch.where(kept < 0, chosen, distribution.positions(torch.where(kept < 0, allowed[0], kept)))
-        found = allowed[chosen], log_probs.gather(-1, chosen[:, None])[:, 0]
+            chosen = torch.where(kept < 0, chosen, kept)
+        found = self.allowed_V[chosen], log_probs.gather(-1, chosen[:, None])[:, 0]
         token_RW, logprob_RW = (x.view(at_RW.shape[::-1]).T for x in found)
         return torch.where(self.free_S[at_RW], token_RW, self.rule_S[at_RW]), logprob_RW

@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rl.models.costs import keys_and_stages
+from rl.models.costs import LEAST_SIDE, kernel_sides
 
 WARPS = 4
 _CARDS = [torch.cuda.get_device_properties(n) for n in range(torch.cuda.device_count())]
 ROOM = min((getattr(card, "shared_memory_per_block_optin", 65_536) for card in _CARDS), default=65_536)
 """Bytes of shared memory that a program may take; AMD's cards do not say, and have 64 KiB."""
-LEAST, MOST_QUERIES = 16, 64
-"""Sides of a program's matrix products: the least that tensor cores take, the most queries that registers hold."""
+MOST_QUERIES = 64
+"""Of a program: what registers hold."""
 
 
 LOG2_E = 1.4426950408889634
@@ -102,9 +102,9 @@ def attend(
     times, groups = rows // spans, heads // kv_heads
     found = torch.empty(rows, heads, size, dtype=query_RHD.dtype if before else torch.float32, device=keys.device)
     sums = torch.empty(rows, heads, dtype=torch.float32, device=keys.device)
-    width = max(LEAST, triton.next_power_of_2(size))
-    at_once, stages = keys_and_stages(times > 1, width * keys.element_size(), ROOM)
-    queries = min(max(LEAST, triton.next_power_of_2(times * groups)), MOST_QUERIES)
+    width = max(LEAST_SIDE, triton.next_power_of_2(size))
+    queries = min(max(LEAST_SIDE, triton.next_power_of_2(times * groups)), MOST_QUERIES)
+    queries, at_once, stages = kernel_sides(times > 1, queries, width * keys.element_size(), ROOM)
     _attend[(spans, kv_heads, triton.cdiv(times * groups, queries))](
         query_RHD, keys, values, begin_B, end_B, *(before or (found, sums)), found, sums, kv_heads, size,
         query_RHD.stride(0), *keys.stride()[:3], *values.stride()[:3], end_B.stride(0),

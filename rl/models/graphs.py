@@ -42,6 +42,11 @@ class Recorded:
         graph.replay()
         return found.clone()  # the next replay writes over it
 
+    @property
+    def failed(self) -> bool:
+        """Whether it was tried in vain."""
+        return self.calls > EAGER_STEPS and self.recording is None
+
     def _record(self, function: Callable[[Tensor], Tensor], place: Tensor) -> None:
         try:
             graph = torch.cuda.CUDAGraph()

@@ -117,7 +117,7 @@ def sample_tokens(
         kept = None if kept_PT is None else kept_PT[these].to(vlm.device)[repeated]
         drawn = None
         if draft_PT is not None and drafting:
-            drafted = [stream.drafted_rows(times, room + window) for stream in prefilled[part]]
+            drafted = [stream.drafted_rows(times, room, window) for stream in prefilled[part]]
             guesses = draft_PT[these].to(vlm.device)[repeated]
             drawn = decode_drafted(drafted, how, partial(noise.uniform, keys, numbers), kept, guesses, window, counts)
             del drafted

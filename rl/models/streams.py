@@ -99,15 +99,17 @@ class Stream:
         """`times` rows for each prompt, which all keep it once; `room`: tokens that a row will `push`, 0 if it only
         `read`s.
         """
-        return self._rows_of(times, SharedPrefix(self._layers(), self.mask, times, room))
+        return self._rows_of(times, SharedPrefix(self._layers(), self.mask, times, room), room)
 
-    def drafted_rows(self, times: int, room: int) -> SharedRows:
-        """The same for rows that get ahead of one another: `read_on`, and then `keep` of each what came true."""
-        return self._rows_of(times, DraftedPrefix(self._layers(), self.mask, times, room))
+    def drafted_rows(self, times: int, tokens: int, window: int) -> SharedRows:
+        """The same for rows that get ahead of one another: `read_on` of up to `window` tokens, and then `keep` of each
+        what came true, until that are `tokens`.
+        """
+        return self._rows_of(times, DraftedPrefix(self._layers(), self.mask, times, tokens + window), tokens)
 
-    def _rows_of(self, times: int, prefix: SharedPrefix) -> SharedRows:
+    def _rows_of(self, times: int, prefix: SharedPrefix, tokens: int) -> SharedRows:
         before = self.mask.sum(-1, keepdim=True).repeat_interleave(times, 0)
-        return SharedRows(self.vlm, before, self.hidden.repeat_interleave(times, 0), prefix)
+        return SharedRows(self.vlm, before, self.hidden.repeat_interleave(times, 0), prefix, tokens)
 
     def _layers(self) -> Layers:
         kind = self.layers[0][1].device.type
@@ -189,13 +191,17 @@ class CopiedRows(Rows):
 
 
 class SharedRows(Rows):
-    """Each row has room for what it reads; its prompt's keys and values are kept once for all rows of that prompt."""
+    """Each row has room for the `tokens` that it reads; its prompt's keys and values are kept once for all rows of that
+    prompt.
+    """
 
-    def __init__(self, vlm: UnifiedVLM, before_R1: Tensor, hidden_RD: Tensor, prefix: SharedPrefix) -> None:
+    def __init__(
+        self, vlm: UnifiedVLM, before_R1: Tensor, hidden_RD: Tensor, prefix: SharedPrefix, tokens: int
+    ) -> None:
         self.vlm, self.before, self.hidden, self.prefix = vlm, before_R1, hidden_RD, prefix
         # A mask of four axes is taken as it is: two-part attention has masks of its own.
         self.no_mask = torch.zeros(1, 1, 1, 1, device=hidden_RD.device)
-        pays = prefix.spans is not None and prefix.room >= LEAST_STEPS
+        pays = prefix.spans is not None and tokens >= LEAST_STEPS
         self.recorded = Recorded() if pays and can_record(vlm) else None
 
     def _pass(self, ids_RT: Tensor) -> Tensor:
@@ -229,7 +235,7 @@ class SharedRows(Rows):
     def read_on(self, ids_RT: Tensor) -> Tensor:
         """Hidden states [R, T, D] after each of some tokens, which only `keep` makes part of their row.
 
-        Where passes are recorded, T is always the same.
+        Where they attend by spans, T is always the same: a kernel is compiled for it, and a graph recorded.
         """
         return self._pass(ids_RT)
 

@@ -21,7 +21,7 @@ from trainers.bench.measure import Size, in_turns
 from trainers.bench.mid import ACTIONS, random_pictures
 
 FREE = 8
-"""Of so many tokens one is drawn: what refinement frees."""
+"""Of so many tokens one is drawn. That is chosen: what refinement frees depends on how far candidates differ."""
 
 
 def measure_drafted(vlm: ChameleonVLM, size: Size) -> dict[str, Any]:
