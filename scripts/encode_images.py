@@ -1,6 +1,6 @@
 """Pictures of triplets or pairs -> codes and feature distances, each once, in a token cache that every script reads.
 
-python scripts/encode_images.py --base chameleon-7b --triplets data/train.json --output data/tokens
+python scripts/encode_images.py --base leloy/Anole-7b-v0.1-hf --triplets data/train.json --output data/tokens
 accelerate launch scripts/encode_images.py --base runs/fdm --triplets data/train.json --output data/tokens
 
 It may be killed and started again at any time, and several may fill one folder: what is there is not encoded again. The

@@ -133,8 +133,10 @@ def test_published_shapes_are_counted(name: str) -> None:
     outside = sum(p.numel() for p in model.model.vqmodel.parameters()) + layer
     counted = sum(p.numel() for p in model.parameters()) - outside
     assert counted + shape.layers * layer == shape.parameters()
-    billions = {"chameleon-7b": 7.0, "chameleon-30b": 34.3, "emu3-8b": 8.5, "liquid-7b": 8.6}
+    billions = {"chameleon-7b": 7.0, "chameleon-30b": 34.3, "emu3-8b": 8.5, "liquid-7b": 8.6, "lumina-7b": 7.0}
     assert {n: round(s.parameters() / 1e9, 1) for n, s in KNOWN.items()} == billions
+    lumina = "Alpha-VLLM/Lumina-mGPT-7B-768"  # rows of a picture have ends
+    assert [shape_of(lumina, size).tokens_per_image for size in (None, "768")] == [32 * 33, 48 * 49]
 
 
 def test_activations_are_those_that_autograd_keeps() -> None:

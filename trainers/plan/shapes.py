@@ -123,7 +123,13 @@ _KNOWN = (  # hidden, intermediate, layers, heads, kv_heads, head_dim, vocabular
         pixels=512**2,
     ),
 )
-KNOWN = {shape.name: shape for shape in _KNOWN}
+_LUMINA = replace(
+    _KNOWN[0],
+    name="lumina-7b",
+    source="Chameleon's; 512x512 pixels are 32 rows of 32 codes and an end of row",
+    tokens_per_image=32 * 33,
+)
+KNOWN = {shape.name: shape for shape in (*_KNOWN, _LUMINA)}
 """Shapes at 512x512 pixels, with half-precision weights."""
 SIZES = {"BAAI/Emu3-Stage1": "384"}
 """Usual picture sizes of published checkpoints, where they are not their family's."""
@@ -131,6 +137,7 @@ PUBLISHED = {
     "facebook/chameleon-7b": "chameleon-7b",
     "facebook/chameleon-30b": "chameleon-30b",
     "leloy/Anole-7b-v0.1-hf": "chameleon-7b",
+    **{f"Alpha-VLLM/Lumina-mGPT-7B-{name}": "lumina-7b" for name in ("512", "768", "768-Omni", "1024")},
     "Junfeng5/Liquid_V1_7B": "liquid-7b",
     "BAAI/Emu3-Gen-hf": "emu3-8b",
     "BAAI/Emu3-Chat-hf": "emu3-8b",
@@ -156,7 +163,7 @@ def shape_of(name_or_folder: str, image_size: str | None = None) -> Shape:
         known, emu = KNOWN[published], published == "emu3-8b"
         if image_size is None:
             return known
-        tokens = _tokens(image_size, 8 if emu else 16, row_ends=emu)
+        tokens = _tokens(image_size, 8 if emu else 16, row_ends=emu or known is _LUMINA)
         return replace(known, tokens_per_image=tokens, pixels=_pixels(image_size))
     file = base_folder(name_or_folder) / "config.json"
     if not file.is_file():
