@@ -33,9 +33,7 @@ ACTIONS_ASKED = {"idm_margin": 9, "idm_choice": 4, "ensemble": 9} | dict.fromkey
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     switch: Any = {"action": argparse.BooleanOptionalAction, "default": True}
-    p.add_argument(
-        "--base", help="chameleon-7b, -30b, emu3-8b, liquid-7b, lumina-7b, or a base by name or folder"
-    )
+    p.add_argument("--base", help="chameleon-7b, -30b, emu3-8b, liquid-7b, lumina-7b, or a base by name or folder")
     p.add_argument("--fdm", help="run folder of the model to improve: its base, rank and target modules")
     p.add_argument("--image_size", help=SIZE_HELP)
     p.add_argument("--algorithm", choices=ALGORITHMS, help="told from the config's keys if not given")

@@ -267,7 +267,7 @@ def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None
     """The base that an adapter stands on, by the name that it keeps with the image tokenizer that was named then.
 
     Raises:
-        RewindError: other weights.
+        RewindError: other weights, or an image tokenizer that is gone.
     """
     told, size = base_told(adapter)
     found = fingerprint(folder_of(base)) if told is not None else None
@@ -276,5 +276,11 @@ def _base_of(adapter: Path, base: str, settings: Settings, vq: str | Path | None
             f"the adapter in {adapter} was trained on another base than {base} is now: on {base_of_adapter(adapter)} "
             f"({told}), and this one has {found}; give the one that it was trained on as base= (--base)"
         )
-    kept = vq_told(adapter) if same_base(base, base_of_adapter(adapter)) else None
-    return load_base(base, replace(settings, image_size=settings.image_size or size), vq or kept)
+    if vq is None and same_base(base, base_of_adapter(adapter)):
+        vq = vq_told(adapter)
+        if vq is not None and not (Path(vq).exists() or is_hub_id(vq)):
+            raise RewindError(
+                f"the adapter in {adapter} was trained with the image tokenizer in {vq}, which is not there any more: "
+                "say where it is, vq= (--vq)"
+            )
+    return load_base(base, replace(settings, image_size=settings.image_size or size), vq)
