@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shutil
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from conftest import ROOT, make_tiny
 from peft import LoraConfig
@@ -211,18 +206,6 @@ def test_rounds_end_where_the_judge_finds_them_worse(
     assert ran == ["label.py accelerate launch", *["train_grpo.py accelerate launch"] * 2] * 2
 
 
-def test_a_stage_of_several_processes_leaves_devices_to_their_launcher(tmp_path: Path) -> None:
-    opening = {"device": "cuda:1", "compile": True, "dtype": "bfloat16"}
-    one = Settings("fdm", "idm", tmp_path / "pairs.json", tmp_path, opening=opening)
-    several = replace(one, launch=("accelerate", "launch"))
-    for asked, named in ((one, ["--device", "cuda:1", "--compile", "--dtype"]), (several, ["--compile", "--dtype"])):
-        label = asked.label(1, "idm", tmp_path / "pairs.json", tmp_path / "label")
-        assert [word for word in label if word in ("--device", "cuda:1", "--compile", "--dtype")] == named
-        assert "--link_pictures" in label
-        train = asked.train("fdm", 1, "fdm", "idm", tmp_path / "named.json", tmp_path / "trained")
-        assert not {"--device", "--compile"} & {*train}
-
-
 def test_naming_begun_by_several_processes_is_begun_anew_by_one(world: Path, tmp_path: Path) -> None:
     asked = settings(world, tmp_path / "run", rounds=1, judge_idm=None, validation=None)
     half = tmp_path / "run" / "round-1" / "label" / "shard-0-of-2"
@@ -250,27 +233,6 @@ def test_columns_that_json_cannot_hold_end_no_round(world: Path, tmp_path: Path)
     pair = Triplet(file, "", file, more={"mask": np.ones(2), "when": object(), "camera": 3})
     entry = json.loads(json.dumps(_entry(pair)))
     assert (entry["mask"], entry["camera"], "when" in entry) == ([1.0, 1.0], 3, False)
-
-
-def test_who_ends_the_rounds_ends_their_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stage.py").write_text(
-        "import os, sys, time\nopen(sys.argv[1], 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
-    )
-    monkeypatch.setattr(rounds, "SCRIPTS", tmp_path)
-    file = tmp_path / "pid"
-
-    def end() -> None:
-        while not (file.is_file() and file.read_text()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    waiting = threading.Thread(target=end)
-    waiting.start()
-    with pytest.raises(SystemExit) as ended:
-        run_command(["stage.py", str(file)])
-    waiting.join()
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert not psutil.pid_exists(int(file.read_text()))
 
 
 @pytest.mark.parametrize("control", ["relabel_only", "fdm_only"])
