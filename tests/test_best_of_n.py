@@ -96,9 +96,9 @@ def test_max_rows_bounds_what_is_drawn_at_once(
     first = Reward.of(lambda predicted_ids: [float(ids[0]) for ids in predicted_ids], "first")
     rows, original = [], Stream.drafted_rows
 
-    def counted(stream: Stream, times: int, room: int) -> Any:
+    def counted(stream: Stream, times: int, tokens: int, window: int) -> Any:
         rows.append(times * len(stream.mask))
-        return original(stream, times, room)
+        return original(stream, times, tokens, window)
 
     monkeypatch.setattr(Stream, "drafted_rows", counted)
     found = []
