@@ -34,6 +34,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--grpo_steps", type=int)
     p.add_argument("--grpo_prompts", type=int, help="sources and actions a GRPO step tries")
     p.add_argument("--best_of_n_steps", type=int)
+    p.add_argument(
+        "--budget", nargs="*", metavar="NAME=N", default=[], help="any other amount by name, e.g. fdm_batch_size=8"
+    )
     p.add_argument("--base_steps", type=int, default=4000, help="steps of a base for a world that has none")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--output", type=Path, default=Path("runs/demo"))
@@ -47,16 +50,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parse_with_config(parser())
+    from rl.errors import RewindError
     from rl.models.memory import at_most
     from rl.running.run_folder import claim, move_finished
     from trainers.studies.demo.job import REPORT_FILE, main_job, splits_of
     from trainers.studies.demo.report import text_table
-    from trainers.studies.demo.story import Budget
+    from trainers.studies.demo.story import Budget, with_changes
 
     at_most(vars(arguments).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
-    given = {name: getattr(arguments, name) for name in (*BUDGET, *STEPS)}
-    budget = Budget(**{name: value for name, value in given.items() if value is not None})
+    more = vars(arguments).pop("budget")  # the config has the whole budget
+    given = {name: getattr(arguments, name) for name in (*BUDGET, *STEPS) if getattr(arguments, name) is not None}
+    if twice := given.keys() & {spec.partition("=")[0] for spec in more}:
+        raise RewindError(f"{min(twice)} is in --budget and a flag of its own: give it once")
+    budget = with_changes(Budget(**given), more)
     splits = splits_of(arguments.world)
     output: Path = arguments.output
     if arguments.resume:

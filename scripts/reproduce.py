@@ -34,11 +34,12 @@ def main() -> None:
     a = parse_with_config(parser())
     from rl.models.memory import at_most
     from trainers.studies import reproduce
+    from trainers.studies.demo.story import with_changes
     from trainers.studies.reproduce_page import page_of
 
     at_most(vars(a).pop("max_rows"))  # bounds memory alone: no part of what the run is
 
-    budget = reproduce.with_changes(reproduce.BUDGET, a.budget or [])
+    budget = with_changes(reproduce.BUDGET, a.budget or [])
     family = reproduce.family_of(a.base) if a.base else a.family or "chameleon"
     if a.family not in (None, family):
         raise RewindError(f"--family {a.family}: {a.base} is of the family {family}")

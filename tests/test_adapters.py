@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,42 @@ def test_scoring_leaves_the_trainable_set_and_the_mode(runs: tuple[Path, Path, P
     assert state() == before
 
 
+def test_an_adapter_is_used_as_by_peft_s_own_switches(runs: tuple[Path, Path, Path]) -> None:
+    """peft 0.21: what `_active_adapter` and `_disable_adapters` of its layers say is all that a pass reads."""
+    _, fdm_run, idm_run = runs
+    vlm = load_fdm(fdm_run).backbone
+    load_idm(idm_run, backbone=vlm)
+    model: Any = vlm.model
+
+    def hidden() -> torch.Tensor:
+        state: torch.Tensor = vlm.hidden_states(torch.tensor([[0, 40, 41, 42]]), use_cache=False).last_hidden_state
+        return state.detach()
+
+    def states() -> list[Any]:
+        return [(m.training, getattr(m, "active_adapters", None), getattr(m, "disable_adapters", None)) for m in every]
+
+    expected: dict[str | None, torch.Tensor] = {}
+    for name in ("idm", "default"):
+        model.set_adapter(name)
+        expected[name] = hidden()
+    with model.disable_adapter():
+        expected[None] = hidden()
+    every = list(model.modules())
+    model.train()
+    every[-1].training = False  # a part that the user holds in evaluation mode stays in it
+    before = states()
+    for name in ("idm", None, "default"):
+        with vlm.using(name):
+            assert torch.equal(hidden(), expected[name])
+            assert not any(module.training for module in every)
+            with vlm.using("idm"):
+                assert torch.equal(hidden(), expected["idm"])
+            assert torch.equal(hidden(), expected[name])
+        assert states() == before
+    assert not torch.equal(expected["idm"], expected["default"])
+    assert not torch.equal(expected[None], expected["default"])
+
+
 def test_one_role_inside_another(runs: tuple[Path, Path, Path], picture: np.ndarray) -> None:
     _, fdm_run, idm_run = runs
     fdm = load_fdm(fdm_run)
@@ -111,7 +148,7 @@ def test_one_role_inside_another(runs: tuple[Path, Path, Path], picture: np.ndar
 
 
 def test_merged_weights_say_the_same_and_are_put_back(runs: tuple[Path, Path, Path]) -> None:
-    """peft 0.21: `get_delta_weight`, `enable_adapters` and `lora_variant` of its layers."""
+    """peft 0.21: `get_delta_weight`, `_disable_adapters` and `lora_variant` of its layers."""
     _, fdm_run, idm_run = runs
     vlm = load_fdm(fdm_run).backbone
     load_idm(idm_run, backbone=vlm)

@@ -19,7 +19,7 @@ from rl.evaluation.intervals import mean_of_runs, paired_difference
 from trainers.pretraining.recipe import make_base
 from trainers.studies import reproduce
 from trainers.studies.demo import stages
-from trainers.studies.demo.story import Budget
+from trainers.studies.demo.story import Budget, with_changes
 from trainers.studies.reproduce_page import page_of
 
 
@@ -82,12 +82,12 @@ def test_interval_of_several_runs() -> None:
 
 
 def test_amounts_can_be_changed() -> None:
-    changed = reproduce.with_changes(Budget(), ["test=7", "sft_learning_rate=1e-3"])
+    changed = with_changes(Budget(), ["test=7", "sft_learning_rate=1e-3"])
     assert (changed.test, changed.sft_learning_rate) == (7, 1e-3)
-    assert reproduce.with_changes(Budget(), ["grpo_keep=0"]).grpo_keep == 0
+    assert with_changes(Budget(), ["grpo_keep=0"]).grpo_keep == 0
     for wrong in ("tests=7", "test=1.5", "test", "test=0", "grpo_confidence=-1"):
         with pytest.raises(RewindError):
-            reproduce.with_changes(Budget(), [wrong])
+            with_changes(Budget(), [wrong])
     with pytest.raises(RewindError, match="there are chameleon; of others give a --base"):
         reproduce.config_of("emu", 0, Budget())
 
@@ -101,7 +101,7 @@ def test_committed_seeds_are_those_of_the_recipe() -> None:
 
 def test_young_amounts_are_told_where_they_do_something() -> None:
     """So that what was made or begun before them keeps its config."""
-    before = reproduce.with_changes(reproduce.BUDGET, ["bootstrapped_steps=0", "continued_steps=0"])
+    before = with_changes(reproduce.BUDGET, ["bootstrapped_steps=0", "continued_steps=0"])
     told = [reproduce.config_of("chameleon", 0, budget)["budget"] for budget in (before, reproduce.BUDGET)]
     assert told[1].keys() - told[0].keys() == {"bootstrapped_steps", "continued_steps", "continued_learning_rate"}
     assert before.told().keys() == told[0].keys() | {"bootstrapped_steps"}  # as the demo tells it

@@ -7,7 +7,6 @@ import json
 import logging
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,24 +100,6 @@ def config_of(family: str, seed: int, budget: Budget, base: str | None = None) -
 def versions() -> dict[str, str]:
     """What figures are told with: Python and the libraries that they depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def with_changes(budget: Budget, specs: Sequence[str]) -> Budget:
-    """A budget with some amounts replaced, from `["test=200", "fdm_learning_rate=1e-3"]`.
-
-    Raises:
-        RewindError: an unknown name, a value of another kind, or one that is not above 0.
-    """
-    changes: dict[str, Any] = {}
-    for spec in specs:
-        name, _, value = spec.partition("=")
-        if name not in asdict(budget):
-            raise RewindError(f"--budget {spec}: the amounts are {', '.join(asdict(budget))}")
-        try:
-            changes[name] = type(getattr(budget, name))(value)
-        except ValueError as error:
-            raise RewindError(f"--budget {spec}: '{value}' is no number of its kind") from error
-    return replace(budget, **changes)
 
 
 def _digest(folder: Path) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,24 @@ class Budget:
             "evaluation": 0.3 * self.test + 0.03 * self.searched * self.candidates,
             "report": 5.0,
         }
+
+
+def with_changes(budget: Budget, specs: Sequence[str]) -> Budget:
+    """A budget with some amounts replaced, from `["test=200", "fdm_learning_rate=1e-3"]`.
+
+    Raises:
+        RewindError: an unknown name, a value of another kind, or one that is not above 0.
+    """
+    changes: dict[str, Any] = {}
+    for spec in specs:
+        name, _, value = spec.partition("=")
+        if name not in asdict(budget):
+            raise RewindError(f"--budget {spec}: the amounts are {', '.join(asdict(budget))}")
+        try:
+            changes[name] = type(getattr(budget, name))(value)
+        except ValueError as error:
+            raise RewindError(f"--budget {spec}: '{value}' is no number of its kind") from error
+    return replace(budget, **changes)
 
 
 @dataclass
