@@ -82,6 +82,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 TINY = ["--labelled", 40, "--videos", 6, "--selected", 4, "--test", 6, "--validation", 20, "--idm_steps", 2]
 TINY += ["--fdm_steps", 2, "--grpo_steps", 2, "--grpo_prompts", 3, "--best_of_n_steps", 2]
+TINY += ["--budget", "grpo_evaluations=1", "sentences=2"]
 
 
 @pytest.fixture(scope="session")

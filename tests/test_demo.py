@@ -114,6 +114,21 @@ def test_an_interrupted_demo_goes_on_and_ends_alike(demo: Path) -> None:
     assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
 
 
+@pytest.mark.parametrize(
+    ("budget", "sentence"),
+    [
+        ("test=7", "test is in --budget and a flag of its own: give it once"),
+        ("tests=7", "--budget tests=7: the amounts are labelled, "),
+        ("sentences=two", "'two' is no number of its kind"),
+    ],
+)
+def test_amounts_that_are_refused(budget: str, sentence: str, tmp_path: Path) -> None:
+    done = start("scripts/demo.py", "--test", 6, "--budget", budget, "--output", tmp_path / "run")
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_task_usually_changes_is_free(demo: Path) -> None:
     story = start_of(demo, 2)
     margin, keep = rewards_of(story)
