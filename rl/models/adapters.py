@@ -108,8 +108,8 @@ def using(model: Any, adapter: str | None, merged: bool, base: str) -> Iterator[
 def _active(model: Any, layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
     """One adapter, or none, is what layers read; said both ways, so that one role may be used inside another.
 
-    peft's own switches also go through all parameters to say which of them train, which took a fifth of a step of GRPO
-    of a small model. A pass reads these fields alone (`tests/test_adapters.py`, of peft 0.21).
+    peft's own switches also go through all parameters to say which of them train, which takes longer than a pass of a
+    small model. A pass reads these fields alone (`tests/test_adapters.py`, of peft 0.21).
     """
     owners = (model, model.base_model)
     before = [owner.active_adapter for owner in owners]
