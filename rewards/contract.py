@@ -206,7 +206,7 @@ class Reward:
         except RewindError as error:
             raise RewindError(f"the reward '{self.name}' failed: {error}") from error
         except Exception as error:  # whatever a user's function raises stops the run; it never becomes a number
-            where, what = self._where_it_fails(batch, error), described(error) + self._hint(error)
+            where, what = self._where_it_fails(batch, error), described(error) + self._hint(error, batch)
             raise RewindError(f"the reward '{self.name}' failed{where}: {what}") from error
         if scores is None:
             raise RewindError(
@@ -240,8 +240,12 @@ class Reward:
         answer = self.function(**columns)
         return _wait_for(answer) if inspect.isawaitable(answer) else answer
 
-    def _hint(self, error: Exception) -> str:
-        """For a function that names no column, as a decorator's does, and passes all on to one that takes less."""
+    def _hint(self, error: Exception, batch: Batch) -> str:
+        """For a function of pictures that gets sentences, and for one that names no column, as a decorator's does, and
+        passes all on to one that takes less.
+        """
+        if "completions" in self.asks_for and batch.candidates and isinstance(batch.column("completions")[0], str):
+            return "; completions are sentences here, as with --role idm"
         named, left = asked_by(self.function, self.name)
         if named or left is None or not left.rest or not isinstance(error, TypeError):
             return ""

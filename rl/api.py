@@ -109,6 +109,7 @@ def rerank(  # type: ignore[misc]
         RewindError: a reward that cannot be loaded or fails, an empty action, something that is no picture, lists of
             different lengths; `normalise` with `min_score`, `good_enough` or `refine`.
     """
+    _check_roles(fdm, idm)
     single = isinstance(action, str)
     if single == isinstance(source, list | tuple):
         raise RewindError("give one source and one action, or a list of sources and a list of actions")
@@ -210,6 +211,7 @@ def rollout(
         RewindError: no action or an empty one, several candidates and nothing to choose by, tasks or targets that are
             not one an action, `normalise` with `min_score`.
     """
+    _check_roles(fdm, idm)
     if isinstance(actions, str) or not hasattr(actions, "__len__"):
         raise RewindError(f"a rollout takes a list of actions, not one {type(actions).__name__}")
     check_actions(actions)
@@ -276,3 +278,9 @@ def _default(run: str | None, temperature: float) -> list[str]:
     from rewards.mix import default_rewards
 
     return default_rewards(run, temperature)
+
+
+def _check_roles(fdm: Any, idm: Any) -> None:
+    """Raise a `RewindError` if the two models stand in each other's place."""
+    if isinstance(fdm, InverseDynamics) or isinstance(idm, ForwardDynamics):
+        raise RewindError("the forward model draws and the inverse one judges: swap the two")

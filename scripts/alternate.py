@@ -8,6 +8,7 @@ python scripts/alternate.py --fdm runs/bootstrapped --idm runs/idm --judge_idm r
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def main() -> None:
     from rl.running.run_folder import claim
     from trainers.alternate.rounds import alternate
     from trainers.alternate.settings import Settings
+    from trainers.common.runs import HARMLESS
 
     if a.relabel_only and a.fdm_only:
         raise RewindError("--relabel_only and --fdm_only are two controls: give one of them")
@@ -93,8 +95,12 @@ def main() -> None:
     settings.check()
     inputs = [a.fdm, a.idm, a.judge_idm, a.pairs, a.validation]
     harmless = dict.fromkeys(("launch", "max_rows"), "time and memory change, not what is learned")
+    harmless |= {f"{role}_config.{name}": why for role in ("fdm", "idm") for name, why in HARMLESS.items()}
     how = {"resume": a.resume, "overwrite": a.overwrite, "harmless": harmless}
-    claim(a.output, "alternate.py", plain(vars(a)), inputs=inputs, **how)
+    told = {f"{role}_config.{name}": value for role in ("fdm", "idm") for name, value in settings.told(role).items()}
+    claim(a.output, "alternate.py", {**plain(vars(a)), **told}, inputs=inputs, **how)
+    for sentence in settings.overruled():
+        logging.getLogger("rl").warning("%s", sentence)
     report = alternate(settings)
     print((a.output / "report.md").read_text(encoding="utf-8"))
     print(f"{len(report['rounds']) - 1} rounds; figures in {a.output / 'report.json'}")

@@ -285,3 +285,51 @@ def test_what_cannot_be_done_is_said(world: Path, tmp_path: Path) -> None:
         alternate(settings(world, tmp_path / "few", rounds=9, judge_idm=None, validation=None))
     with pytest.raises(RewindError, match=r"label.py ended with 2, what it said stands above"):
         run_command(["label.py", "--pairs"])
+
+
+def test_what_configs_say_is_done_refused_or_told(world: Path, tmp_path: Path) -> None:
+    own = {"rewards": ["mine.py:bright=0.5"], "beta": 0.04, "max_steps": 384, "save_steps": 7}
+    (tmp_path / "mine.yaml").write_text(json.dumps(own))
+    mine = settings(world, tmp_path / "run", idm_config=tmp_path / "mine.yaml")
+    with pytest.raises(RewindError, match=r"mine.yaml says rewards, and rewards are those of --reward elbo: take it"):
+        mine.check()
+    replace(mine, reward="config").check()
+    assert replace(mine, reward="config").overruled() == [
+        f"--idm_steps takes max_steps 2, not the 384 of {mine.idm_config}"
+    ]
+    assert (
+        f"--reward swirl takes beta 0.1, not the 0.04 of {mine.idm_config}" in replace(mine, reward="swirl").overruled()
+    )
+    assert settings(world, tmp_path, reward="swirl").overruled() == []
+    (tmp_path / "same.yaml").write_text("rewards: [fdm_likelihood=1.0]\nbeta: 1\nscale_rewards: none")
+    same = settings(world, tmp_path / "run", idm_config=tmp_path / "same.yaml", idm_steps=10)
+    same.check()
+    assert same.overruled() == []
+    commands = [one.train("idm", 1, "f", "i", tmp_path / "no.json", tmp_path) for one in (mine, same)]
+    assert "--save_steps" not in commands[0]  # its config says when
+    assert commands[1][commands[1].index("--save_steps") + 1] == "3"
+
+
+def test_configs_may_not_change_between_rounds(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trainers.alternate.rounds as rounds
+
+    def killed(asked: Settings) -> dict[str, Any]:
+        (asked.output / "round-1").mkdir(exist_ok=True)
+        (asked.output / "round-1" / "measured.json").write_text("{}")
+        raise KilledError
+
+    monkeypatch.setattr(rounds, "alternate", killed)
+    config = tmp_path / "fdm.yaml"
+    flags = ["--fdm", world / "fdm", "--idm", world / "idm", "--pairs", world / "pairs.json", "--fdm_config", config]
+    argv = ["alternate.py", *map(str, [*flags, "--output", tmp_path / "run", "--resume"])]
+    monkeypatch.setattr(sys, "argv", argv)
+
+    def begin(**told: Any) -> None:
+        config.write_text(json.dumps(told))
+        runpy.run_path(str(ROOT / "scripts" / "alternate.py"), run_name="alternated")["main"]()
+
+    for told in ({"learning_rate": 0.001}, {"learning_rate": 0.001, "save_steps": 5}):
+        with pytest.raises(KilledError):
+            begin(**told)
+    with pytest.raises(RewindError, match=r"fdm_config.learning_rate \(begun with 0.001, now 0.01\)"):
+        begin(learning_rate=0.01)

@@ -171,7 +171,7 @@ def test_out_of_memory_in_a_loss_is_one_sentence(tmp_path: Path, monkeypatch: py
     why, step = "Tried to allocate 2.00 GiB. GPU 0 has", "step 1: use "
     batch = "(2 now, with --gradient_accumulation_steps as many times larger for the same steps)"
     plan = " or more GPUs; scripts/plan.py says what fits"
-    again = " or --gradient_checkpointing true"
+    again = " or --activation_checkpointing true"
     kept: dict[str, Any] = {"gradient_checkpointing": True}
     for raised, settings, own, said in (
         (gpu, {}, "", f"{why}), {step}a smaller --per_device_train_batch_size {batch}{again}{plan}"),

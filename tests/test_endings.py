@@ -23,6 +23,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it
 def main():
     if sys.argv[2] != "no claim":
         claim(Path(sys.argv[1]), "x.py", {}, resume=None if sys.argv[2] == "none" else False, resume_flag=sys.argv[2])
+    if sys.argv[3:]:
+        (Path(sys.argv[1]) / sys.argv[3]).mkdir()
     global bar
     bar = tqdm(total=10, file=sys.stderr)
     bar.update(3)
@@ -32,12 +34,16 @@ run(main)
 """
 
 
+@pytest.mark.parametrize("kept", [[], ["checkpoint-8"]])
 @pytest.mark.parametrize("flag", ["--resume true", "--resume", "none", "no claim"])
-def test_ctrl_c_is_said_below_the_bar(flag: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), flag]
+def test_ctrl_c_is_said_below_the_bar(flag: str, kept: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), flag, *kept]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGINT
     then = f"; the same command with {flag} goes on from there" if flag.startswith("--") else ""
+    if flag == "--resume true" and not kept:
+        then = f", no checkpoint yet (--save_steps): the same command with {flag} trains from the first step again"
     assert done.stderr.splitlines()[-1] == f"interrupted: what has been saved stays{then}"
     assert "3/10" in done.stderr
 

@@ -90,6 +90,21 @@ def test_a_candidate_without_a_total_teaches_nothing(tmp_path: Path) -> None:
     assert advantages[1:4] == pytest.approx([-1.0, 0.0, 1.0])
 
 
+def test_rewards_that_never_say_anything_stop_the_run(tmp_path: Path) -> None:
+    silent = Reward.of(lambda prompts: [None] * len(prompts), "silent")
+    with pytest.raises(RewindError, match="none of the first step's 8 candidates has a total: silent gave None for ea"):
+        trainer(tmp_path / "a", [Reward.of(low_tokens), silent]).train()
+    calls: list[int] = []
+
+    def later(prompts: list[str]) -> list[float | None]:
+        calls.append(len(prompts))
+        return [float(n) if len(calls) == 1 else None for n in range(len(prompts))]
+
+    run = trainer(tmp_path / "b", [Reward.of(later, "later")], max_steps=2)
+    run.train()  # once it has been heard, a step without a total is a step lost
+    assert len(calls) == 2
+
+
 class Watched:
     """A reward that is an object: what it was asked and what it said."""
 

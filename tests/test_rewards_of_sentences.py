@@ -144,7 +144,9 @@ def test_ones_own_reward_gets_sentences(tiny: ChameleonVLM, pictures: tuple[np.n
     def fails(completions):  # type: ignore[no-untyped-def]
         return [1 / len(text) for text in completions]
 
-    with pytest.raises(RewindError, match=r"the reward 'fails' failed on candidate 1 \(''\): ZeroDivisionError"):
+    with pytest.raises(
+        RewindError, match=r"the reward 'fails' failed on candidate 1 \(''\): ZeroDivisionError.*; completions are sen"
+    ):
         load_rewards(fails, role="idm")[0](one)
 
 

@@ -160,6 +160,11 @@ def test_rerank_from_python(tiny: ChameleonVLM, picture: np.ndarray) -> None:
     assert set(mixed.best.scores) == {"idm_likelihood", "bright"}
     alone = rerank(fdm, None, picture, ACTION, 4, rewards=[bright])
     assert alone.best.score == mixed.best.score
+    for wrong in (lambda: rerank(idm, fdm, picture, ACTION), lambda: rollout(idm, picture, [ACTION], fdm)):  # type: ignore[arg-type]
+        with pytest.raises(RewindError, match="the inverse one judges: swap the two"):
+            wrong()
+    with pytest.raises(RewindError, match="good_enough must be a number, not nan"):
+        rerank(fdm, idm, picture, ACTION, good_enough=float("nan"))
 
 
 def test_terms_are_normalised_among_a_sources_candidates() -> None:

@@ -90,9 +90,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         ending.close_bars()
-        go_on = how_to_go_on()
-        then = f"; the same command with {go_on} goes on from there" if go_on else ""
-        print(f"\ninterrupted: what has been saved stays{then}", file=sys.stderr)
+        print(f"\ninterrupted: what has been saved stays{how_to_go_on()}", file=sys.stderr)
         sys.exit(130)
     finally:
         lock.release_all()

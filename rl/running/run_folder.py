@@ -20,7 +20,9 @@ logger = logging.getLogger("rl")
 CONFIG_FILE = "run.json"
 REMOVED_FILE = "run.json.removed"
 """The other name of the marker while `--overwrite` removes what it belonged to."""
-_claimed: list[str | None] = []
+_claimed: list[tuple[Path, str] | None] = []
+BY_CHECKPOINTS = "--resume true"
+"""The flag of scripts that go on from checkpoints, which they keep in their folder."""
 """For each folder that this process has claimed, the flag that goes on in it."""
 
 
@@ -90,13 +92,18 @@ def claim(
         shown = str(folder) if len(str(folder)) <= 100 else f"{str(folder)[:97]}..."
         why = "a part of its path is a file" if isinstance(error, NotADirectoryError) else error.strerror or str(error)
         raise RewindError(f"the output folder {shown} cannot be written ({why}): use another one") from error
-    _claimed.append(None if resume is None else resume_flag)
+    _claimed.append(None if resume is None else (folder, resume_flag))
     return folder
 
 
-def how_to_go_on() -> str | None:
-    """The flag that goes on in what this process has claimed; None if there is none."""
-    return _claimed[-1] if _claimed else None
+def how_to_go_on() -> str:
+    """How to go on in what this process has claimed, behind what is said of an interruption; empty if one cannot."""
+    if not _claimed or _claimed[-1] is None:
+        return ""
+    folder, flag = _claimed[-1]
+    if flag == BY_CHECKPOINTS and not any(folder.rglob("checkpoint-*")):
+        return f", no checkpoint yet (--save_steps): the same command with {flag} trains from the first step again"
+    return f"; the same command with {flag} goes on from there"
 
 
 def _left_by(folder: Path, script: str) -> dict[str, Any] | None:

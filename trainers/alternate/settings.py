@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from os.path import commonpath
@@ -30,9 +30,12 @@ REWARDS: dict[str, dict[str, list[str]]] = {
         "idm": ["--rewards", "fdm_margin=1.0"],
     },
     "swirl": {
-        "fdm": ["--rewards", "idm_likelihood=1.0", "--scale_rewards", "group"],
+        "fdm": [
+            *("--rewards", "idm_likelihood=1.0", "--scale_rewards", "group", "--beta", "0.1"),
+            *("--importance_advantages", "none"),
+        ],
         "idm": [
-            *("--rewards", "fdm_likelihood=1.0", "--scale_rewards", "group"),
+            *("--rewards", "fdm_likelihood=1.0", "--scale_rewards", "group", "--beta", "0.1"),
             *("--reward_arguments", json.dumps({"fdm_likelihood": {"mean": True}})),
         ],
     },
@@ -40,7 +43,10 @@ REWARDS: dict[str, dict[str, list[str]]] = {
 }
 """What rewards each role, by `--reward`: the forward one is held against rivals, with preservation, and the inverse one
 maximises the ELBO of log p(target | source), its start the prior; both are held against rivals; SWIRL's own, mean
-log-probabilities divided by their group's spread; or what the configs of the two trainings say."""
+log-probabilities divided by their group's spread, with the KL weight of its paper (arXiv 2602.06130); or what the
+configs of the two trainings say."""
+CHECKPOINTS = 4
+"""A stage keeps as many, unless its config says when: one that is cut off goes on from the last."""
 CONTROLS = ("alternate", "fdm_only", "relabel_only")
 
 
@@ -140,6 +146,54 @@ class Settings:
                     f"the runs are new: write its file there, {self.fdm}/{MIX_FILE}"
                 )
 
+        for role in self._roles():
+            told, own = self.told(role), self._objective(role)
+            for name in ("rewards", "reward_arguments", "reward_weights"):
+                if self.reward != "config" and name in told and not _same(told[name], own.get(name)):
+                    raise RewindError(
+                        f"{self._config(role)} says {name}, and rewards are those of --reward {self.reward}: take it "
+                        "out of there, or let the configs say them by --reward config"
+                    )
+
+    def _roles(self) -> tuple[str, ...]:
+        return ("fdm", "idm") if self.control == "alternate" else ("fdm",)
+
+    def _config(self, role: str) -> Path | None:
+        return self.fdm_config if role == "fdm" else self.idm_config
+
+    def told(self, role: str) -> dict[str, Any]:
+        """What the config of a role's training says."""
+        file = self._config(role)
+        return {} if file is None else read_yaml(file)
+
+    def _objective(self, role: str) -> dict[str, list[str]]:
+        """What `--reward` says of a role's training, by argument."""
+        found: dict[str, list[str]] = {}
+        for word in REWARDS[self.reward][role]:
+            if word.startswith("--"):
+                name = word[2:]
+                found[name] = []
+            else:
+                found[name].append(word)
+        return found
+
+    def overruled(self) -> list[str]:
+        """Sentences on what the configs say and the rounds do not do."""
+        found = []
+        for role in self._roles():
+            steps = {"max_steps": ([str(self._steps(role))], f"--{role}_steps")}
+            by_reward = {name: (values, f"--reward {self.reward}") for name, values in self._objective(role).items()}
+            told = self.told(role)
+            for name, (values, flag) in (steps | by_reward).items():
+                if name in told and not _same(told[name], values):
+                    found.append(
+                        f"{flag} takes {name} {' '.join(values)}, not the {told[name]} of {self._config(role)}"
+                    )
+        return found
+
+    def _steps(self, role: str) -> int:
+        return self.fdm_steps if role == "fdm" else self.idm_steps
+
     def label(self, number: int, idm: str, pairs: Path, folder: Path) -> list[str]:
         """The command that names pairs."""
         how: list[Any] = [*_image_root(pairs), "--temperature", self.temperature, "--seed", self.seed_of(number)]
@@ -148,11 +202,11 @@ class Settings:
 
     def train(self, role: str, number: int, fdm: str, idm: str, data: Path, folder: Path) -> list[str]:
         """The command that improves a role by the other one, which stands still."""
-        steps = self.fdm_steps if role == "fdm" else self.idm_steps
-        config = self.fdm_config if role == "fdm" else self.idm_config
+        steps, config, told = self._steps(role), self._config(role), self.told(role)
         given: list[Any] = [] if config is None else ["--config", config]
         given += ["--role", role, "--fdm", fdm, "--idm", idm, "--triplets", data, *_image_root(data)]
         given += ["--max_steps", steps]
+        given += [] if {"save_steps", "save_strategy"} & told.keys() else ["--save_steps", -(-steps // CHECKPOINTS)]
         given += [] if self.judge_idm is None else ["--judge_idm", self.judge_idm]
         given += ["--seed", self.seed_of(number), "--output_dir", folder, "--resume", "true"]
         return ["train_grpo.py", *map(str, given), *REWARDS[self.reward][role], *self._flags(training=True)]
@@ -169,6 +223,15 @@ class Settings:
         }
         here |= {} if self.token_cache is None else {"token_cache": self.token_cache}
         return [word for k, v in here.items() for word in ([f"--{k}"] if v is True else [f"--{k}", _text(v)])]
+
+
+def _same(told: Any, own: Sequence[str] | None) -> bool:
+    """Whether a value of YAML is what the words after a flag say."""
+    values = [_text(value) for value in (told if isinstance(told, list) else [told])]
+    try:
+        return [float(value) for value in values] == [float(value) for value in own or ()]
+    except ValueError:
+        return values == list(own or ())
 
 
 def _image_root(file: Path) -> list[Any]:

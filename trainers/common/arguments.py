@@ -124,6 +124,8 @@ class StartsAnywhere:
             config.bf16 = bool(config.bf16)  # TRL's default is bfloat16, which most CPUs only emulate
             if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
                 without_compiler()
+        if config.activation_checkpointing is None:  # TRL 1.16 still says it by the old name, of which users are warned
+            config.activation_checkpointing = config.gradient_checkpointing
         super().__post_init__()  # type: ignore[misc]
         one_gpu(config)
 

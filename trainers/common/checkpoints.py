@@ -201,7 +201,7 @@ def _out_of_memory(trainer: Trainer, error: RuntimeError, batch: str) -> RewindE
         now = f" ({size} now{'' if batch else keeps})" if named.startswith("-") else ""  # else it may be a part of that
         ways.append(f"a smaller {named}{now}")
     if not batch:
-        ways += [] if args.gradient_checkpointing or not learns else ["--gradient_checkpointing true"]
+        ways += [] if args.activation_checkpointing or not learns else ["--activation_checkpointing true"]
         ways.append("more GPUs; scripts/plan.py says what fits")
     why, step = str(error).splitlines()[0].rstrip(". "), trainer.state.global_step + 1
     ways = ways or ["a smaller model or smaller pictures"]

@@ -26,7 +26,7 @@ from rl.models.fingerprint import for_resume as base_for_resume
 from rl.models.unified import UnifiedVLM
 from rl.running.data_flags import reading
 from rl.running.files import json_lines
-from rl.running.run_folder import claim
+from rl.running.run_folder import BY_CHECKPOINTS, claim
 from trainers.common.adapters import save_adapter
 from trainers.common.arguments import RunArguments, settings_of
 from trainers.common.sharding import on_main, stage_asked_for
@@ -110,7 +110,7 @@ def begin_run(
             inputs=inputs,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
-            resume_flag="--resume true",
+            resume_flag=BY_CHECKPOINTS,
             harmless=harmless(config),
             scratch=(OWN, *(_first_rollout(folder) if script == "train_grpo.py" else ())),
         )

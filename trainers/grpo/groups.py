@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from rewards import Reward, score
 from rl.errors import RewindError
+from rl.triplets import Scored
 from trainers.grpo.advantages import dead_groups, parts_of_groups
 from trainers.grpo.role import Part, PolicyRole
 
@@ -39,6 +40,8 @@ class Groups:
     seed: int
     accelerator: Accelerator
     log_metric: Callable[[str, float], None]
+    heard: list[bool] = field(default_factory=list, init=False)
+    """Something, once a candidate had a total."""
 
     def everyones(self, values: list[Any]) -> list[Any]:
         """What all processes have, one after the other."""
@@ -91,8 +94,10 @@ class Groups:
         steps, members = self.role.steps, group // self.role.steps
         starts = np.cumsum([0, *(len(mine) for _, mine in parts[:-1])]) + first_row // steps
         for attempt in range(self.retries + 1):
-            dead = dead_groups(self.everyones([row.scored.total for part in rows for row in part]), members, steps)
+            totals = self.everyones([row.scored.total for part in rows for row in part])
+            dead = dead_groups(totals, members, steps)
             if attempt == 0:
+                self._check_scored(totals, [row.scored for part in rows for row in part])
                 self.log_metric("dead_groups", float(dead.mean()))
             if attempt == self.retries or not dead.any():
                 break
@@ -104,3 +109,18 @@ class Groups:
                 replaced.append(rows[i])
                 rows[i] = part
         return replaced
+
+    def _check_scored(self, totals: Sequence[float | None], scored: Sequence[Scored]) -> None:
+        """Stop a run whose rewards have never said anything: it would come to its end and have learned nothing.
+
+        Raises:
+            RewindError: no candidate so far has a total, in any process.
+        """
+        self.heard.extend([True] * any(total is not None for total in totals))
+        if not self.heard:
+            silent = [r.name for r in self.rewards if all(one.scores.get(r.name) is None for one in scored)]
+            whose = f"{' and '.join(silent)} gave None for each" if silent else "each lacks one of its rewards"
+            raise RewindError(
+                f"none of the first step's {len(totals)} candidates has a total: {whose}. A candidate needs a number "
+                "from every reward, and a step without a total teaches nothing"
+            )
