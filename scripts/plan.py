@@ -54,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rewards", nargs="+", default=["idm_margin"], help="as the run names them: which ask the IDM")
     p.add_argument("--min_gap", type=float, help="DPO: only tells that it is DPO")
     p.add_argument("--rollout_rows", type=int, help="sequences that a GPU draws at once, if other than the run's")
-    p.add_argument("--gradient_checkpointing", **switch, help="compute activations again (as in TRL: on)")
+    recomputed = ("--activation_checkpointing", "--gradient_checkpointing")
+    p.add_argument(*recomputed, **switch, help="compute activations again (as in TRL: on)")
     p.add_argument("--ds3_gather_for_generation", **switch, help="ZeRO-3: gather all weights for a rollout")
     p.add_argument("--action_tokens", type=int, default=24, help="tokens of an action")
     p.add_argument("--max_steps", type=int, default=0)
@@ -126,7 +127,7 @@ def job_of(arguments: argparse.Namespace) -> tuple[str, Shape, Job]:
         max_rows=arguments.max_rows,
         branches=2 if arguments.guidance != 1 and algorithm == "grpo" else 1,
         accumulation=arguments.gradient_accumulation_steps,
-        checkpointing=arguments.gradient_checkpointing,
+        checkpointing=arguments.activation_checkpointing,
         action_tokens=arguments.action_tokens,
         gather=arguments.ds3_gather_for_generation,
     )

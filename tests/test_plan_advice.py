@@ -71,7 +71,7 @@ def test_what_fits_where_the_batch_is_too_large() -> None:
     assert told[0].startswith("8 GPUs: no batch fits: ddp (training), zero1 (training), zero2 (training), zero3 (pict")
     job = replace(job, checkpointing=False)
     told = what_fits(shape, job, plan(shape, job, [8], 0, 24 * 2**30), 24 * 2**30)
-    assert told[-1].startswith("--gradient_checkpointing needs less")
+    assert told[-1].startswith("--activation_checkpointing needs less")
 
 
 def test_a_fitted_mix_is_planned_as_its_terms(tmp_path: Path) -> None:

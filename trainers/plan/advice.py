@@ -36,7 +36,7 @@ def what_fits(shape: Shape, job: Job, found: dict[str, Any], gpu_bytes: float, p
         if never:
             lines.append(f"{many}: no batch fits: {', '.join(never)}")
     if lines and not job.checkpointing:
-        lines.append("--gradient_checkpointing needs less: it keeps the input of each layer alone")
+        lines.append("--activation_checkpointing needs less: it keeps the input of each layer alone")
     return lines
 
 
