@@ -18,8 +18,8 @@ def check_whole(name: str, value: Any, least: int | None = None) -> None:
 
 
 def check_real(name: str, value: Any) -> None:
-    """Raise a `RewindError` unless a value is a number; infinite ones are."""
-    if not isinstance(value, Real) or isinstance(value, bool) or value != value:
+    """Raise a `RewindError` unless a value is a number."""
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise RewindError(f"{name} must be a number, not {value!r}")
 
 
@@ -28,6 +28,8 @@ def check_thresholds(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is not None:
             check_real(name, value)
+            if value != value:
+                raise RewindError(f"{name} must be a number, not nan")
 
 
 def check_normalise(
