@@ -163,3 +163,15 @@ def test_a_file_may_spell_numbers_as_yaml_does(tmp_path: Path) -> None:
     arguments, config = grpo(tmp_path, text)
     assert (config.learning_rate, config.max_steps, arguments.importance_correction) == (1e-3, 12, 2)
     assert (config.lr_scheduler_type.value, arguments.spread_floor) == ("cosine", None)
+
+
+def test_an_older_name_in_a_file_is_read_and_given_once(tmp_path: Path) -> None:
+    def parsed(text: str) -> bool:
+        (tmp_path / "c.yaml").write_text(text)
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--new", "--old", action=argparse.BooleanOptionalAction, default=True)
+        return bool(parse_with_config(parser, ["--config", str(tmp_path / "c.yaml")]).new)
+
+    assert [parsed("old: false"), parsed("new: false"), parsed("{}")] == [False, False, True]
+    with pytest.raises(RewindError, match="'old' and 'new' are one argument: give it once"):
+        parsed("old: false\nnew: true")

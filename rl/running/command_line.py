@@ -37,12 +37,13 @@ def parse_with_config(
     if known.config is not None:
         values = read_yaml(known.config)
         actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-        by_flag = {
-            flag[2:]: action for action in actions.values() for flag in action.option_strings
-        }  # a flag may have an older name
+        # A flag may have an older name, which older files say.
+        by_flag = {flag[2:]: action for action in actions.values() for flag in action.option_strings}
         for key, value in values.items():
             if key in by_flag and not key.startswith("no-"):
-                key = by_flag[key].dest
+                name, key = key, by_flag[key].dest
+                if name != key and key in values:
+                    raise RewindError(f"{known.config}: '{name}' and '{key}' are one argument: give it once")
             if key not in actions and others is not None:
                 others.append(key)
                 continue

@@ -20,10 +20,10 @@ logger = logging.getLogger("rl")
 CONFIG_FILE = "run.json"
 REMOVED_FILE = "run.json.removed"
 """The other name of the marker while `--overwrite` removes what it belonged to."""
-_claimed: list[tuple[Path, str] | None] = []
 BY_CHECKPOINTS = "--resume true"
 """The flag of scripts that go on from checkpoints, which they keep in their folder."""
-"""For each folder that this process has claimed, the flag that goes on in it."""
+_claimed: list[tuple[Path, str] | None] = []
+"""Each folder that this process has claimed, with the flag that goes on in it; None where there is no such flag."""
 
 
 def claim(

@@ -116,7 +116,8 @@ class Groups:
         Raises:
             RewindError: no candidate so far has a total, in any process.
         """
-        self.heard.extend([True] * any(total is not None for total in totals))
+        if not self.heard and any(total is not None for total in totals):
+            self.heard.append(True)
         if not self.heard:
             silent = [r.name for r in self.rewards if all(one.scores.get(r.name) is None for one in scored)]
             whose = f"{' and '.join(silent)} gave None for each" if silent else "each lacks one of its rewards"
